@@ -1,0 +1,2 @@
+//! The bare-metal fast test guest and its image.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Promises checked across crates: cluster, crash, conformance, guests and benchmarks.
+#![forbid(unsafe_code)]

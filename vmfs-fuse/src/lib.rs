@@ -1,0 +1,2 @@
+//! mount.vmfs: FUSE callbacks, the extent ioctl and the gate page.
+#![forbid(unsafe_code)]

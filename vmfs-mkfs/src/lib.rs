@@ -1,0 +1,2 @@
+//! mkfs.vmfs, fsck.vmfs and vmfs, the administrator's command.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The virtual machine monitor: KVM, PCI, SCSI HBAs and disks.
+#![forbid(unsafe_code)]
