@@ -1,2 +1,10 @@
 //! The file system: on-disk format, compare-and-write, leases, allocation and objects.
-#![forbid(unsafe_code)]
+//!
+//! A volume is one or more LUNs that many hosts open at once, with no network between the hosts. Metadata is changed in one
+//! way only, by compare-and-write of one cell; `docs/DESIGN.md` says why that is enough, `docs/FORMAT.md` has every bit.
+//!
+//! This crate knows no FUSE, SCSI command, KVM, socket, environment or wall clock: a clock and a source of randomness are
+//! handed in. Nothing in it spawns or sleeps by itself.
+
+pub mod format;
+pub mod units;
