@@ -6,5 +6,9 @@
 //! This crate knows no FUSE, SCSI command, KVM, socket, environment or wall clock: a clock and a source of randomness are
 //! handed in. Nothing in it spawns or sleeps by itself.
 
+pub mod buf;
+pub mod env;
+pub mod error;
 pub mod format;
+pub mod lun;
 pub mod units;

@@ -1,0 +1,95 @@
+//! Owns: the `Lun` trait, what the file system asks of a piece of shared storage, and its errors.
+//! Promises: an error says whether the command was certainly not carried out; everything else is "unknown".
+//! Must not know: cells, objects, which host is who.
+
+mod error;
+
+pub use error::{LunError, LunErrorKind};
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::buf::AlignedBuf;
+use crate::env::LocalFuture;
+use crate::format::header::{DeviceIdentity, LockMode};
+use crate::units::CellSize;
+
+/// Result of one compare-and-write that was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compared {
+    /// The bytes were equal; the new ones are durable.
+    Written,
+    /// The bytes differed; this command wrote nothing. (A path that repeats commands may have written before: `cas` decides.)
+    Miscompare,
+}
+
+/// A LUN as the metadata actor uses it. All offsets and lengths are multiples of [`Lun::alignment`].
+pub trait Lun {
+    /// How messages name it: path or URL.
+    fn name(&self) -> &str;
+    /// Size in bytes now.
+    fn bytes(&self) -> u64;
+    /// Logical block size of a device, and with it the only cell size it can carry; `None`: any (image files).
+    fn cell_size(&self) -> Option<CellSize>;
+    /// Alignment of offset, length and memory that every command needs, in bytes.
+    fn alignment(&self) -> usize;
+    /// What the device says of itself.
+    fn identity(&self) -> DeviceIdentity;
+    /// How compare-and-write is done here.
+    fn lock_mode(&self) -> LockMode;
+
+    /// Reads `length` bytes.
+    fn read(&self, offset: u64, length: usize) -> LocalFuture<'_, Result<AlignedBuf, LunError>>;
+    /// Writes durably (FUA). May tear at cell boundaries, never within a cell.
+    fn write(&self, offset: u64, data: AlignedBuf) -> LocalFuture<'_, Result<(), LunError>>;
+    /// Makes all completed plain data writes durable.
+    fn flush(&self) -> LocalFuture<'_, Result<(), LunError>>;
+    /// Gives the range back to the storage; it may read as anything afterwards.
+    fn unmap(&self, offset: u64, length: u64) -> LocalFuture<'_, Result<(), LunError>>;
+    /// Makes the range read as zeros, durably.
+    fn write_zeroes(&self, offset: u64, length: u64) -> LocalFuture<'_, Result<(), LunError>>;
+    /// Atomically: if the cell at `offset` holds `expect`, writes `new` durably. Both are one cell long.
+    fn compare_and_write(&self, offset: u64, expect: &[u8], new: &[u8]) -> LocalFuture<'_, Result<Compared, LunError>>;
+    /// Several compare-and-writes of different cells, each atomic by itself, in no order. The default sends them in parallel; a
+    /// LUN that can do neighbours in one go overrides it.
+    fn compare_and_write_many<'a>(
+        &'a self,
+        cells: &'a [CompareAndWrite<'a>],
+    ) -> LocalFuture<'a, Vec<Result<Compared, LunError>>> {
+        let all = cells.iter().map(|c| self.compare_and_write(c.offset, c.expect, c.new));
+        Box::pin(futures_util::future::join_all(all))
+    }
+
+    /// The data path, for threads that move file data without the actor.
+    fn data(&self) -> Arc<dyn DataLun>;
+}
+
+/// One element of [`Lun::compare_and_write_many`].
+#[derive(Clone, Copy, Debug)]
+pub struct CompareAndWrite<'a> {
+    /// Where the cell lies.
+    pub offset: u64,
+    /// What it must hold.
+    pub expect: &'a [u8],
+    /// What it holds afterwards.
+    pub new: &'a [u8],
+}
+
+/// The data path of a LUN: blocking calls for whichever thread has the request. Offsets, lengths and memory are aligned to
+/// [`DataLun::alignment`].
+pub trait DataLun: Send + Sync {
+    /// Alignment of offset, length and memory, in bytes.
+    fn alignment(&self) -> usize;
+    /// Reads exactly `into.len()` bytes.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), LunError>;
+    /// Writes all of `from`; durable after [`DataLun::flush`].
+    fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), LunError>;
+    /// Makes completed writes durable.
+    fn flush(&self) -> Result<(), LunError>;
+    /// Makes the range read as zeros; durable after [`DataLun::flush`].
+    fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), LunError>;
+    /// Gives the range back to the storage.
+    fn unmap(&self, offset: u64, length: u64) -> Result<(), LunError>;
+    /// A new open file of the LUN for another process (a VMM) or an io_uring; `None`: this LUN has no descriptor.
+    fn open_descriptor(&self) -> Option<Result<OwnedFd, LunError>>;
+}
