@@ -1,2 +1,4 @@
 //! The virtual machine monitor: KVM, PCI, SCSI HBAs and disks.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+pub mod hba;

@@ -1,0 +1,136 @@
+//! Owns: the SCSI host bus adapters that guests see, and the contract between them and the machine.
+//! Promises: after [`HostBusAdapter::stop`] no request can touch guest memory any more.
+//! Must not know: KVM, how the PCI bus and its interrupts are built, what stores a disk's blocks.
+
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+/// The guest's RAM, as all adapters see it. Cloning the [`Arc`] keeps it mapped.
+pub type GuestMemory = GuestMemoryMmap<()>;
+
+/// The way from one PCI function to the guest's interrupt controller. Implemented by the machine; called from vCPU threads
+/// and from queue threads, so implementations must not block on a vCPU.
+pub trait InterruptLine: Send + Sync {
+    /// Has the guest enabled message signalled interrupts in the function's MSI capability? While it has, the adapter calls
+    /// [`Self::raise_msi`] for each batch of completions; otherwise it keeps [`Self::set_level`] up to date.
+    fn msi_enabled(&self) -> bool;
+
+    /// Sends the function's MSI message once. Does nothing if MSI is disabled or the function may not master the bus.
+    fn raise_msi(&self);
+
+    /// Sets the level of the function's INTx pin: `true` is asserted. The adapter calls it at every change of its interrupt
+    /// status or mask (and may repeat a level); command register bit 10 (interrupt disable) is the machine's business.
+    fn set_level(&self, asserted: bool);
+}
+
+/// A PCI INTx pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterruptPin {
+    /// INTA#.
+    A,
+}
+
+/// A memory base address register (32-bit, not prefetchable).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryBar {
+    /// BAR number, 0 to 5.
+    pub index: u8,
+    /// Size in bytes, a power of two.
+    pub size: u32,
+}
+
+/// What a function's PCI configuration space says about it. The PCI code builds the space from this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciIdentity {
+    /// Vendor ID, register 00h.
+    pub vendor: u16,
+    /// Device ID, register 02h.
+    pub device: u16,
+    /// Revision ID, register 08h.
+    pub revision: u8,
+    /// Base class, subclass, programming interface (registers 0Bh, 0Ah, 09h).
+    pub class: [u8; 3],
+    /// Subsystem vendor ID, register 2Ch.
+    pub subsystem_vendor: u16,
+    /// Subsystem ID, register 2Eh.
+    pub subsystem: u16,
+    /// The register window that [`HostBusAdapter::read`] and [`HostBusAdapter::write`] serve.
+    pub memory_bar: MemoryBar,
+    /// The INTx pin.
+    pub pin: InterruptPin,
+    /// The number of MSI vectors to offer in a 64-bit MSI capability; 0 for no capability.
+    pub msi_vectors: u8,
+}
+
+/// A register whose writes only wake a queue: the machine registers `event` as KVM ioeventfd on guest-physical address
+/// BAR + `offset`, without data match, so that a kick does not leave the kernel; again whenever the guest moves the BAR.
+#[derive(Debug)]
+pub struct Doorbell {
+    /// Offset in the register window.
+    pub offset: u64,
+    /// Width of the guest's write in bytes.
+    pub width: u8,
+    /// Signalled by each write.
+    pub event: EventFd,
+}
+
+/// One adapter on the PCI bus. Called from any thread.
+pub trait HostBusAdapter: Send + Sync {
+    /// How it shows itself in PCI configuration space.
+    fn pci_identity(&self) -> PciIdentity;
+
+    /// The doorbells to register. A kick that arrives by [`Self::write`] all the same works too.
+    fn doorbells(&self) -> std::io::Result<Vec<Doorbell>>;
+
+    /// A guest's read of `data.len()` bytes at `offset` in the register window. Never blocks. Unknown registers read as 0.
+    fn read(&self, offset: u64, data: &mut [u8]);
+
+    /// A guest's write. A reset or an abort returns only when the requests that it ends can no longer touch guest memory,
+    /// so it may take as long as the storage takes for what is in flight.
+    fn write(&self, offset: u64, data: &[u8]);
+
+    /// The function's or platform's reset: as after power-on, rings forgotten, interrupts off.
+    fn reset(&self);
+
+    /// Ends all work: returns when no request can touch guest memory any more and the disks are flushed and closed. Later
+    /// register accesses are ignored. Calling it again does nothing. An error says that a disk could not be flushed; all
+    /// the rest is done even so.
+    fn stop(&self) -> Result<(), AdapterError>;
+}
+
+/// Why an adapter could not be started or stopped cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// An event file descriptor or the queue's thread or ring could not be made.
+    #[error("cannot set up {what} of the adapter: {source}; check the limits of the process (ulimit -n, -l)")]
+    Setup {
+        /// What was being made.
+        what: &'static str,
+        /// The operating system's cause.
+        source: std::io::Error,
+    },
+    /// A disk could not be opened.
+    #[error("cannot open the disk of target {target}: {source}")]
+    Open {
+        /// SCSI target number.
+        target: u8,
+        /// The storage's cause, which names the file and the next step.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A disk could not be flushed at the end.
+    #[error("data of the disk at target {target} may be lost: its last flush failed: {source}")]
+    Flush {
+        /// SCSI target number.
+        target: u8,
+        /// The storage's cause.
+        source: scsi::StorageError,
+    },
+    /// The queue's thread has ended unexpectedly; its requests are lost.
+    #[error("the adapter's queue thread has ended unexpectedly; the log says why")]
+    ThreadLost,
+}
+
+/// An adapter as the machine holds it.
+pub type Adapter = Arc<dyn HostBusAdapter>;
