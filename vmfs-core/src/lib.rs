@@ -7,8 +7,11 @@
 //! handed in. Nothing in it spawns or sleeps by itself.
 
 pub mod buf;
+pub mod cas;
 pub mod env;
 pub mod error;
 pub mod format;
+pub mod gate;
+pub mod lease;
 pub mod lun;
 pub mod units;
