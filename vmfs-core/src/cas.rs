@@ -183,11 +183,7 @@ impl CellIo {
     }
 
     /// Several compare-and-writes of different cells of one LUN at once; each has its own result, in the order given.
-    pub async fn cas_many(
-        &self,
-        lun: &Rc<dyn Lun>,
-        pairs: Vec<(Cell, Cell)>,
-    ) -> Vec<Result<CasOutcome, FsError>> {
+    pub async fn cas_many(&self, lun: &Rc<dyn Lun>, pairs: Vec<(Cell, Cell)>) -> Vec<Result<CasOutcome, FsError>> {
         if let Some(refused) = pairs.iter().find_map(|(expect, new)| check_pair(expect, new).err()) {
             return pairs.iter().map(|_| Err(refused.clone())).collect();
         }
@@ -200,10 +196,8 @@ impl CellIo {
             })
             .collect();
         let answers = lun.compare_and_write_many(&commands).await;
-        let settled = pairs
-            .iter()
-            .zip(answers)
-            .map(|((expect, new), answer)| self.settle(lun, expect, new.clone(), answer));
+        let settled =
+            pairs.iter().zip(answers).map(|((expect, new), answer)| self.settle(lun, expect, new.clone(), answer));
         join_all(settled).await
     }
 

@@ -56,7 +56,9 @@ pub enum GateError {
     #[error("the memory is no gate page (first word {0:#018x})")]
     Magic(u64),
     /// Another version.
-    #[error("the gate page has version {0}, this program knows version {GATE_VERSION}: run the same release for all commands")]
+    #[error(
+        "the gate page has version {0}, this program knows version {GATE_VERSION}: run the same release for all commands"
+    )]
     Version(u64),
 }
 

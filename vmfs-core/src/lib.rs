@@ -14,4 +14,5 @@ pub mod format;
 pub mod gate;
 pub mod lease;
 pub mod lun;
+pub mod slot;
 pub mod units;
