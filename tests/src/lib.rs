@@ -1,2 +1,8 @@
 //! Promises checked across crates: cluster, crash, conformance, guests and benchmarks.
-#![forbid(unsafe_code)]
+//!
+//! The tests run the programs as a user does: they make LUN image files, `mkfs.vmfs` and `mount.vmfs` them, and look from
+//! outside. They need root, FUSE, KVM and loop devices, and fail when one is missing.
+
+pub mod harness;
+pub mod history;
+pub mod random;

@@ -1,0 +1,303 @@
+//! Owns: LUN images, mounts and programs of a test, and their removal.
+//! Promises: what a test made is unmounted and removed, also when it panics; only processes it started are ended.
+//! Must not know: the format; it looks from outside.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Multiplies the counts of long tests: `VMFS_TEST_SCALE`, 1 when unset.
+pub fn scale(count: u64) -> u64 {
+    count * std::env::var("VMFS_TEST_SCALE").ok().and_then(|s| s.parse().ok()).unwrap_or(1)
+}
+
+/// The program `name` of this build.
+///
+/// # Panics
+/// When it was not built: `cargo build --workspace --bins` with the same profile comes first.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let folder = test.ancestors().find(|p| p.join(name).is_file());
+    folder.map(|p| p.join(name)).unwrap_or_else(|| {
+        panic!("{name} is not built beside {}: run cargo build --workspace --bins first", test.display())
+    })
+}
+
+/// A command of this build.
+pub fn command(name: &str) -> Command {
+    Command::new(program(name))
+}
+
+/// A command of the system, which must be installed (`scripts/setup test`).
+pub fn system(name: &str) -> Command {
+    let mut command = Command::new(name);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
+}
+
+/// Runs a command and gives its output.
+pub fn output(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"))
+}
+
+/// Standard output and error of a finished command, for messages.
+pub fn text(output: &Output) -> String {
+    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Runs a command that must succeed and gives its standard output.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let out = output(command);
+    assert!(out.status.success(), "{command:?}: {}", text(&out));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// Runs a command that must fail with this exit status, and gives what it said on standard error.
+#[track_caller]
+pub fn refused(command: &mut Command, status: i32) -> String {
+    let out = output(command);
+    assert_eq!(out.status.code(), Some(status), "{command:?}: {}", text(&out));
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!said.contains("panicked"), "{command:?} panicked: {said}");
+    said
+}
+
+/// A folder for a test's files, on a file system that takes direct I/O (`VMFS_TEST_DIR` or the temporary folder).
+pub fn folder() -> TempDir {
+    let parent = std::env::var_os("VMFS_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    tempfile::Builder::new().prefix("vmfs-test.").tempdir_in(parent).expect("the test folder can be made")
+}
+
+/// LUN image files that carry a volume.
+pub struct Luns {
+    folder: TempDir,
+    images: Vec<PathBuf>,
+}
+
+impl Luns {
+    /// Image files of `mib` MiB each, without a volume.
+    pub fn blank(count: usize, mib: u64) -> Luns {
+        let folder = folder();
+        let images: Vec<PathBuf> = (0..count).map(|n| folder.path().join(format!("lun{n}.img"))).collect();
+        for image in &images {
+            File::create(image).and_then(|f| f.set_len(mib << 20)).expect("an image file can be made");
+        }
+        Luns { folder, images }
+    }
+
+    /// The same with a volume made by `mkfs.vmfs` and these further arguments.
+    pub fn formatted(count: usize, mib: u64, arguments: &[&str]) -> Luns {
+        let luns = Luns::blank(count, mib);
+        run(command("mkfs.vmfs").args(["-L", "test"]).args(arguments).args(&luns.images));
+        luns
+    }
+
+    /// The image files.
+    pub fn images(&self) -> &[PathBuf] {
+        &self.images
+    }
+
+    /// A path in the folder of the images.
+    pub fn beside(&self, name: impl AsRef<OsStr>) -> PathBuf {
+        self.folder.path().join(name.as_ref())
+    }
+
+    /// The images as `mount.vmfs` wants them.
+    pub fn spec(&self) -> String {
+        let all: Vec<_> = self.images.iter().map(|p| p.to_str().expect("test paths are UTF-8")).collect();
+        all.join(",")
+    }
+
+    /// Asserts that `fsck.vmfs -n` finds no broken rule.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        run(command("fsck.vmfs").arg("-n").args(&self.images));
+    }
+
+    /// Mounts the volume as host number `host` with further arguments.
+    #[track_caller]
+    pub fn mount_with(&self, host: u8, arguments: &[&str]) -> Mount {
+        let point = self.beside(format!("mnt{host}"));
+        fs::create_dir_all(&point).expect("a mount point can be made");
+        let log =
+            File::options().create(true).append(true).open(self.beside(format!("mount{host}.log"))).expect("a log");
+        let mut mount = command("mount.vmfs");
+        mount
+            .arg(self.spec())
+            .arg(&point)
+            .args(["--foreground", "--host-id", &format!("00000000-0000-0000-0000-0000000000{host:02x}")])
+            .args(["--host-name", &format!("host{host}")])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log);
+        let child = mount.spawn().expect("mount.vmfs starts");
+        let mut mount = Mount { child: Some(child), point, log: self.beside(format!("mount{host}.log")) };
+        mount.wait_until_mounted();
+        mount
+    }
+
+    /// Mounts the volume as host number `host`.
+    #[track_caller]
+    pub fn mount(&self, host: u8) -> Mount {
+        self.mount_with(host, &[])
+    }
+}
+
+/// Whether something is mounted at `point`.
+pub fn is_mounted(point: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is there");
+    let point = point.to_str().expect("test paths are UTF-8");
+    mounts.lines().any(|line| line.split(' ').nth(1) == Some(point))
+}
+
+/// A mounted volume: one host.
+pub struct Mount {
+    child: Option<Child>,
+    point: PathBuf,
+    log: PathBuf,
+}
+
+impl Mount {
+    /// The mount point.
+    pub fn path(&self) -> &Path {
+        &self.point
+    }
+
+    /// A path below the mount point.
+    pub fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.point.join(name)
+    }
+
+    /// Process id of the daemon.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the daemon runs").id()
+    }
+
+    /// What the daemon logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn wait_until_mounted(&mut self) {
+        let start = Instant::now();
+        while !is_mounted(&self.point) {
+            let child = self.child.as_mut().expect("the daemon runs");
+            if let Some(status) = child.try_wait().expect("the daemon can be waited for") {
+                self.child = None;
+                panic!("mount.vmfs ended with {status}: {}", self.log());
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "no mount after a minute: {}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// umount(8); the daemon must end with status 0.
+    #[track_caller]
+    pub fn unmount(mut self) {
+        run(system("umount").arg(&self.point));
+        self.expect_clean_end();
+    }
+
+    /// SIGTERM; the daemon must unmount and end with status 0.
+    #[track_caller]
+    pub fn terminate(mut self) {
+        signal(self.pid(), libc::SIGTERM);
+        self.expect_clean_end();
+        assert!(!is_mounted(&self.point), "still mounted after SIGTERM");
+    }
+
+    #[track_caller]
+    fn expect_clean_end(&mut self) {
+        let mut child = self.child.take().expect("the daemon runs");
+        let start = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().expect("the daemon can be waited for") {
+                assert!(status.success(), "mount.vmfs ended with {status}: {}", self.log());
+                return;
+            }
+            if start.elapsed() > Duration::from_secs(60) {
+                let _ = child.kill();
+                panic!("mount.vmfs does not end: {}", self.log());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// SIGKILL, as a crash of the host; the dead mount point is removed.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if is_mounted(&self.point) {
+            let _ = output(system("umount").arg("-l").arg(&self.point));
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if thread::panicking() && self.child.is_some() {
+            eprintln!("log of {}:\n{}", self.point.display(), self.log());
+        }
+        self.end();
+    }
+}
+
+/// Sends a signal to a process that this test started.
+pub fn signal(pid: u32, signal: libc::c_int) {
+    // SAFETY: kill(2) takes two integers and touches no memory of this process.
+    unsafe { libc::kill(pid as libc::pid_t, signal) };
+}
+
+/// A loop device on a file, detached when dropped.
+pub struct Loop(PathBuf);
+
+impl Loop {
+    /// Attaches `file`.
+    pub fn attach(file: &Path) -> Loop {
+        Loop(PathBuf::from(run(system("losetup").args(["--find", "--show"]).arg(file)).trim()))
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = output(system("losetup").arg("--detach").arg(&self.0));
+    }
+}
+
+/// Another file system mounted by a test, unmounted when dropped.
+pub struct OtherMount(PathBuf);
+
+impl OtherMount {
+    /// mount(8) of `device` at `point`.
+    pub fn new(device: &Path, point: &Path) -> OtherMount {
+        fs::create_dir_all(point).expect("a mount point can be made");
+        run(system("mount").arg(device).arg(point));
+        OtherMount(point.to_owned())
+    }
+}
+
+impl Drop for OtherMount {
+    fn drop(&mut self) {
+        let _ = output(system("umount").arg(&self.0));
+    }
+}
