@@ -31,6 +31,8 @@ pub enum Answer {
     NotFound,
     /// EEXIST.
     Exists,
+    /// EBUSY: refused, nothing was done. Explains nothing about names; leave such events out of a history.
+    Busy,
 }
 
 /// One operation of a history.
