@@ -1,4 +1,22 @@
 //! The virtual machine monitor: KVM, PCI, SCSI HBAs and disks.
+//!
+//! A [`machine::Machine`] is built from a [`machine::MachineConfig`], started, waited for and stopped; the binary `vmm`
+//! adds a command line and signals to that.
 #![deny(unsafe_code)]
 
+pub mod bus;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod error;
 pub mod hba;
+pub mod irq;
+#[allow(unsafe_code)]
+pub mod kvm;
+pub mod loader;
+pub mod machine;
+pub mod memory;
+pub mod pci;
+pub mod platform;
+pub mod serial;
+pub mod vcpu;

@@ -1,0 +1,209 @@
+//! Owns an adapter's place on the PCI bus: its configuration space, where its registers decode, how it interrupts.
+//! Promises that registers and doorbells follow the BAR, and that interrupts follow the command and MSI registers.
+//! Must not know which adapter it carries.
+
+use super::config_space::{ConfigSpace, Identification};
+use super::{ConfigAccess, PciBus};
+use crate::bus::{Bus, BusDevice};
+use crate::error::{Error, Kind, Result};
+use crate::hba::{Adapter, Doorbell, InterruptLine};
+use crate::irq::{Gsi, IrqLine, MsiVector};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+/// A function's way to the interrupt controllers, by its pin or by its message.
+pub struct FunctionInterrupt {
+    line: IrqLine,
+    vector: MsiVector,
+    msi_enabled: AtomicBool,
+    bus_master: AtomicBool,
+    pin: Mutex<Pin>,
+}
+
+/// What the pin's level depends on.
+#[derive(Default)]
+struct Pin {
+    asserted: bool,
+    allowed: bool,
+}
+
+impl FunctionInterrupt {
+    /// An interrupt through `line` or `vector`, both still off.
+    pub fn new(line: IrqLine, vector: MsiVector) -> FunctionInterrupt {
+        let off = || AtomicBool::new(false);
+        FunctionInterrupt { line, vector, msi_enabled: off(), bus_master: off(), pin: Mutex::default() }
+    }
+
+    /// Follows what the guest has written into the configuration space.
+    fn follow(&self, space: &ConfigSpace) {
+        let message = space.msi();
+        self.vector.point(message);
+        self.msi_enabled.store(message.is_some(), SeqCst);
+        self.bus_master.store(space.bus_master(), SeqCst);
+        let mut pin = self.pin.lock();
+        pin.allowed = message.is_none() && !space.intx_disabled();
+        self.line.set(pin.asserted && pin.allowed);
+    }
+
+    fn asserted(&self) -> bool {
+        self.pin.lock().asserted
+    }
+}
+
+impl InterruptLine for FunctionInterrupt {
+    fn msi_enabled(&self) -> bool {
+        self.msi_enabled.load(SeqCst)
+    }
+
+    fn raise_msi(&self) {
+        if self.msi_enabled.load(SeqCst) && self.bus_master.load(SeqCst) {
+            self.vector.fire();
+        }
+    }
+
+    fn set_level(&self, asserted: bool) {
+        let mut pin = self.pin.lock();
+        pin.asserted = asserted;
+        self.line.set(pin.asserted && pin.allowed);
+    }
+}
+
+/// The registers of an adapter, as a device on the bus of memory-mapped I/O.
+struct Registers(Adapter);
+
+impl BusDevice for Registers {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.write(offset, data);
+    }
+}
+
+/// Configuration space, and where the registers decode at present.
+struct State {
+    space: ConfigSpace,
+    decoded: Option<u32>,
+}
+
+/// An adapter on the PCI bus.
+pub struct AdapterFunction {
+    adapter: Adapter,
+    interrupt: Arc<FunctionInterrupt>,
+    doorbells: Vec<Doorbell>,
+    bar: u8,
+    bar_size: u32,
+    memory_mapped: Arc<Bus>,
+    vm: Arc<VmFd>,
+    state: Mutex<State>,
+}
+
+impl AdapterFunction {
+    /// Builds the configuration space of `adapter`, programs its BAR from the bus's window and its interrupt line with
+    /// `gsi`, and lets its registers and doorbells decode there.
+    ///
+    /// # Errors
+    /// [`Kind::Host`] when the window is full, the doorbells cannot be had, or KVM takes no more of them.
+    pub fn new(
+        adapter: Adapter,
+        interrupt: Arc<FunctionInterrupt>,
+        gsi: Gsi,
+        pci: &PciBus,
+        memory_mapped: Arc<Bus>,
+        vm: Arc<VmFd>,
+    ) -> Result<Arc<AdapterFunction>> {
+        let identity = adapter.pci_identity();
+        let bar = identity.memory_bar;
+        let mut space = ConfigSpace::new(Identification {
+            vendor: identity.vendor,
+            device: identity.device,
+            revision: identity.revision,
+            class: identity.class,
+            subsystem_vendor: identity.subsystem_vendor,
+            subsystem: identity.subsystem,
+        });
+        let address = pci.allocate_memory(bar.size).ok_or_else(|| {
+            let cause = format!("no {} bytes are free for an adapter's registers", bar.size);
+            Error::new(Kind::Host, "PCI memory window", cause, "Give the machine fewer adapters")
+        })?;
+        space.set_memory_bar(bar.index, bar.size, address);
+        space.set_interrupt(gsi.0 as u8);
+        if identity.msi_vectors > 0 {
+            space.set_msi();
+        }
+        let doorbells = adapter.doorbells().map_err(|cause| Error::host("doorbells of an adapter", cause))?;
+        let function = AdapterFunction {
+            adapter,
+            interrupt,
+            doorbells,
+            bar: bar.index,
+            bar_size: bar.size,
+            memory_mapped,
+            vm,
+            state: Mutex::new(State { space, decoded: None }),
+        };
+        function.follow(&mut function.state.lock())?;
+        Ok(Arc::new(function))
+    }
+
+    /// Makes decoding and interrupts agree with the configuration space.
+    fn follow(&self, state: &mut State) -> Result<()> {
+        self.interrupt.follow(&state.space);
+        let wanted = state.space.decoded_memory_bar(self.bar);
+        if wanted == state.decoded {
+            return Ok(());
+        }
+        if let Some(address) = state.decoded.take() {
+            self.hide(address);
+        }
+        if let Some(address) = wanted {
+            self.show(address)?;
+            state.decoded = Some(address);
+        }
+        Ok(())
+    }
+
+    /// Lets registers and doorbells decode at `address`; on an error nothing decodes.
+    fn show(&self, address: u32) -> Result<()> {
+        let registers = Arc::new(Registers(Arc::clone(&self.adapter)));
+        self.memory_mapped
+            .insert(address.into(), self.bar_size.into(), registers)
+            .map_err(|cause| Error::host("registers of an adapter", cause))?;
+        for doorbell in &self.doorbells {
+            let place = IoEventAddress::Mmio(u64::from(address) + doorbell.offset);
+            if let Err(cause) = self.vm.register_ioevent(&doorbell.event, &place, NoDatamatch) {
+                self.hide(address);
+                return Err(Error::kvm("KVM_IOEVENTFD", cause));
+            }
+        }
+        Ok(())
+    }
+
+    fn hide(&self, address: u32) {
+        self.memory_mapped.remove(address.into());
+        for doorbell in &self.doorbells {
+            let place = IoEventAddress::Mmio(u64::from(address) + doorbell.offset);
+            // One that was never registered (after a failure half way) is not there to be taken away.
+            let _ = self.vm.unregister_ioevent(&doorbell.event, &place, NoDatamatch);
+        }
+    }
+}
+
+impl ConfigAccess for AdapterFunction {
+    fn read(&self, offset: usize, data: &mut [u8]) {
+        let mut state = self.state.lock();
+        state.space.show_interrupt(self.interrupt.asserted());
+        state.space.read(offset, data);
+    }
+
+    fn write(&self, offset: usize, data: &[u8]) {
+        let mut state = self.state.lock();
+        state.space.write(offset, data);
+        if let Err(error) = self.follow(&mut state) {
+            tracing::warn!(%error, "the guest moved an adapter's registers to where they cannot decode");
+        }
+    }
+}
