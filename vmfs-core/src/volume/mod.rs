@@ -1,0 +1,257 @@
+//! Owns: a mounted volume: the public face that mount.vmfs, the tools and the tests use.
+//! Promises: every name operation is one atomic change, whatever other hosts do meanwhile; errors name object, cause, next step.
+//! Must not know: FUSE, sockets, threads. Everything runs on the thread that mounted.
+//!
+//! ```text
+//! mount ──> Volume (cheap clone) ──> lookup, create, rename, open ...      any number at once, on one thread
+//!              ├─ background()       polled beside them until unmount: renewals, deferred frees, tidying, free space
+//!              └─ unmount()          closes, tidies, leaves the slots
+//! ```
+
+mod background;
+mod dump;
+mod members;
+mod mount;
+mod status;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use types::{
+    AttributeChange, DirEntry, HostStatus, LockHolder, LunInfo, LunStatus, MountOptions, NewFile, NewObjectSpec,
+    RenameFlags, Renamed, Stat, StatFs, VolumeInfo, VolumeStatus, WhyLocked,
+};
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::context::Context;
+use crate::directory::Names;
+use crate::env::Env;
+use crate::error::{FsError, FsErrorKind};
+use crate::file::{Files, OpenFile, OpenMode};
+use crate::format::dirent::ObjectRef;
+use crate::gate::GatePage;
+use crate::lun::Lun;
+
+/// A mounted volume. Clones are the same mount.
+#[derive(Clone)]
+pub struct Volume {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    context: Rc<Context>,
+    names: Rc<Names>,
+    files: Rc<Files>,
+    info: VolumeInfo,
+    host: crate::slot::HostIdentity,
+    /// Set when unmount has begun: operations are refused.
+    closing: Cell<bool>,
+    /// Told when the background task has to look around or to end.
+    wake: tokio::sync::Notify,
+    /// The background task has nothing more to renew.
+    left: Cell<bool>,
+    warnings: RefCell<Vec<String>>,
+}
+
+impl Volume {
+    /// Mounts the volume whose LUNs these are, in any order, and takes a slot on each (not when read-only).
+    ///
+    /// Refused with kind `Invalid`, naming the LUN, the cause and what to do: no LUN of this format, a LUN of another volume, a LUN
+    /// given twice, two LUNs with one UUID (a clone or array snapshot), members that are missing, a LUN smaller than its header
+    /// says, features or a lock mode or a cell size that do not fit. `Busy`: no slot is free. `Corrupt`: a damaged header.
+    /// The caller polls [`Volume::background`] from now on.
+    pub async fn mount(
+        luns: Vec<Rc<dyn Lun>>,
+        options: MountOptions,
+        env: Rc<dyn Env>,
+    ) -> Result<Volume, FsError> {
+        mount::mount(luns, options, env).await
+    }
+
+    /// Renews the slots, keeps the gate page, frees and tidies what operations left behind, refreshes the free space. Ends after
+    /// [`Volume::unmount`]. Poll it on the mount's thread beside all operations; without it the lease runs out.
+    pub async fn background(&self) {
+        background::run(&self.inner).await;
+    }
+
+    /// Closes what is still open, writes what is not yet committed, finishes deferred work and leaves the slots: free when nothing
+    /// is left behind, dirty otherwise. The volume refuses everything afterwards. An error says what could not be written or
+    /// finished; the slots are left all the same.
+    pub async fn unmount(&self) -> Result<(), FsError> {
+        mount::unmount(&self.inner).await
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> ObjectRef {
+        self.inner.info.root
+    }
+
+    /// What does not change while the volume is mounted.
+    pub fn info(&self) -> &VolumeInfo {
+        &self.inner.info
+    }
+
+    /// Space.
+    pub async fn statfs(&self) -> StatFs {
+        status::statfs(&self.inner)
+    }
+
+    /// The object of a name. `NotFound`, `NotDirectory`, `Stale` (the directory is gone).
+    pub async fn lookup(&self, directory: ObjectRef, name: &[u8]) -> Result<Stat, FsError> {
+        let found = self.inner.open_for_reading()?.names.lookup(directory, name).await?;
+        Ok(self.inner.freshen(found))
+    }
+
+    /// Attributes of an object. `Stale` when it is gone (not while it is open here).
+    pub async fn stat(&self, object: ObjectRef) -> Result<Stat, FsError> {
+        let found = self.inner.open_for_reading()?.names.stat(object).await?;
+        Ok(self.inner.freshen(found))
+    }
+
+    /// Changes attributes. `Busy` while another host has the object locked.
+    pub async fn set_attributes(&self, object: ObjectRef, change: AttributeChange) -> Result<Stat, FsError> {
+        let inner = self.inner.open_for_writing()?;
+        if let Some(size) = change.size {
+            inner.set_size(object, size).await?;
+        }
+        let found = inner.names.set_attributes(object, &change).await?;
+        Ok(inner.freshen(found))
+    }
+
+    /// Creates a file, and opens it if `open` is given. An existing file is given (and opened) unless `new.exclusive`; an existing
+    /// directory is `IsDirectory` then. A file that could not be opened has been created all the same.
+    pub async fn create(
+        &self,
+        directory: ObjectRef,
+        name: &[u8],
+        new: NewFile,
+        open: Option<OpenMode>,
+    ) -> Result<(Stat, Option<Arc<OpenFile>>), FsError> {
+        self.inner.open_for_writing()?.create_file(directory, name, new, open).await
+    }
+
+    /// Creates an object in every detail (virtual disks, raw device mappings). `Exists` when the name is taken.
+    pub async fn create_object(
+        &self,
+        directory: ObjectRef,
+        name: &[u8],
+        spec: NewObjectSpec,
+    ) -> Result<Stat, FsError> {
+        self.inner.open_for_writing()?.names.create(directory, name, spec).await
+    }
+
+    /// Creates a directory. Under the root it goes to the LUN with the most free space, elsewhere to its parent's.
+    pub async fn make_directory(
+        &self,
+        directory: ObjectRef,
+        name: &[u8],
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    ) -> Result<Stat, FsError> {
+        self.inner.open_for_writing()?.names.make_directory(directory, name, (mode, uid, gid)).await
+    }
+
+    /// Creates a symbolic link. A target is 1..=4095 bytes, else `Invalid` or `NameTooLong`.
+    pub async fn symlink(
+        &self,
+        directory: ObjectRef,
+        name: &[u8],
+        target: &[u8],
+        uid: u32,
+        gid: u32,
+    ) -> Result<Stat, FsError> {
+        self.inner.open_for_writing()?.names.symlink(directory, name, target, (uid, gid)).await
+    }
+
+    /// Target of a symbolic link; `Invalid` for other objects.
+    pub async fn read_link(&self, object: ObjectRef) -> Result<Vec<u8>, FsError> {
+        self.inner.open_for_reading()?.names.read_link(object).await
+    }
+
+    /// Removes the name of an object that is no directory. `Busy` while another host has it locked; a file open on this host lives
+    /// on until its last close. Gives the object that lost its name.
+    pub async fn unlink(&self, directory: ObjectRef, name: &[u8]) -> Result<ObjectRef, FsError> {
+        self.inner.open_for_writing()?.names.unlink(directory, name).await
+    }
+
+    /// Removes an empty directory. `NotEmpty`, `NotDirectory`. Gives the object that lost its name.
+    pub async fn remove_directory(&self, directory: ObjectRef, name: &[u8]) -> Result<ObjectRef, FsError> {
+        self.inner.open_for_writing()?.names.remove_directory(directory, name).await
+    }
+
+    /// Renames, replacing an existing name atomically (rename(2)): a directory replaces an empty directory only, anything else no
+    /// directory. `CrossDirectory`: a directory moves only within its parent. `Busy`: the object goes to another directory, or is
+    /// replaced, while another host has it locked.
+    pub async fn rename(
+        &self,
+        directory: ObjectRef,
+        name: &[u8],
+        new_directory: ObjectRef,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<Renamed, FsError> {
+        self.inner.open_for_writing()?.names.rename(directory, name, new_directory, new_name, flags).await
+    }
+
+    /// Up to `limit` entries that come after `cookie` (0: from the start), in the order of cookies. Fewer only at the end. A name
+    /// that is neither created nor removed between two calls is given exactly once, whatever happens to others.
+    pub async fn read_directory(
+        &self,
+        directory: ObjectRef,
+        cookie: u64,
+        limit: usize,
+    ) -> Result<Vec<DirEntry>, FsError> {
+        self.inner.open_for_reading()?.names.read_directory(directory, cookie, limit).await
+    }
+
+    /// Opens a file, disk or raw device mapping, taking the lock its kind needs. `Busy` says who holds it.
+    pub async fn open(&self, object: ObjectRef, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
+        let inner = if mode.write || mode.truncate { self.inner.open_for_writing()? } else { self.inner.open_for_reading()? };
+        inner.open_file(object, mode).await
+    }
+
+    /// Closes: commits what is not committed yet and gives the lock back at the last close on this host.
+    pub async fn close(&self, file: Arc<OpenFile>) -> Result<(), FsError> {
+        self.inner.close_file(file).await
+    }
+
+    /// Makes everything that was written to the file durable (fsync(2)).
+    pub async fn flush(&self, file: &Arc<OpenFile>) -> Result<(), FsError> {
+        self.inner.files.flush(file).await
+    }
+
+    /// File data.
+    pub fn files(&self) -> &Files {
+        &self.inner.files
+    }
+
+    /// The page that every data submission checks.
+    pub fn gate(&self) -> &GatePage {
+        self.inner.context.gate()
+    }
+
+    /// The volume's LUNs, slots and cells, for the layers beside this one.
+    pub fn context(&self) -> &Rc<Context> {
+        &self.inner.context
+    }
+
+    /// Who holds the lock of an object, since when, and when it could be taken.
+    pub async fn why_locked(&self, object: ObjectRef) -> Result<WhyLocked, FsError> {
+        status::why_locked(&self.inner, object).await
+    }
+
+    /// State of the volume: LUNs, hosts, what is wrong. Reads all heartbeat cells; never fails: a LUN that does not answer is
+    /// reported as that.
+    pub async fn status(&self) -> VolumeStatus {
+        status::status(&self.inner).await
+    }
+
+    /// The structures of an object, or of the cell at an address, as text for people.
+    pub async fn dump(&self, what: dump::DumpTarget) -> Result<String, FsError> {
+        dump::dump(&self.inner, what).await
+    }
+}
