@@ -134,7 +134,7 @@ fn a_read_only_mount_writes_nothing() {
 /// Flips one byte in every megabyte-sized area of the metadata and in random places: fsck and mount say so or are not concerned.
 #[test]
 fn flipped_bytes_are_reported_and_never_crash_anything() {
-    let luns = Luns::formatted(1, 128, &[]);
+    let luns = Luns::formatted(1, 64, &[]);
     let mount = luns.mount(1);
     fs::create_dir(mount.at("d")).unwrap();
     for n in 0..30 {
