@@ -14,5 +14,7 @@ pub mod format;
 pub mod gate;
 pub mod lease;
 pub mod lun;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod slot;
 pub mod units;

@@ -1,0 +1,223 @@
+//! Owns: a simulated LUN that all hosts share: bytes, who may reach them, and the record of what was done.
+//! Promises: a command takes effect as a whole at one instant.
+//! Must not know: latency and lost answers; those belong to a host's path (`MemoryLun`).
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::executor::{HostNo, Sim};
+use super::fault::{Command, Record};
+use super::lun::MemoryLun;
+use super::store::Store;
+use crate::lun::{Compared, LunErrorKind};
+use crate::units::CellSize;
+
+/// Whether a host reaches the storage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathState {
+    /// It does.
+    #[default]
+    Up,
+    /// Nothing gets through; the host cannot tell what became of its commands.
+    Cut,
+    /// The storage refuses the host's commands.
+    Fenced,
+}
+
+/// The content of a LUN at one time.
+pub struct Snapshot(Store);
+
+struct State {
+    store: Store,
+    bytes: u64,
+    paths: BTreeMap<HostNo, PathState>,
+    stalled: bool,
+    records: Option<Vec<Record>>,
+}
+
+/// A simulated LUN. Cheap to clone; all clones are the same LUN.
+#[derive(Clone)]
+pub struct MemoryDisk {
+    name: Arc<str>,
+    cell_size: Option<CellSize>,
+    state: Arc<Mutex<State>>,
+}
+
+impl MemoryDisk {
+    /// `bytes` of zeros. `cell_size`: the logical block size of a device, or `None` for what behaves like an image file.
+    pub fn new(name: &str, bytes: u64, cell_size: Option<CellSize>) -> MemoryDisk {
+        let state = State { store: Store::default(), bytes, paths: BTreeMap::new(), stalled: false, records: None };
+        MemoryDisk { name: name.into(), cell_size, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// A path of `host` to this LUN, without faults and latency.
+    pub fn connect(&self, sim: &Sim, host: HostNo) -> Rc<MemoryLun> {
+        Rc::new(MemoryLun::new(sim.clone(), host, self.clone()))
+    }
+
+    /// Name in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Logical block size, if it behaves like a device.
+    pub fn cell_size(&self) -> Option<CellSize> {
+        self.cell_size
+    }
+
+    /// Size.
+    pub fn bytes(&self) -> u64 {
+        self.state.lock().bytes
+    }
+
+    /// The LUN grows (or shrinks: what was beyond its end comes back when it grows).
+    pub fn resize(&self, bytes: u64) {
+        self.state.lock().bytes = bytes;
+    }
+
+    /// Cuts, fences or restores the path of a host.
+    pub fn set_path(&self, host: HostNo, path: PathState) {
+        self.state.lock().paths.insert(host, path);
+    }
+
+    /// Commands of all hosts wait while the storage is stalled.
+    pub fn set_stalled(&self, stalled: bool) {
+        self.state.lock().stalled = stalled;
+    }
+
+    /// Whether commands wait.
+    pub fn is_stalled(&self) -> bool {
+        self.state.lock().stalled
+    }
+
+    /// The storage loses power: what was not flushed is kept or lost, cell by cell, by the world's seed.
+    pub fn lose_power(&self, sim: &Sim) {
+        sim.with_rng(|rng| self.state.lock().store.lose_power(rng));
+    }
+
+    /// The content as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot(self.state.lock().store.clone())
+    }
+
+    /// Goes back to an earlier content.
+    pub fn restore(&self, snapshot: &Snapshot) {
+        self.state.lock().store = snapshot.0.clone();
+    }
+
+    /// Reads without any host, for assertions.
+    pub fn peek(&self, offset: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.state.lock().store.read(offset, &mut bytes);
+        bytes
+    }
+
+    /// Changes bytes behind everybody's back.
+    pub fn damage(&self, offset: u64, bytes: &[u8]) {
+        self.state.lock().store.write_through(offset, bytes);
+    }
+
+    /// Begins to record commands; what was recorded so far is dropped.
+    pub fn start_recording(&self) {
+        self.state.lock().records = Some(Vec::new());
+    }
+
+    /// The commands that took effect since the last call, and goes on recording.
+    pub fn take_records(&self) -> Vec<Record> {
+        self.state.lock().records.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The error that a command of `host` gets now, if any.
+    pub(super) fn refusal(&self, host: HostNo) -> Option<LunErrorKind> {
+        match self.state.lock().paths.get(&host).copied().unwrap_or_default() {
+            PathState::Up => None,
+            PathState::Cut => Some(LunErrorKind::Unknown),
+            PathState::Fenced => Some(LunErrorKind::Fenced),
+        }
+    }
+
+    /// Carries out one command. Bytes that are read go to `into`; bytes that are written or compared come from the command.
+    pub(super) fn apply(&self, effect: &Effect, record: impl FnOnce(Command) -> Record) -> Answer {
+        let mut state = self.state.lock();
+        let store = &mut state.store;
+        let (command, answer) = match effect {
+            Effect::Read { offset, length, data } => {
+                let mut bytes = vec![0; *length];
+                store.read(*offset, &mut bytes);
+                (if *data { Command::DataRead } else { Command::Read }, Answer::Bytes(bytes))
+            }
+            Effect::Write { offset, bytes } => {
+                store.write_through(*offset, bytes);
+                (Command::Write, Answer::Done)
+            }
+            Effect::DataWrite { offset, bytes } => {
+                store.write_back(*offset, bytes);
+                (Command::DataWrite, Answer::Done)
+            }
+            Effect::Flush { data } => {
+                store.flush();
+                (if *data { Command::DataFlush } else { Command::Flush }, Answer::Done)
+            }
+            Effect::Zero { offset, length } => {
+                store.zero(*offset, *length);
+                (Command::WriteZeroes, Answer::Done)
+            }
+            Effect::Unmap { offset, length } => {
+                store.zero(*offset, *length);
+                (Command::Unmap, Answer::Done)
+            }
+            Effect::CompareAndWrite { offset, expect, new } => {
+                let mut now = vec![0; expect.len()];
+                store.read(*offset, &mut now);
+                let wrote = now == *expect;
+                if wrote {
+                    store.write_through(*offset, new);
+                }
+                let compared = if wrote { Compared::Written } else { Compared::Miscompare };
+                (Command::CompareAndWrite { wrote }, Answer::Compared(compared))
+            }
+        };
+        if let Some(records) = &mut state.records {
+            records.push(record(command));
+        }
+        answer
+    }
+}
+
+/// What a command does to the LUN.
+#[derive(Clone)]
+pub(super) enum Effect {
+    Read { offset: u64, length: usize, data: bool },
+    Write { offset: u64, bytes: Vec<u8> },
+    DataWrite { offset: u64, bytes: Vec<u8> },
+    Flush { data: bool },
+    Zero { offset: u64, length: u64 },
+    Unmap { offset: u64, length: u64 },
+    CompareAndWrite { offset: u64, expect: Vec<u8>, new: Vec<u8> },
+}
+
+impl Effect {
+    /// Name, offset and length, for errors and records.
+    pub(super) fn describe(&self) -> (&'static str, u64, u64) {
+        match self {
+            Effect::Read { offset, length, .. } => ("read", *offset, *length as u64),
+            Effect::Write { offset, bytes } | Effect::DataWrite { offset, bytes } => {
+                ("write", *offset, bytes.len() as u64)
+            }
+            Effect::Flush { .. } => ("flush", 0, 0),
+            Effect::Zero { offset, length } => ("write zeroes", *offset, *length),
+            Effect::Unmap { offset, length } => ("unmap", *offset, *length),
+            Effect::CompareAndWrite { offset, new, .. } => ("compare-and-write", *offset, new.len() as u64),
+        }
+    }
+}
+
+/// What a command answers.
+pub(super) enum Answer {
+    Done,
+    Bytes(Vec<u8>),
+    Compared(Compared),
+}

@@ -1,0 +1,310 @@
+//! Owns: one host's path to a simulated LUN, with latency and faults.
+//! Promises: a command that was sent takes effect even if its host dies; `NotDone` and `OutOfRange` mean that nothing happened.
+//! Must not know: what the bytes are.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::disk::{Answer, Effect, MemoryDisk};
+use super::executor::{HostNo, STORAGE, Sim};
+use super::fault::{Fault, FaultRates, Record};
+use crate::buf::AlignedBuf;
+use crate::env::LocalFuture;
+use crate::format::header::{DeviceIdentity, LockMode};
+use crate::lun::{Compared, DataLun, Lun, LunError, LunErrorKind};
+use crate::units::CellSize;
+
+/// A sender waits up to this long before it gives up a command whose answer does not come.
+const LONGEST_TIMEOUT_MS: u64 = 200;
+const LONGEST_LATE_MS: u64 = 5000;
+
+/// One host's path to a [`MemoryDisk`].
+pub struct MemoryLun {
+    sim: Sim,
+    host: HostNo,
+    disk: MemoryDisk,
+    latency_ns: Cell<(u64, u64)>,
+    rates: Cell<FaultRates>,
+    script: RefCell<VecDeque<Fault>>,
+}
+
+impl MemoryLun {
+    pub(super) fn new(sim: Sim, host: HostNo, disk: MemoryDisk) -> MemoryLun {
+        MemoryLun { sim, host, disk, latency_ns: Cell::default(), rates: Cell::default(), script: RefCell::default() }
+    }
+
+    /// The storage behind the path.
+    pub fn disk(&self) -> &MemoryDisk {
+        &self.disk
+    }
+
+    /// Each command takes from `shortest` to `longest` to arrive, and as long to be answered.
+    pub fn set_latency(&self, shortest: Duration, longest: Duration) {
+        self.latency_ns.set((shortest.as_nanos() as u64, longest.as_nanos() as u64));
+    }
+
+    /// Faults by chance from now on.
+    pub fn set_rates(&self, rates: FaultRates) {
+        self.rates.set(rates);
+    }
+
+    /// The next compare-and-write of this path meets `fault`, the one after it the next fault given, and so on.
+    pub fn script(&self, fault: Fault) {
+        self.script.borrow_mut().push_back(fault);
+    }
+
+    fn alignment_bytes(&self) -> usize {
+        self.disk.cell_size().unwrap_or(CellSize::B512).bytes()
+    }
+
+    fn error(&self, kind: LunErrorKind, effect: &Effect, cause: &str) -> LunError {
+        error(&self.disk, kind, effect, cause)
+    }
+
+    fn some_latency(&self) -> Duration {
+        let (low, high) = self.latency_ns.get();
+        Duration::from_nanos(self.sim.with_rng(|rng| rng.between(low, high)))
+    }
+
+    fn next_fault(&self, effect: &Effect) -> Option<Fault> {
+        if matches!(effect, Effect::CompareAndWrite { .. })
+            && let Some(fault) = self.script.borrow_mut().pop_front()
+        {
+            return Some(fault);
+        }
+        let rates = self.rates.get();
+        self.sim.with_rng(|rng| {
+            if rng.chance(rates.answer_lost) {
+                Some(Fault::AnswerLost)
+            } else if rng.chance(rates.command_lost) {
+                Some(Fault::CommandLost)
+            } else if rng.chance(rates.late) {
+                Some(Fault::Late(Duration::from_millis(rng.below(LONGEST_LATE_MS))))
+            } else if rng.chance(rates.repeated) {
+                Some(Fault::Repeated)
+            } else if rng.chance(rates.not_done) {
+                Some(Fault::NotDone(LunErrorKind::NotDone))
+            } else {
+                None
+            }
+        })
+    }
+
+    /// Sends a command and waits for what comes back.
+    async fn send(&self, effect: Effect) -> Result<Answer, LunError> {
+        check_range(&self.disk, self.alignment_bytes(), &effect)?;
+        match self.next_fault(&effect) {
+            None => self.carry_out(effect, Duration::ZERO).await,
+            Some(Fault::Repeated) => {
+                self.carry_out(effect.clone(), Duration::ZERO).await?;
+                self.carry_out(effect, Duration::ZERO).await
+            }
+            Some(Fault::NotDone(kind)) => {
+                self.sim.sleep(self.some_latency()).await;
+                Err(self.error(kind, &effect, "refused by the simulated storage"))
+            }
+            Some(Fault::AnswerLost) => {
+                // The command itself goes its way; a refusal (cut, fenced) is an answer that gets lost too.
+                drop(self.carry_out(effect.clone(), Duration::ZERO).await);
+                self.give_up(&effect).await
+            }
+            Some(Fault::CommandLost) => self.give_up(&effect).await,
+            Some(Fault::Late(by)) => {
+                drop(self.launch(effect.clone(), by));
+                self.give_up(&effect).await
+            }
+        }
+    }
+
+    async fn give_up(&self, effect: &Effect) -> Result<Answer, LunError> {
+        let wait = self.sim.with_rng(|rng| rng.between(1, LONGEST_TIMEOUT_MS));
+        self.sim.sleep(Duration::from_millis(wait)).await;
+        Err(self.error(LunErrorKind::Unknown, effect, "no answer from the simulated storage"))
+    }
+
+    async fn carry_out(&self, effect: Effect, later: Duration) -> Result<Answer, LunError> {
+        let answer = self.launch(effect, later).await.expect("the storage's tasks are never killed");
+        self.sim.sleep(self.some_latency()).await;
+        answer
+    }
+
+    /// Puts a command on its way; from here on it does not need its host.
+    fn launch(&self, effect: Effect, later: Duration) -> tokio::sync::oneshot::Receiver<Result<Answer, LunError>> {
+        let (answered, answer) = tokio::sync::oneshot::channel();
+        let (sim, disk, host) = (self.sim.clone(), self.disk.clone(), self.host);
+        let travel = self.some_latency() + later;
+        self.sim.spawn(STORAGE, async move {
+            sim.sleep(travel).await;
+            while disk.is_stalled() {
+                sim.sleep(Duration::from_millis(1)).await;
+            }
+            // Nobody may be left to hear the answer.
+            let _ = answered.send(apply(&disk, host, &effect, sim.now()));
+        });
+        answer
+    }
+
+    /// Where a command of `length` bytes is torn, if it is.
+    fn tear_at(&self, length: usize) -> Option<usize> {
+        let pieces = (length / self.alignment_bytes()) as u64;
+        self.sim.with_rng(|rng| {
+            (pieces > 1 && rng.chance(self.rates.get().tear))
+                .then(|| rng.between(1, pieces - 1) as usize * self.alignment_bytes())
+        })
+    }
+
+    async fn read_part(&self, offset: u64, length: usize) -> Result<Vec<u8>, LunError> {
+        match self.send(Effect::Read { offset, length, data: false }).await? {
+            Answer::Bytes(bytes) => Ok(bytes),
+            Answer::Done | Answer::Compared(_) => unreachable!("a read answers with bytes"),
+        }
+    }
+}
+
+fn apply(disk: &MemoryDisk, host: HostNo, effect: &Effect, at: u64) -> Result<Answer, LunError> {
+    if let Some(kind) = disk.refusal(host) {
+        return Err(error(disk, kind, effect, "the simulated path of this host is cut or fenced"));
+    }
+    let (_, offset, length) = effect.describe();
+    Ok(disk.apply(effect, |command| Record { at, host, command, offset, length }))
+}
+
+fn error(disk: &MemoryDisk, kind: LunErrorKind, effect: &Effect, cause: &str) -> LunError {
+    let (command, offset, length) = effect.describe();
+    LunError { kind, lun: disk.name().to_owned(), command, offset, length, cause: io::Error::other(cause.to_owned()) }
+}
+
+fn check_range(disk: &MemoryDisk, alignment: usize, effect: &Effect) -> Result<(), LunError> {
+    let (_, offset, length) = effect.describe();
+    let aligned = offset % alignment as u64 == 0 && length % alignment as u64 == 0;
+    if aligned && offset.checked_add(length).is_some_and(|end| end <= disk.bytes()) {
+        return Ok(());
+    }
+    Err(error(disk, LunErrorKind::OutOfRange, effect, "not aligned, or beyond the end of the simulated LUN"))
+}
+
+impl Lun for MemoryLun {
+    fn name(&self) -> &str {
+        self.disk.name()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.disk.bytes()
+    }
+
+    fn cell_size(&self) -> Option<CellSize> {
+        self.disk.cell_size()
+    }
+
+    fn alignment(&self) -> usize {
+        self.alignment_bytes()
+    }
+
+    fn identity(&self) -> DeviceIdentity {
+        DeviceIdentity::new(self.disk.name().as_bytes())
+    }
+
+    fn lock_mode(&self) -> LockMode {
+        if self.disk.cell_size().is_some() { LockMode::CompareAndWrite } else { LockMode::SingleMachine }
+    }
+
+    fn read(&self, offset: u64, length: usize) -> LocalFuture<'_, Result<AlignedBuf, LunError>> {
+        Box::pin(async move {
+            let mut bytes = Vec::new();
+            let first = self.tear_at(length).unwrap_or(length);
+            bytes.extend(self.read_part(offset, first).await?);
+            if first < length {
+                bytes.extend(self.read_part(offset + first as u64, length - first).await?);
+            }
+            Ok(AlignedBuf::copy_of(&bytes))
+        })
+    }
+
+    fn write(&self, offset: u64, data: AlignedBuf) -> LocalFuture<'_, Result<(), LunError>> {
+        Box::pin(async move {
+            let (head, tail) = data.split_at(self.tear_at(data.len()).unwrap_or(data.len()));
+            self.send(Effect::Write { offset, bytes: head.to_vec() }).await?;
+            if !tail.is_empty() {
+                self.send(Effect::Write { offset: offset + head.len() as u64, bytes: tail.to_vec() }).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn flush(&self) -> LocalFuture<'_, Result<(), LunError>> {
+        Box::pin(async move { self.send(Effect::Flush { data: false }).await.map(drop) })
+    }
+
+    fn unmap(&self, offset: u64, length: u64) -> LocalFuture<'_, Result<(), LunError>> {
+        Box::pin(async move { self.send(Effect::Unmap { offset, length }).await.map(drop) })
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> LocalFuture<'_, Result<(), LunError>> {
+        Box::pin(async move { self.send(Effect::Zero { offset, length }).await.map(drop) })
+    }
+
+    fn compare_and_write(&self, offset: u64, expect: &[u8], new: &[u8]) -> LocalFuture<'_, Result<Compared, LunError>> {
+        let effect = Effect::CompareAndWrite { offset, expect: expect.to_vec(), new: new.to_vec() };
+        Box::pin(async move {
+            match self.send(effect).await? {
+                Answer::Compared(compared) => Ok(compared),
+                Answer::Done | Answer::Bytes(_) => unreachable!("a compare-and-write answers with its comparison"),
+            }
+        })
+    }
+
+    fn data(&self) -> Arc<dyn DataLun> {
+        Arc::new(MemoryData { disk: self.disk.clone(), host: self.host, alignment: self.alignment_bytes() })
+    }
+}
+
+/// The data path: no latency, no faults of its own; a cut or fenced path fails it.
+struct MemoryData {
+    disk: MemoryDisk,
+    host: HostNo,
+    alignment: usize,
+}
+
+impl MemoryData {
+    fn apply(&self, effect: &Effect) -> Result<Answer, LunError> {
+        check_range(&self.disk, self.alignment, effect)?;
+        apply(&self.disk, self.host, effect, 0)
+    }
+}
+
+impl DataLun for MemoryData {
+    fn alignment(&self) -> usize {
+        self.alignment
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), LunError> {
+        if let Answer::Bytes(bytes) = self.apply(&Effect::Read { offset, length: into.len(), data: true })? {
+            into.copy_from_slice(&bytes);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), LunError> {
+        self.apply(&Effect::DataWrite { offset, bytes: from.to_vec() }).map(drop)
+    }
+
+    fn flush(&self) -> Result<(), LunError> {
+        self.apply(&Effect::Flush { data: true }).map(drop)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), LunError> {
+        self.apply(&Effect::Zero { offset, length }).map(drop)
+    }
+
+    fn unmap(&self, offset: u64, length: u64) -> Result<(), LunError> {
+        self.apply(&Effect::Unmap { offset, length }).map(drop)
+    }
+
+    fn open_descriptor(&self) -> Option<Result<OwnedFd, LunError>> {
+        None
+    }
+}
