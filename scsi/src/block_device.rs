@@ -34,7 +34,7 @@ pub struct Geometry {
     pub logical_block: u32,
     /// Physical block in bytes: a power of two, a multiple of the logical block.
     pub physical_block: u32,
-    /// Capacity in logical blocks.
+    /// Capacity in logical blocks, at least 1.
     pub blocks: u64,
     /// Every write is refused.
     pub read_only: bool,
