@@ -8,12 +8,14 @@
 
 pub mod buf;
 pub mod cas;
+pub mod container;
 pub mod env;
 pub mod error;
 pub mod format;
 pub mod gate;
 pub mod lease;
 pub mod lun;
+pub mod mapping;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slot;

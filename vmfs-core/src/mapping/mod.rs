@@ -1,0 +1,7 @@
+//! Owns: where the bytes of a file lie: pointers, granules, runs, epochs; allocation and publishing.
+//! Promises: no pointer becomes visible to bytes that were not written; nothing is taken away from data in flight.
+//! Must not know: names, FUSE, how bytes are moved.
+
+pub mod epoch;
+pub mod granules;
+pub mod runs;
