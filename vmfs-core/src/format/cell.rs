@@ -192,8 +192,18 @@ impl Cell {
     /// # Panics
     /// When `payload` is longer than a cell's payload: encoders size theirs by [`CellSize::payload`].
     pub fn encode(context: &CellContext, header: CellHeader, payload: &[u8]) -> Cell {
-        assert!(payload.len() <= context.cell_size.payload(), "a payload of {} bytes fits no cell", payload.len());
         let mut image = vec![0u8; context.cell_size.bytes()].into_boxed_slice();
+        Cell::encode_into(context, &header, payload, &mut image);
+        Cell { header, image }
+    }
+
+    /// As [`Cell::encode`], into `image`, which is one cell long; for writing many cells with one command.
+    ///
+    /// # Panics
+    /// When `image` is not one cell long or `payload` is longer than a cell's payload.
+    pub fn encode_into(context: &CellContext, header: &CellHeader, payload: &[u8], image: &mut [u8]) {
+        assert!(payload.len() <= context.cell_size.payload(), "a payload of {} bytes fits no cell", payload.len());
+        assert_eq!(image.len(), context.cell_size.bytes(), "an image is one cell long");
         let raw = RawHeader {
             magic: CELL_MAGIC,
             kind: header.kind as u8,
@@ -211,11 +221,12 @@ impl Cell {
             link: header.link.0.into(),
             token: header.token.0.into(),
         };
-        image[..HEADER_BYTES].copy_from_slice(raw.as_bytes());
-        image[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(payload);
-        let crc = checksum(&image);
+        let (head, tail) = image.split_at_mut(HEADER_BYTES);
+        head.copy_from_slice(raw.as_bytes());
+        tail[..payload.len()].copy_from_slice(payload);
+        tail[payload.len()..].fill(0);
+        let crc = checksum(image);
         image[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&crc.to_le_bytes());
-        Cell { header, image }
     }
 
     /// The decoded header.

@@ -119,8 +119,9 @@ fn for_each_page(offset: u64, length: usize, mut each: impl FnMut(u64, usize, us
 
 #[cfg(test)]
 mod tests {
+    use super::super::rng::Rng;
     use super::*;
-    use proptest::prelude::*;
+    use proptest::prelude::{any, prop_assert, proptest};
 
     #[test]
     fn a_power_loss_takes_back_only_what_was_not_flushed() {
