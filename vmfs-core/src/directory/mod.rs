@@ -1,0 +1,2 @@
+pub mod name_set;
+pub mod tree;
