@@ -16,6 +16,7 @@ pub mod gate;
 pub mod lease;
 pub mod lun;
 pub mod mapping;
+pub mod mkfs;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slot;
