@@ -9,8 +9,10 @@
 pub mod buf;
 pub mod cas;
 pub mod container;
+pub mod disk;
 pub mod env;
 pub mod error;
+pub mod file;
 pub mod format;
 pub mod gate;
 pub mod lease;
