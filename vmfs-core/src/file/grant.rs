@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::open_file::{OpenFile, Permit};
+use super::open_file::{Permit, SharedFile};
 use crate::mapping::epoch::{RunRef, stripe_end};
 use crate::mapping::granules::GranuleEvent;
 use crate::mapping::runs::FillPiece;
@@ -30,7 +30,7 @@ pub struct GrantPiece {
 /// calls [`Grant::filled`]. An empty grant says: look again, the range is now writable in place.
 #[derive(Debug)]
 pub struct Grant {
-    file: Arc<OpenFile>,
+    file: Arc<SharedFile>,
     pieces: Vec<GrantPiece>,
     settled: bool,
 }
@@ -38,7 +38,7 @@ pub struct Grant {
 impl Grant {
     /// Takes references on `fills`, which the caller has just marked with the map locked for writing. A piece on a LUN where this host
     /// had no slot when it took the lock is `Err`, and nothing stays marked.
-    pub(crate) fn new(file: &Arc<OpenFile>, fills: &[FillPiece], access: &super::open_file::Access) -> Option<Grant> {
+    pub(crate) fn new(file: &Arc<SharedFile>, fills: &[FillPiece], access: &super::open_file::Access) -> Option<Grant> {
         let mut pieces = Vec::with_capacity(fills.len());
         for fill in fills {
             let mut at = 0;
@@ -65,7 +65,7 @@ impl Grant {
     }
 
     /// The file.
-    pub fn file(&self) -> &Arc<OpenFile> {
+    pub fn file(&self) -> &Arc<SharedFile> {
         &self.file
     }
 
@@ -101,7 +101,7 @@ impl Grant {
     }
 }
 
-fn end_fill(file: &OpenFile, pieces: &[GrantPiece], event: GranuleEvent) {
+fn end_fill(file: &SharedFile, pieces: &[GrantPiece], event: GranuleEvent) {
     if pieces.is_empty() {
         return;
     }

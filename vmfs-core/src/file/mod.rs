@@ -8,4 +8,4 @@ mod open_file;
 
 pub use grant::{Grant, GrantPiece};
 pub use mover::{DataLuns, Moved, Mover, Stop};
-pub use open_file::{Hold, Need, OpenFile, OpenMode, Permit, ReadSegment, Run, WriteSegment};
+pub use open_file::{Hold, Need, OpenFile, OpenMode, Permit, ReadSegment, Run, SharedFile, WriteSegment};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::grant::Grant;
-use super::open_file::{Need, OpenFile, Permit, ReadSegment, Run, WriteSegment};
+use super::open_file::{Need, Permit, ReadSegment, Run, SharedFile, WriteSegment};
 use crate::buf::{AlignedBuf, BUF_ALIGNMENT};
 use crate::env::Instant;
 use crate::gate::GateState;
@@ -74,7 +74,7 @@ impl Mover {
     }
 
     /// Reads up to the end of the file.
-    pub fn read(&mut self, file: &OpenFile, offset: u64, into: &mut [u8]) -> Moved {
+    pub fn read(&mut self, file: &SharedFile, offset: u64, into: &mut [u8]) -> Moved {
         let mut done = 0;
         while done < into.len() {
             let at = offset + done as u64;
@@ -105,7 +105,7 @@ impl Mover {
 
     /// Writes in place. Where granules were never written it stops with [`Need::Allocation`]: get a [`Grant`], [`Mover::fill`] it, and
     /// call again for the rest.
-    pub fn write(&mut self, file: &OpenFile, offset: u64, from: &[u8]) -> Moved {
+    pub fn write(&mut self, file: &SharedFile, offset: u64, from: &[u8]) -> Moved {
         let mut done = 0;
         while done < from.len() {
             let at = offset + done as u64;
@@ -160,7 +160,7 @@ impl Mover {
 
     fn fill_chunk(
         &mut self,
-        file: &OpenFile,
+        file: &SharedFile,
         piece: &super::grant::GrantPiece,
         at: u64,
         file_range: std::ops::Range<u64>,
@@ -180,7 +180,7 @@ impl Mover {
         lun.write_at(piece.offset + at, &self.bounce[..length]).map_err(Stop::Failed)
     }
 
-    fn read_run(&mut self, file: &OpenFile, run: &Run, into: &mut [u8]) -> Result<(), Stop> {
+    fn read_run(&mut self, file: &SharedFile, run: &Run, into: &mut [u8]) -> Result<(), Stop> {
         let lun = self.lun(run.lun)?;
         let alignment = lun.alignment();
         self.pass(file, &run.permit)?;
@@ -201,7 +201,7 @@ impl Mover {
         self.pass(file, &run.permit)
     }
 
-    fn write_run(&mut self, file: &OpenFile, run: &Run, from: &[u8]) -> Result<(), Stop> {
+    fn write_run(&mut self, file: &SharedFile, run: &Run, from: &[u8]) -> Result<(), Stop> {
         let lun = self.lun(run.lun)?;
         let alignment = lun.alignment();
         let edge = file.edge(run.file_offset);
@@ -237,7 +237,7 @@ impl Mover {
         Ok(())
     }
 
-    fn pass(&self, file: &OpenFile, permit: &Permit) -> Result<(), Stop> {
+    fn pass(&self, file: &SharedFile, permit: &Permit) -> Result<(), Stop> {
         pass(file, permit, &*self.now)
     }
 
@@ -250,7 +250,7 @@ impl Mover {
     }
 }
 
-fn pass(file: &OpenFile, permit: &Permit, now: &dyn Fn() -> Instant) -> Result<(), Stop> {
+fn pass(file: &SharedFile, permit: &Permit, now: &dyn Fn() -> Instant) -> Result<(), Stop> {
     match file.gate_state(permit, now()) {
         GateState::Open => Ok(()),
         closed => Err(Stop::Gate(closed)),

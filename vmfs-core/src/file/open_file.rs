@@ -109,7 +109,7 @@ pub enum ReadSegment {
     Data(Run),
     /// This many zeros.
     Zero(u64),
-    /// The content is in memory: [`OpenFile::read_inline`].
+    /// The content is in memory: [`SharedFile::read_inline`].
     Inline,
     /// Not known here: `Files::load_runs` (it waits while the range is being taken away), then resolve again.
     Unknown,
@@ -122,7 +122,7 @@ pub enum ReadSegment {
 /// First piece of a range to be written.
 #[derive(Debug)]
 pub enum WriteSegment {
-    /// Write this in place, then [`OpenFile::note_write`], then drop the run.
+    /// Write this in place, then [`SharedFile::note_write`], then drop the run.
     Data(Run),
     /// Something must happen on the metadata actor first.
     Need(Need),
@@ -143,8 +143,36 @@ pub enum Need {
     Refused,
 }
 
-/// The shared part of an open file. One per object and host, however often it is open.
+/// One open of a file: what [`Files::open`](super::Files::open) gives and `Files::close` takes back.
+#[derive(Debug)]
 pub struct OpenFile {
+    pub(crate) shared: Arc<SharedFile>,
+    pub(crate) mode: OpenMode,
+    pub(crate) closed: AtomicBool,
+}
+
+impl std::ops::Deref for OpenFile {
+    type Target = SharedFile;
+
+    fn deref(&self) -> &SharedFile {
+        &self.shared
+    }
+}
+
+impl OpenFile {
+    /// How it was opened.
+    pub fn mode(&self) -> OpenMode {
+        self.mode
+    }
+
+    /// What all opens of the object on this host share.
+    pub fn shared(&self) -> &Arc<SharedFile> {
+        &self.shared
+    }
+}
+
+/// The part that all opens of one object on this host share.
+pub struct SharedFile {
     pub(crate) fd: FdId,
     pub(crate) object_type: ObjectType,
     pub(crate) disk: Option<DiskFormat>,
@@ -166,13 +194,13 @@ pub struct OpenFile {
     pub(crate) fill_ended: Notify,
 }
 
-impl std::fmt::Debug for OpenFile {
+impl std::fmt::Debug for SharedFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenFile").field("fd", &self.fd).field("size", &self.size()).finish_non_exhaustive()
+        f.debug_struct("SharedFile").field("fd", &self.fd).field("size", &self.size()).finish_non_exhaustive()
     }
 }
 
-impl OpenFile {
+impl SharedFile {
     pub(crate) fn new(
         fd: FdId,
         object_type: ObjectType,
@@ -180,8 +208,8 @@ impl OpenFile {
         runs: RunMap,
         access: Access,
         gate: Gate,
-    ) -> OpenFile {
-        OpenFile {
+    ) -> SharedFile {
+        SharedFile {
             fd,
             object_type,
             disk,
@@ -271,7 +299,7 @@ impl OpenFile {
         }
     }
 
-    /// Calls `each` with the pieces of a range in order until it returns false. Convenience over [`OpenFile::read_segment`]; stops
+    /// Calls `each` with the pieces of a range in order until it returns false. Convenience over [`SharedFile::read_segment`]; stops
     /// by itself behind a piece that needs the metadata actor.
     pub fn resolve_read(&self, offset: u64, length: u64, each: &mut dyn FnMut(ReadSegment) -> bool) {
         let end = offset.saturating_add(length);
