@@ -19,6 +19,7 @@ pub mod lease;
 pub mod lun;
 pub mod mapping;
 pub mod mkfs;
+pub mod real_env;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slot;

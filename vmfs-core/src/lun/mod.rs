@@ -2,7 +2,17 @@
 //! Promises: an error says whether the command was certainly not carried out; everything else is "unknown".
 //! Must not know: cells, objects, which host is who.
 
+mod block;
+pub mod drain;
 mod error;
+mod file;
+mod open;
+mod range_lock;
+mod raw_file;
+mod sys;
+
+pub use file::FileLun;
+pub use open::{OpenLun, open_lun};
 
 pub use error::{LunError, LunErrorKind};
 
@@ -12,7 +22,7 @@ use std::sync::Arc;
 use crate::buf::AlignedBuf;
 use crate::env::LocalFuture;
 use crate::format::header::{DeviceIdentity, LockMode};
-use crate::units::CellSize;
+use crate::units::{CellSize, SlotId};
 
 /// Result of one compare-and-write that was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,4 +102,10 @@ pub trait DataLun: Send + Sync {
     fn unmap(&self, offset: u64, length: u64) -> Result<(), LunError>;
     /// A new open file of the LUN for another process (a VMM) or an io_uring; `None`: this LUN has no descriptor.
     fn open_descriptor(&self) -> Option<Result<OwnedFd, LunError>>;
+    /// Marks this data path as one of `slot`'s, before it carries data, so that a breaker can wait for its end (`drain`). An error
+    /// of kind `Fenced`: a breaker was faster. LUNs whose initiator proves the end of its commands itself need nothing.
+    fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {
+        let _ = slot;
+        Ok(())
+    }
 }
