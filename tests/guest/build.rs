@@ -34,7 +34,7 @@ fn build() -> Result<(), String> {
         .args(["-C", "link-arg=-nostdlib", "-C", "link-arg=-nostartfiles", "-C", "link-arg=-static"])
         .args(["-C", "link-arg=-no-pie", "-C", "link-arg=-Wl,--build-id=none,-z,max-page-size=4096,-z,noexecstack"])
         .args(["-C", "link-arg=-T", "-C", &format!("link-arg={script}")])
-        .args(["-C", "strip=symbols", "-A", "dead_code"])
+        .args(["-C", "strip=symbols", "-D", "warnings"])
         .arg("-o")
         .arg(&output)
         .arg(image.join("main.rs"))

@@ -59,7 +59,7 @@ start64:
     lidt [idt_register]
 
     // TSS: where CPL3 enters CPL0, and an I/O bitmap that gives CPL3 all ports.
-    mov eax, offset tss
+    mov eax, offset task_state
     mov word ptr [gdt_tss + 2], ax
     shr eax, 16
     mov byte ptr [gdt_tss + 4], al
@@ -186,7 +186,8 @@ idt_register:
     .quad idt
 
 .balign 16
-tss:
+.globl task_state
+task_state:
     .long 0
     .quad kernel_stack_top, 0, 0
     .fill 9, 8, 0

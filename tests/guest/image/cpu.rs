@@ -148,12 +148,12 @@ pub fn exit(status: u8) -> ! {
 /// stack of CPL0 can be taken away instead, which does the same.
 pub fn triple_fault() -> ! {
     unsafe extern "C" {
-        static mut tss: [u32; 26];
+        static mut task_state: [u32; 26];
     }
     // SAFETY: ends the machine: the next exception cannot push its frame, nor can the double fault that follows.
     unsafe {
-        write_volatile((&raw mut tss).cast::<u32>().add(1), 0x8000_0000);
-        write_volatile((&raw mut tss).cast::<u32>().add(2), 0);
+        write_volatile((&raw mut task_state).cast::<u32>().add(1), 0x8000_0000);
+        write_volatile((&raw mut task_state).cast::<u32>().add(2), 0);
         asm!("ud2", options(noreturn))
     }
 }

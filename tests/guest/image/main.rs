@@ -4,18 +4,27 @@
 #![no_std]
 #![no_main]
 
+mod bench;
+mod commands;
 mod console;
 mod cpu;
+mod disk;
+mod garbage;
 #[path = "../src/job.rs"]
 mod job;
 mod memory;
 #[allow(dead_code, reason = "shared with tests on the host, which use the rest of it")]
 #[path = "../src/pattern.rs"]
 mod pattern;
+mod pci;
+mod pvscsi;
+mod verify;
 
 use console::line;
 use job::{Job, Task};
+use disk::{Answer, Disk};
 use memory::{Arena, StartInfo};
+use pvscsi::Pvscsi;
 
 /// Where `job=spin` counts; see the library's `SPIN_COUNTER`.
 const SPIN_COUNTER: u64 = 0x9000;
@@ -35,6 +44,14 @@ impl Tally {
             self.failed += 1;
             line!("failed={name}");
         }
+    }
+
+    /// Counts the end of a stream; a bad one is printed with the answer that ended it.
+    fn answer(&mut self, name: &str, result: Result<(), Answer>) {
+        if let Err(answer) = result {
+            line!("{name}: answer={answer:?}");
+        }
+        self.check(name, result.is_ok());
     }
 }
 
@@ -56,13 +73,64 @@ extern "C" fn guest_main(start_info: &'static StartInfo) -> ! {
     finish(&tally, status)
 }
 
-fn run(job: &Job, _arena: Arena, tally: &mut Tally) {
+fn run(job: &Job, mut arena: Arena, tally: &mut Tally) {
     match job.task {
         Task::Spin => spin(),
         Task::Reset => cpu::out8(0x64, 0xFE),
         Task::Fault => cpu::triple_fault(),
         Task::Exit => {}
-        _ => tally.check("not yet", false),
+        _ => match open_disk(job, &mut arena) {
+            Ok(mut disk) => run_on_disk(job, &mut disk, &mut arena, tally),
+            Err(cause) => {
+                line!("error={cause}");
+                tally.failed += 1;
+            }
+        },
+    }
+}
+
+fn open_disk(job: &Job, arena: &mut Arena) -> Result<Disk, Trouble> {
+    let clock = cpu::Clock::calibrate();
+    cpu::start_interrupts();
+    let adapter = Pvscsi::attach(job.interrupt, arena).map_err(Trouble::Adapter)?;
+    line!("adapter=pvscsi device={} interrupt={:?}", adapter.function.device(), job.interrupt);
+    let mut disk = Disk::new(adapter, clock, job.target, arena).map_err(|_| Trouble::Memory)?;
+    disk.measure().map_err(Trouble::Disk)?;
+    Ok(disk)
+}
+
+/// Why a job on a disk cannot start.
+enum Trouble {
+    Adapter(pvscsi::AttachError),
+    Memory,
+    Disk(Answer),
+}
+
+impl core::fmt::Display for Trouble {
+    fn fmt(&self, out: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Trouble::Adapter(cause) => write!(out, "the adapter cannot be used: {cause:?}"),
+            Trouble::Memory => write!(out, "not enough memory"),
+            Trouble::Disk(answer) => write!(out, "the disk does not tell its capacity: {answer:?}"),
+        }
+    }
+}
+
+fn run_on_disk(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
+    if !job.block.is_multiple_of(disk.block) || !job.offset.is_multiple_of(u64::from(disk.block)) {
+        line!("error=block and offset must be multiples of the disk's {} bytes", disk.block);
+        return tally.check("block size", false);
+    }
+    match job.task {
+        Task::Info => commands::info(disk, tally),
+        Task::Verify => verify::verify(job, disk, arena, tally),
+        Task::Check => verify::check(job, disk, arena, tally),
+        Task::Write => verify::write(job, disk, arena, tally),
+        Task::Bench => bench::bench(job, disk, arena, tally),
+        Task::Unmap => verify::unmap(job, disk, arena, tally),
+        Task::Errors => commands::errors(disk, tally),
+        Task::Garbage => garbage::garbage(job, disk, arena, tally),
+        Task::Spin | Task::Reset | Task::Fault | Task::Exit => {}
     }
 }
 

@@ -77,9 +77,4 @@ impl Arena {
         // SAFETY: RAM beyond the image, identity-mapped, given out once; fresh memory of the machine is zero.
         Ok(unsafe { core::slice::from_raw_parts_mut(start as *mut u8, bytes) })
     }
-
-    /// First address behind the guest's RAM, as far as it is known here.
-    pub fn end(&self) -> u64 {
-        self.end
-    }
 }
