@@ -2,6 +2,10 @@
 //! Promises: after [`HostBusAdapter::stop`] no request can touch guest memory any more.
 //! Must not know: KVM, how the PCI bus and its interrupts are built, what stores a disk's blocks.
 
+mod event_file;
+mod guest_segments;
+pub mod pvscsi;
+
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
@@ -118,6 +122,18 @@ pub enum AdapterError {
         target: u8,
         /// The storage's cause, which names the file and the next step.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There is no such target, or the number cannot be used.
+    #[error("there is no target {target}; disks have the numbers 0 to 64 without 7, the adapter's own")]
+    NoTarget {
+        /// SCSI target number.
+        target: u8,
+    },
+    /// Another disk is there.
+    #[error("target {target} has a disk already; choose another number")]
+    TargetTaken {
+        /// SCSI target number.
+        target: u8,
     },
     /// A disk could not be flushed at the end.
     #[error("data of the disk at target {target} may be lost: its last flush failed: {source}")]

@@ -1,0 +1,339 @@
+//! A guest in plain memory: it drives registers and rings the way drivers do, without KVM.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use scsi::testing::MemoryDisk;
+use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, DiskOptions, Geometry, Identity, StorageError};
+use vm_memory::{Bytes, GuestAddress};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::super::entries::*;
+use super::super::registers::{KICK_NON_RW_IO, KICK_RW_IO};
+use super::super::{Attachment, PvScsi};
+use crate::hba::{GuestMemory, HostBusAdapter, InterruptLine};
+
+pub(super) const MEMORY: usize = 4 << 20;
+pub(super) const STATE: u64 = 0x1000;
+pub(super) const REQUESTS: u64 = 0x10000;
+pub(super) const COMPLETIONS: u64 = 0x40000;
+pub(super) const MESSAGES: u64 = 0x70000;
+pub(super) const SENSE: u64 = 0x80000;
+pub(super) const DATA: u64 = 0x100000;
+
+/// Counts interrupts.
+#[derive(Default)]
+pub(super) struct Line {
+    pub(super) msi: AtomicBool,
+    pub(super) messages: AtomicUsize,
+    pub(super) level: AtomicBool,
+}
+
+impl InterruptLine for Line {
+    fn msi_enabled(&self) -> bool {
+        self.msi.load(Ordering::SeqCst)
+    }
+
+    fn raise_msi(&self) {
+        self.messages.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn set_level(&self, asserted: bool) {
+        self.level.store(asserted, Ordering::SeqCst);
+    }
+}
+
+/// Lets a disk's reads and writes wait until the test opens it.
+#[derive(Default)]
+pub(super) struct Gate {
+    closed: AtomicBool,
+    waiting: AtomicUsize,
+    wakers: Mutex<Vec<Waker>>,
+}
+
+impl Gate {
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn open(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+        self.wakers.lock().drain(..).for_each(Waker::wake);
+    }
+
+    /// Requests that wait at the gate.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    async fn pass(&self) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        std::future::poll_fn(|context| {
+            self.wakers.lock().push(context.waker().clone());
+            if self.closed.load(Ordering::SeqCst) { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+        })
+        .await;
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A memory disk behind a gate.
+pub(super) struct GatedDisk {
+    disk: MemoryDisk,
+    gate: Arc<Gate>,
+}
+
+impl BlockDevice for GatedDisk {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+
+    fn identity(&self) -> &Identity {
+        self.disk.identity()
+    }
+
+    async fn read(&self, position: u64, buffer: &DataBuffer) -> Result<(), StorageError> {
+        self.gate.pass().await;
+        self.disk.read(position, buffer).await
+    }
+
+    async fn write(&self, position: u64, buffer: &DataBuffer, force: bool) -> Result<(), StorageError> {
+        self.gate.pass().await;
+        self.disk.write(position, buffer, force).await
+    }
+
+    async fn flush(&self) -> Result<(), StorageError> {
+        self.disk.flush().await
+    }
+
+    async fn unmap(&self, ranges: &[ByteRange]) -> Result<(), StorageError> {
+        self.disk.unmap(ranges).await
+    }
+
+    async fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> Result<(), StorageError> {
+        self.disk.write_zeroes(range, may_unmap).await
+    }
+
+    async fn block_status(&self, range: ByteRange) -> Result<BlockStatus, StorageError> {
+        self.disk.block_status(range).await
+    }
+}
+
+/// A request as a test writes it down.
+#[derive(Clone)]
+pub(super) struct Io {
+    pub(super) context: u64,
+    pub(super) target: u8,
+    pub(super) lun: u8,
+    pub(super) cdb: Vec<u8>,
+    pub(super) address: u64,
+    pub(super) length: u64,
+    pub(super) flags: u32,
+    pub(super) sense_address: u64,
+}
+
+impl Io {
+    /// A command without data to target 0.
+    pub(super) fn new(context: u64, cdb: &[u8]) -> Self {
+        Self {
+            context,
+            target: 0,
+            lun: 0,
+            cdb: cdb.to_vec(),
+            address: 0,
+            length: 0,
+            flags: FLAG_NO_DATA,
+            sense_address: SENSE,
+        }
+    }
+
+    pub(super) fn into_guest(mut self, address: u64, length: u64) -> Self {
+        (self.address, self.length, self.flags) = (address, length, FLAG_TO_HOST);
+        self
+    }
+
+    pub(super) fn out_of_guest(mut self, address: u64, length: u64) -> Self {
+        (self.address, self.length, self.flags) = (address, length, FLAG_TO_DEVICE);
+        self
+    }
+
+    pub(super) fn for_target(mut self, target: u8) -> Self {
+        self.target = target;
+        self
+    }
+}
+
+pub(super) fn read_10(lba: u8, blocks: u8) -> [u8; 10] {
+    [0x28, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
+}
+
+pub(super) fn write_10(lba: u8, blocks: u8) -> [u8; 10] {
+    [0x2A, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
+}
+
+/// The guest with its adapter.
+pub(super) struct Guest {
+    pub(super) memory: Arc<GuestMemory>,
+    pub(super) line: Arc<Line>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) adapter: Arc<PvScsi<GatedDisk>>,
+    consumer: u32,
+}
+
+impl Guest {
+    /// An adapter with one disk of 256 blocks at target 0; rings are not set up yet.
+    pub(super) fn new() -> Self {
+        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
+        let (line, gate) = (Arc::new(Line::default()), Arc::new(Gate::default()));
+        let disks = vec![disk(0, &gate)];
+        let adapter = PvScsi::start("test", memory.clone(), line.clone(), disks).unwrap();
+        Self { memory, line, gate, adapter, consumer: 0 }
+    }
+
+    /// The same with rings of one page each, interrupts unmasked, and the power-on attention taken.
+    pub(super) fn ready() -> Self {
+        let mut guest = Self::new();
+        guest.set_up_rings(1);
+        guest.write(0x2010, 0xF);
+        let attention = guest.run(Io::new(0, &[0; 6]));
+        assert_eq!(attention.scsi_status.get(), 2);
+        guest
+    }
+
+    pub(super) fn write(&self, offset: u64, value: u32) {
+        self.adapter.write(offset, &value.to_le_bytes());
+    }
+
+    pub(super) fn read(&self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.adapter.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Writes a command with its data words; returns COMMAND_STATUS.
+    pub(super) fn command(&self, number: u32, words: &[u32]) -> u32 {
+        self.write(0, number);
+        for &word in words {
+            self.write(4, word);
+        }
+        self.read(8)
+    }
+
+    /// SETUP_RINGS with so many pages for each ring.
+    pub(super) fn set_up_rings(&mut self, pages: u32) -> u32 {
+        let mut words = vec![0; 132];
+        words[..3].copy_from_slice(&[pages, pages, (STATE >> 12) as u32]);
+        for page in 0..pages as usize {
+            words[4 + 2 * page] = (REQUESTS >> 12) as u32 + page as u32;
+            words[68 + 2 * page] = (COMPLETIONS >> 12) as u32 + page as u32;
+        }
+        self.consumer = 0;
+        self.memory.write_slice(&[0; 4096], GuestAddress(STATE)).unwrap();
+        self.command(3, &words)
+    }
+
+    pub(super) fn state(&self, field: u64) -> u32 {
+        self.memory.load(GuestAddress(STATE + field), Ordering::Acquire).unwrap()
+    }
+
+    pub(super) fn set_state(&self, field: u64, value: u32) {
+        self.memory.store(value, GuestAddress(STATE + field), Ordering::Release).unwrap();
+    }
+
+    /// Puts a request into the ring without a kick.
+    pub(super) fn put(&self, io: &Io) {
+        let mut descriptor = Descriptor::read_from_bytes(&[0; REQUEST_SIZE]).unwrap();
+        descriptor.context.set(io.context);
+        descriptor.data_address.set(io.address);
+        descriptor.data_length.set(io.length);
+        descriptor.sense_address.set(io.sense_address);
+        descriptor.sense_length.set(96);
+        descriptor.flags.set(io.flags);
+        descriptor.cdb[..io.cdb.len()].copy_from_slice(&io.cdb);
+        descriptor.cdb_length = io.cdb.len() as u8;
+        descriptor.lun[1] = io.lun;
+        descriptor.tag = 0x20;
+        descriptor.target = io.target;
+        let producer = self.state(0);
+        let slot = u64::from(producer & ((1 << self.state(8)) - 1));
+        let address = GuestAddress(REQUESTS + slot * REQUEST_SIZE as u64);
+        self.memory.write_slice(descriptor.as_bytes(), address).unwrap();
+        self.set_state(0, producer.wrapping_add(1));
+    }
+
+    pub(super) fn kick(&self) {
+        self.write(KICK_RW_IO, 0);
+    }
+
+    /// Takes the next completion if there is one.
+    pub(super) fn take(&mut self) -> Option<CompletionEntry> {
+        if self.state(0x0C) == self.consumer {
+            return None;
+        }
+        let slot = u64::from(self.consumer & ((1 << self.state(0x14)) - 1));
+        let mut bytes = [0; COMPLETION_SIZE];
+        self.memory.read_slice(&mut bytes, GuestAddress(COMPLETIONS + slot * COMPLETION_SIZE as u64)).unwrap();
+        self.consumer = self.consumer.wrapping_add(1);
+        self.set_state(0x10, self.consumer);
+        Some(CompletionEntry::read_from_bytes(&bytes).unwrap())
+    }
+
+    /// Waits for the next completion.
+    pub(super) fn wait(&mut self) -> CompletionEntry {
+        let mut taken = None;
+        eventually("a completion", || {
+            taken = self.take();
+            taken.is_some()
+        });
+        taken.unwrap()
+    }
+
+    /// One request from kick to completion.
+    pub(super) fn run(&mut self, io: Io) -> CompletionEntry {
+        self.put(&io);
+        self.write(KICK_NON_RW_IO, 0);
+        let completion = self.wait();
+        assert_eq!(completion.context.get(), io.context);
+        completion
+    }
+
+    pub(super) fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+
+    pub(super) fn set_bytes(&self, address: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.gate.open();
+        let stopped = self.adapter.stop();
+        if !std::thread::panicking() {
+            stopped.unwrap();
+        }
+    }
+}
+
+/// A disk of 256 blocks behind `gate`.
+pub(super) fn disk(target: u8, gate: &Arc<Gate>) -> Attachment<GatedDisk> {
+    let gate = gate.clone();
+    Attachment::new(target, DiskOptions::default(), || async {
+        Ok(GatedDisk { disk: MemoryDisk::new(scsi::testing::GEOMETRY), gate })
+    })
+}
+
+/// Waits for something that happens soon; gives up only when it is plainly never going to happen.
+pub(super) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what} never came");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
