@@ -2,6 +2,7 @@
 //! Promises: a slot that another host has claimed is never renewed again; a slot that went back in time stops its owner for good.
 //! Must not know: what is done with a lease (the gate), how a dead host is broken (the breaker).
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::cas::{CasOutcome, CellChange, CellIo};
@@ -12,6 +13,7 @@ use crate::format::header::LeaseTimes;
 use crate::format::heartbeat::{FenceGrade, Heartbeat, SlotState};
 use crate::format::layout::{self, FIXED_STRIDE};
 use crate::format::{Cell, CellKind};
+use crate::gate::GatePage;
 use crate::lease;
 use crate::lun::{Lun, LunError};
 use crate::units::{Generation, LunIndex, SLOTS, SlotId, SlotRef, Uuid};
@@ -91,10 +93,12 @@ pub async fn join(
 ) -> Result<OwnSlot, FsError> {
     lease::check(&lease)?;
     let prefer = prefer.unwrap_or(SlotId(identity.host.0.iter().fold(0, |sum, byte| sum ^ byte)));
+    // Slots whose arena cell is damaged; fsck repairs them, until then others serve.
+    let mut damaged = Vec::new();
     for _ in 0..TRIES {
         let slots = read_slots(io, lun, lun_index).await?;
         let free = order_of_choice(prefer).find_map(|slot| match &slots[usize::from(slot.0)] {
-            Ok((cell, heartbeat)) if may_join(heartbeat) => Some((slot, cell, heartbeat)),
+            Ok((cell, heartbeat)) if may_join(heartbeat) && !damaged.contains(&slot) => Some((slot, cell, heartbeat)),
             _ => None,
         });
         let Some((slot, cell, heartbeat)) = free else {
@@ -129,7 +133,11 @@ pub async fn join(
                 let gone = Heartbeat { generation, ..Heartbeat::free() };
                 let new = io.successor(&cell, CellChange::payload(&cell, gone.encode()), writer);
                 io.cas(lun, &cell, new).await?;
-                return Err(error);
+                if error.kind() != FsErrorKind::Corrupt {
+                    return Err(error);
+                }
+                damaged.push(slot);
+                continue;
             }
         };
         let lease_until = lease::lease_until(t0, &lease);
@@ -200,6 +208,35 @@ pub async fn renew(io: &CellIo, lun: &Rc<dyn Lun>, own: &mut OwnSlot) -> Result<
         }
     }
     Err(contended(lun, own))
+}
+
+/// Renews until that is no longer possible, and tells the gate page: each renewal that was Applied opens the gate until its lease
+/// ends; a LUN that does not answer lets the gate close by itself and is tried again four times as often (freeze, don't kill).
+/// Returns why it ended, after it poisoned the generation: fenced, or rolled back. Dropping it stops the renewals.
+pub async fn keep(io: &CellIo, lun: &Rc<dyn Lun>, own: &RefCell<OwnSlot>, page: &GatePage) -> FsError {
+    let margin_ns = |own: &OwnSlot| lease::margin(&own.lease).as_nanos() as u64;
+    let mut failed = false;
+    loop {
+        let mut mine = own.borrow().clone();
+        if !failed {
+            page.extend(mine.lun, mine.slot.generation, mine.lease_until, margin_ns(&mine));
+        }
+        let mut chance = [0];
+        io.env().random(&mut chance);
+        let wait = lease::renew_after(&mine.lease, chance[0]);
+        io.env().sleep(if failed { wait / 4 } else { wait }).await;
+        let renewed = renew(io, lun, &mut mine).await;
+        failed = renewed.is_err();
+        match renewed {
+            Err(error) if matches!(error.kind(), FsErrorKind::Fenced | FsErrorKind::Stale) => {
+                page.poison(mine.lun, mine.slot.generation);
+                return error;
+            }
+            Err(error) => tracing::warn!(%error, "the lease could not be renewed; trying again"),
+            Ok(()) => {}
+        }
+        *own.borrow_mut() = mine;
+    }
 }
 
 /// Changes fields of the own slot that are not about its life (fence grade, reservation key, acknowledgement of a drop). `edit` may

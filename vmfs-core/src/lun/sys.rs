@@ -72,12 +72,12 @@ pub(super) fn block_zero(fd: BorrowedFd<'_>, offset: u64, length: u64) -> io::Re
     block_range(fd, BLKZEROOUT, offset, length)
 }
 
-/// UUID of the file system that holds an open file, where the kernel can tell.
+/// UUID of the file system that holds an open file, where the kernel can tell and there is one.
 pub(super) fn file_system_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     // struct fsuuid2: one byte length, sixteen bytes.
     let mut reply = [0u8; 17];
     // SAFETY: FS_IOC_GETFSUUID writes a struct fsuuid2 (17 bytes) to the address given, which has that room.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID as _, reply.as_mut_ptr()) };
     let uuid: [u8; 16] = reply[1..].try_into().ok()?;
-    (result == 0 && reply[0] == 16).then_some(uuid)
+    (result == 0 && reply[0] == 16 && uuid != [0; 16]).then_some(uuid)
 }

@@ -35,6 +35,7 @@
 mod disk;
 mod executor;
 mod fault;
+mod format;
 mod lun;
 mod rng;
 mod store;
@@ -42,5 +43,6 @@ mod store;
 pub use disk::{MemoryDisk, PathState, Snapshot};
 pub use executor::{HostClock, HostNo, STORAGE, Sim, SimEnv, TaskHandle};
 pub use fault::{Command, Fault, FaultRates, Record};
+pub use format::format_disks;
 pub use lun::MemoryLun;
 pub use rng::Rng;
