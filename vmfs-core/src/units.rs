@@ -181,6 +181,9 @@ pub struct CellAddress {
 }
 
 impl CellAddress {
+    /// Bits of a byte offset: LUNs end below 2^56.
+    pub const OFFSET_BITS: u32 = 56;
+
     /// As stored: LUN index in the top 8 bits, offset below.
     pub const fn pack(self) -> u64 {
         ((self.lun.get() as u64) << 56) | self.offset

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::layout::{MAX_SEGMENTS, Segment, TABLE_OFFSET};
 use super::{FormatError, prefix, value};
-use crate::units::{BlockSize, CellSize, FdId, LunIndex, Uuid};
+use crate::units::{BlockNo, BlockSize, CellAddress, CellSize, FdId, LunIndex, Uuid};
 
 /// State of a member LUN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -262,9 +262,13 @@ impl LunHeader {
     fn check_geometry(&self, cell: CellSize) -> Result<(), FormatError> {
         let bad = |field, value| FormatError::Value { structure: "LUN header", field, value };
         let (mut block, mut from) = (0u64, TABLE_OFFSET);
+        if self.lun_bytes >> CellAddress::OFFSET_BITS != 0 {
+            return Err(bad("lun_bytes", self.lun_bytes));
+        }
         for segment in &self.segments {
             let max = self.lun_bytes / self.block_size.bytes();
-            if segment.first_block != block || segment.block_count == 0 || segment.block_count > max {
+            let past = (1 << BlockNo::BITS) - block;
+            if segment.first_block != block || segment.block_count == 0 || segment.block_count > max.min(past) {
                 return Err(bad("segment block_count", segment.block_count));
             }
             if segment.table_offset < from || segment.table_offset >= self.lun_bytes || segment.table_offset % 4096 != 0
