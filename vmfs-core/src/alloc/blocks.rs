@@ -1,0 +1,410 @@
+//! Owns: allocation from the block table, and the count of free blocks.
+//! Promises: a block is given to one owner; a freed block still named its owner; the last blocks of a LUN are kept for metadata.
+//! Must not know: what is in the blocks, when a write to them has ended (the caller frees after that, rule R3).
+
+use std::cell::{Cell as StdCell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use super::table::{TablePlace, Tables};
+use crate::context::{Context, Member};
+use crate::error::{FsError, FsErrorKind};
+use crate::format::CellKind;
+use crate::format::arena::Place;
+use crate::format::layout::entries_per_cell;
+use crate::format::root_cell::LunSet;
+use crate::format::table_entry::{EntryKind, TableCell, TableEntry};
+use crate::units::{BlockAddress, BlockNo, FdId, LunIndex, SlotRef};
+
+/// Free blocks of a LUN that are kept for containers, so that removing works on a full volume.
+const RESERVED: u64 = 2;
+/// Hint of a table cell whose free entries are not known.
+const UNKNOWN: u8 = u8::MAX;
+/// Table cells read with one command while the free space is counted.
+const SCAN_CELLS: usize = 1024;
+
+/// What this host knows of the free blocks of one LUN: a hint a table cell, never believed without reading the cell.
+struct Hints {
+    free: RefCell<Vec<u8>>,
+    counted: StdCell<u64>,
+    known_cells: StdCell<u64>,
+    cursor: StdCell<u64>,
+}
+
+/// Containers found on the LUNs.
+#[derive(Default)]
+pub struct Containers {
+    /// FD containers.
+    pub fds: RefCell<BTreeSet<BlockAddress>>,
+    /// Unit containers.
+    pub units: RefCell<BTreeSet<BlockAddress>>,
+}
+
+/// Blocks of a LUN or of the volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockCount {
+    /// All.
+    pub total: u64,
+    /// Free, as far as is known.
+    pub free: u64,
+    /// Every table cell was looked at since the volume was mounted.
+    pub complete: bool,
+}
+
+/// The block tables of a mounted volume.
+pub struct Blocks {
+    context: Rc<Context>,
+    tables: Rc<Tables>,
+    hints: RefCell<BTreeMap<LunIndex, Rc<Hints>>>,
+    containers: Rc<Containers>,
+}
+
+/// The place of a block's entry.
+fn place_of(member: &Member, block: BlockNo) -> Result<(TablePlace, u64, usize), FsError> {
+    let missing = || FsError::refused(FsErrorKind::Corrupt, format!("{} has no block {}", member.index, block.get()));
+    let (_, nth) = member.layout.table_entry(block).ok_or_else(missing)?;
+    let number = cell_number(member, block).ok_or_else(missing)?;
+    Ok((place_of_cell(member, number).ok_or_else(missing)?, number, nth))
+}
+
+fn cell_number(member: &Member, block: BlockNo) -> Option<u64> {
+    let per = entries_per_cell(member.layout.cell_size) as u64;
+    let mut cells = 0;
+    for segment in &member.layout.segments {
+        if block.get() >= segment.first_block && block.get() - segment.first_block < segment.block_count {
+            return Some(cells + (block.get() - segment.first_block) / per);
+        }
+        cells += segment.table_cells(member.layout.cell_size);
+    }
+    None
+}
+
+fn place_of_cell(member: &Member, number: u64) -> Option<TablePlace> {
+    let (at, _, _) = member.layout.table_cell(number)?;
+    Some(TablePlace { at, kind: CellKind::BlockTable, place: Place::TableCell(number) })
+}
+
+fn entry(kind: EntryKind, fd: u64, index: u32, by: SlotRef) -> TableEntry {
+    TableEntry { fd, index, kind, slot: by.slot, generation_low: by.generation.low(), was: EntryKind::Free }
+}
+
+impl Blocks {
+    /// For a mounted volume.
+    pub fn new(context: Rc<Context>, tables: Rc<Tables>) -> Blocks {
+        Blocks { context, tables, hints: RefCell::default(), containers: Rc::default() }
+    }
+
+    /// Containers known so far.
+    pub fn containers(&self) -> &Rc<Containers> {
+        &self.containers
+    }
+
+    fn hints(&self, member: &Member) -> Rc<Hints> {
+        let mut all = self.hints.borrow_mut();
+        let make = || {
+            let cells = member.layout.table_cell_count();
+            let slot = self.context.own_slot(member.index).map_or(0, |own| u64::from(own.slot.0));
+            Rc::new(Hints {
+                free: RefCell::new(vec![UNKNOWN; cells as usize]),
+                counted: StdCell::new(0),
+                known_cells: StdCell::new(0),
+                // Neighbouring slots start far apart: bit-reversed slot number as a fraction of the LUN.
+                cursor: StdCell::new(u64::from((slot as u8).reverse_bits()) * cells / 256),
+            })
+        };
+        all.entry(member.index).or_insert_with(make).clone()
+    }
+
+    fn learn(&self, member: &Member, hints: &Hints, number: u64, table: &TableCell) {
+        let Some((_, first, used)) = member.layout.table_cell(number) else { return };
+        let free = table.entries[..used].iter().filter(|e| e.kind == EntryKind::Free).count() as u8;
+        let old = std::mem::replace(&mut hints.free.borrow_mut()[number as usize], free);
+        if old == UNKNOWN {
+            hints.known_cells.set(hints.known_cells.get() + 1);
+        }
+        hints.counted.set(hints.counted.get() + u64::from(free) - if old == UNKNOWN { 0 } else { u64::from(old) });
+        for (nth, entry) in table.entries[..used].iter().enumerate() {
+            let set = match entry.kind {
+                EntryKind::FdContainer => &self.containers.fds,
+                EntryKind::UnitContainer => &self.containers.units,
+                _ => continue,
+            };
+            if let Some(block) = BlockNo::new(first.get() + nth as u64) {
+                set.borrow_mut().insert(BlockAddress { lun: member.index, block });
+            }
+        }
+    }
+
+    /// Free and all blocks of a LUN. Own changes are counted at once, other hosts' when their table cells are read again.
+    pub fn count(&self, lun: LunIndex) -> BlockCount {
+        let Ok(member) = self.context.member(lun) else { return BlockCount::default() };
+        let hints = self.hints(&member);
+        let total = member.layout.block_count();
+        let complete = hints.known_cells.get() == member.layout.table_cell_count();
+        // What was not looked at yet is taken for free.
+        let per = entries_per_cell(member.layout.cell_size) as u64;
+        let unknown = (member.layout.table_cell_count() - hints.known_cells.get()) * per;
+        BlockCount { total, free: (hints.counted.get() + unknown).min(total), complete }
+    }
+
+    /// Reads up to `cells` table cells of a LUN from cell `from` on and counts them; gives the next cell, `None` at the end.
+    pub async fn scan(&self, lun: LunIndex, from: u64, cells: usize) -> Result<Option<u64>, FsError> {
+        let member = self.context.member(lun)?;
+        let hints = self.hints(&member);
+        let total = member.layout.table_cell_count();
+        let (mut number, end) = (from, (from + cells as u64).min(total));
+        while number < end {
+            let (at, _, _) = member.layout.table_cell(number).expect("the number is below the count");
+            let size = member.layout.cell_size.bytes() as u64;
+            let mut run = 1;
+            while run < SCAN_CELLS as u64
+                && number + run < end
+                && member
+                    .layout
+                    .table_cell(number + run)
+                    .is_some_and(|(next, _, _)| next.offset == at.offset + run * size)
+            {
+                run += 1;
+            }
+            for (nth, cell) in self.context.io.read_span(&member.lun, at, run as usize).await?.into_iter().enumerate() {
+                let number = number + nth as u64;
+                let table = match cell.as_ref().map(|cell| TableCell::decode(member.layout.cell_size, cell.payload())) {
+                    Ok(Ok(table)) => table,
+                    _ => self.tables.read(place_of_cell(&member, number).expect("below the count")).await?,
+                };
+                self.learn(&member, &hints, number, &table);
+            }
+            number += run;
+        }
+        Ok((end < total).then_some(end))
+    }
+
+    /// Takes blocks for the file blocks `indexes` (ascending) of `owner`: neighbours where possible, next to `near`, on `prefer` first,
+    /// then on the other LUNs of `allowed`. All or none; `NoSpace` when there are not enough.
+    pub async fn take(
+        &self,
+        owner: FdId,
+        indexes: &[u32],
+        prefer: LunIndex,
+        allowed: &LunSet,
+        near: Option<BlockAddress>,
+    ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
+        let mut taken = Vec::with_capacity(indexes.len());
+        let mut order: Vec<LunIndex> = allowed.iter().filter(|lun| *lun != prefer).collect();
+        order.sort_by_key(|lun| std::cmp::Reverse(self.count(*lun).free));
+        for lun in std::iter::once(prefer).chain(order) {
+            let rest = &indexes[taken.len()..];
+            if rest.is_empty() {
+                break;
+            }
+            let near = taken.last().map(|(_, at)| *at).or(near).filter(|at| at.lun == lun);
+            let found = self.take_on(lun, EntryKind::Data, owner.get(), rest, near, RESERVED).await;
+            match found {
+                Ok(found) => taken.extend(found),
+                Err(FsError::MissingLun { .. }) => {}
+                Err(error) => {
+                    self.give_back(owner, &taken).await;
+                    return Err(error);
+                }
+            }
+        }
+        if taken.len() < indexes.len() {
+            self.give_back(owner, &taken).await;
+            let luns: Vec<String> = allowed.iter().map(|lun| lun.to_string()).collect();
+            let message = format!("no free block for {owner} on {}; remove files or add an extent", luns.join(", "));
+            return Err(FsError::refused(FsErrorKind::NoSpace, message));
+        }
+        Ok(taken)
+    }
+
+    async fn give_back(&self, owner: FdId, taken: &[(u32, BlockAddress)]) {
+        if let Err(error) = self.free(owner, taken).await {
+            tracing::warn!(%error, "blocks that were just taken could not be given back; recovery will");
+            for (_, at) in taken {
+                let _ = self.context.member(at.lun).map(|member| member.set_unresolved());
+            }
+        }
+    }
+
+    /// Takes one block for a container, in state formatting. `None`: the LUN is full.
+    pub async fn take_for_container(&self, lun: LunIndex) -> Result<Option<BlockAddress>, FsError> {
+        let found = self.take_on(lun, EntryKind::Formatting, 0, &[0], None, 0).await?;
+        Ok(found.first().map(|(_, at)| *at))
+    }
+
+    /// A formatted block becomes a container (step three of rule R2), or goes back when `kind` is free.
+    pub async fn finish_container(&self, at: BlockAddress, kind: EntryKind) -> Result<(), FsError> {
+        let by = self.context.own_slot(at.lun)?;
+        let was = entry(EntryKind::Formatting, 0, 0, by);
+        let now = if kind == EntryKind::Free { TableEntry::FREE } else { entry(kind, 0, 0, SlotRef::NOBODY) };
+        self.edit(at.lun, &[at.block], |_, entry| {
+            if *entry == was {
+                *entry = now
+            }
+        })
+        .await
+    }
+
+    /// Takes up to `indexes.len()` blocks of one LUN; fewer when it has no more.
+    async fn take_on(
+        &self,
+        lun: LunIndex,
+        kind: EntryKind,
+        fd: u64,
+        indexes: &[u32],
+        near: Option<BlockAddress>,
+        reserve: u64,
+    ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
+        let member = self.context.member(lun)?;
+        let by = self.context.own_slot(lun)?;
+        let hints = self.hints(&member);
+        let cells = member.layout.table_cell_count();
+        let start = near.and_then(|at| cell_number(&member, at.block)).unwrap_or(hints.cursor.get()) % cells;
+        let mut taken = Vec::with_capacity(indexes.len());
+        for step in 0..cells {
+            let number = (start + step) % cells;
+            if taken.len() == indexes.len() || (reserve > 0 && self.count(lun).free <= reserve) {
+                break;
+            }
+            if hints.free.borrow()[number as usize] == 0 {
+                continue;
+            }
+            let (_, first, used) = member.layout.table_cell(number).expect("the number is below the count");
+            let rest = &indexes[taken.len()..];
+            let room = if reserve > 0 { self.count(lun).free.saturating_sub(reserve) as usize } else { rest.len() };
+            let rest = &rest[..rest.len().min(room)];
+            let after = taken.last().map(|(_, at): &(u32, BlockAddress)| *at).or(near);
+            let from = after.filter(|at| at.block >= first).map_or(0, |at| (at.block.get() - first.get() + 1) as usize);
+            let mut chosen = Vec::new();
+            let place = place_of_cell(&member, number).expect("the number is below the count");
+            let table = self
+                .tables
+                .edit(place, |table| {
+                    chosen = choose(&mut table.entries[..used], from, rest, |index| entry(kind, fd, index, by));
+                    Ok(())
+                })
+                .await?;
+            self.learn(&member, &hints, number, &table);
+            for (index, nth) in chosen {
+                let block = BlockNo::new(first.get() + nth as u64).expect("the layout has the block");
+                taken.push((index, BlockAddress { lun, block }));
+            }
+            hints.cursor.set(number);
+        }
+        Ok(taken)
+    }
+
+    /// Marks blocks that `owner` is about to drop, before its pointers to them go.
+    pub async fn retire(&self, owner: FdId, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
+        self.for_each_owned(owner, blocks, |by, found| {
+            if found.kind == EntryKind::Data {
+                *found = TableEntry { was: EntryKind::Data, ..entry(EntryKind::Retiring, found.fd, found.index, by) };
+            }
+        })
+        .await
+    }
+
+    /// Takes a retiring mark of this host back: the pointers stay.
+    pub async fn keep(&self, owner: FdId, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
+        self.for_each_owned(owner, blocks, |by, found| {
+            let mine = (found.slot, found.generation_low) == (by.slot, by.generation.low());
+            if found.kind == EntryKind::Retiring && mine {
+                *found = entry(found.was, found.fd, found.index, by);
+            }
+        })
+        .await
+    }
+
+    /// Frees blocks, each only while its entry still names `owner` and its index. No pointer reaches them any more, no write to
+    /// them is on its way (rule R3), and they have been unmapped if they are to be.
+    pub async fn free(&self, owner: FdId, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
+        self.for_each_owned(owner, blocks, |_, found| *found = TableEntry::FREE).await
+    }
+
+    /// Keeps blocks from use until this incarnation is proven fenced: the end of a write to them is not known (rule R3).
+    pub async fn quarantine(&self, owner: FdId, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
+        for (_, at) in blocks {
+            self.context.member(at.lun)?.set_unresolved();
+        }
+        self.for_each_owned(owner, blocks, |by, found| {
+            *found = entry(EntryKind::Quarantine, by.pack(), found.index, by);
+        })
+        .await
+    }
+
+    /// Runs `change` on the entries that still name `owner` and the index given, one compare-and-write a table cell, cells in parallel.
+    async fn for_each_owned(
+        &self,
+        owner: FdId,
+        blocks: &[(u32, BlockAddress)],
+        change: impl Fn(SlotRef, &mut TableEntry),
+    ) -> Result<(), FsError> {
+        let mut by_lun: BTreeMap<LunIndex, Vec<(u32, BlockNo)>> = BTreeMap::new();
+        for (index, at) in blocks {
+            by_lun.entry(at.lun).or_default().push((*index, at.block));
+        }
+        let each = by_lun.into_iter().map(async |(lun, owned)| {
+            let by = self.context.own_slot(lun)?;
+            let numbers: Vec<BlockNo> = owned.iter().map(|(_, block)| *block).collect();
+            self.edit(lun, &numbers, |nth, entry| {
+                if entry.fd == owner.get()
+                    && entry.index == owned[nth].0
+                    && matches!(entry.kind, EntryKind::Data | EntryKind::Retiring)
+                {
+                    change(by, entry);
+                }
+            })
+            .await
+        });
+        futures_util::future::try_join_all(each).await.map(|_| ())
+    }
+
+    /// Runs `change(nth, entry)` on the entries of these blocks of one LUN.
+    async fn edit(
+        &self,
+        lun: LunIndex,
+        blocks: &[BlockNo],
+        change: impl Fn(usize, &mut TableEntry),
+    ) -> Result<(), FsError> {
+        let member = self.context.member(lun)?;
+        let hints = self.hints(&member);
+        let mut by_cell: BTreeMap<u64, (TablePlace, Vec<(usize, usize)>)> = BTreeMap::new();
+        for (nth, block) in blocks.iter().enumerate() {
+            let (place, number, in_cell) = place_of(&member, *block)?;
+            by_cell.entry(number).or_insert_with(|| (place, Vec::new())).1.push((nth, in_cell));
+        }
+        let change = &change;
+        let each = by_cell.into_iter().map(async |(number, (place, entries))| {
+            let edited = self.tables.edit(place, |table| {
+                entries.iter().for_each(|(nth, in_cell)| change(*nth, &mut table.entries[*in_cell]));
+                Ok(())
+            });
+            self.learn(&member, &hints, number, &edited.await?);
+            Ok::<(), FsError>(())
+        });
+        futures_util::future::try_join_all(each).await.map(|_| ())
+    }
+}
+
+/// Fills free entries for `indexes`, from entry `from` on and then round; entries that are filled so already count (an edit may run
+/// twice). Gives {index, entry}.
+fn choose(
+    entries: &mut [TableEntry],
+    from: usize,
+    indexes: &[u32],
+    make: impl Fn(u32) -> TableEntry,
+) -> Vec<(u32, usize)> {
+    let count = entries.len();
+    let mut chosen = Vec::new();
+    let mut places = (0..count)
+        .map(|n| (from + n) % count)
+        .filter(|n| entries[*n].kind == EntryKind::Free)
+        .collect::<Vec<_>>()
+        .into_iter();
+    for index in indexes {
+        let Some(place) = places.next() else { break };
+        entries[place] = make(*index);
+        chosen.push((*index, place));
+    }
+    chosen
+}

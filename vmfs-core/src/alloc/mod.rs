@@ -1,0 +1,35 @@
+//! Owns: the space of a volume: block table, units, root cells, and where unfinished work may lie.
+//! Promises: what is given out belongs to one owner, also when hosts race; what cannot be settled is never given out again.
+//! Must not know: names, file data.
+
+pub mod arena;
+pub mod blocks;
+pub mod roots;
+pub mod table;
+pub mod units;
+
+use std::rc::Rc;
+
+use crate::context::Context;
+
+/// Everything that gives space out.
+pub struct Space {
+    /// Blocks.
+    pub blocks: blocks::Blocks,
+    /// Units.
+    pub units: units::Units,
+    /// Root cells.
+    pub roots: roots::Roots,
+}
+
+impl Space {
+    /// For a mounted volume.
+    pub fn new(context: &Rc<Context>) -> Rc<Space> {
+        let arenas = Rc::new(arena::Arenas::new(context.clone()));
+        let tables = Rc::new(table::Tables::new(context.clone(), arenas.clone()));
+        let blocks = blocks::Blocks::new(context.clone(), tables.clone());
+        let units = units::Units::new(context.clone(), tables, blocks.containers().clone());
+        let roots = roots::Roots::new(context.clone(), arenas, blocks.containers().clone());
+        Rc::new(Space { blocks, units, roots })
+    }
+}

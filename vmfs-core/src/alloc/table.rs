@@ -1,0 +1,170 @@
+//! Owns: changing entries of block and unit table cells.
+//! Promises: an edit is one compare-and-write of one cell, with the place listed in the arena and the own slot read before; edits of
+//! one cell by this host follow one another; a race with another host runs the edit again on what is there now.
+//! Must not know: which entries to choose.
+
+use std::cell::{Cell as StdCell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use tokio::sync::Mutex;
+
+use super::arena::Arenas;
+use crate::cas::{CasOutcome, CellChange};
+use crate::context::{Context, Moment};
+use crate::error::{FsError, FsErrorKind};
+use crate::format::arena::Place;
+use crate::format::table_entry::TableCell;
+use crate::format::{Cell, CellKind};
+use crate::units::CellAddress;
+
+/// Races of one edit before it is given up: each round somebody else's change succeeded.
+const TRIES: u32 = 64;
+/// Cells kept in memory.
+const CACHED: usize = 4096;
+
+/// A cell of a block table or unit table, and what the arena calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TablePlace {
+    /// Where the cell lies.
+    pub at: CellAddress,
+    /// Kind of the cell.
+    pub kind: CellKind,
+    /// Place for the arena.
+    pub place: Place,
+}
+
+struct Known {
+    cell: Cell,
+    table: TableCell,
+    moment: Moment,
+}
+
+#[derive(Default)]
+struct Entry {
+    known: Mutex<Option<Known>>,
+    used: StdCell<u64>,
+}
+
+/// The table cells of a mounted volume, as this host knows them.
+pub struct Tables {
+    context: Rc<Context>,
+    arenas: Rc<Arenas>,
+    entries: RefCell<HashMap<CellAddress, Rc<Entry>>>,
+    uses: StdCell<u64>,
+}
+
+impl Tables {
+    /// For a mounted volume.
+    pub fn new(context: Rc<Context>, arenas: Rc<Arenas>) -> Tables {
+        Tables { context, arenas, entries: RefCell::default(), uses: StdCell::new(0) }
+    }
+
+    fn entry(&self, at: CellAddress) -> Rc<Entry> {
+        self.uses.set(self.uses.get() + 1);
+        let mut entries = self.entries.borrow_mut();
+        if entries.len() >= CACHED && !entries.contains_key(&at) {
+            let mut ages: Vec<u64> = entries.values().map(|e| e.used.get()).collect();
+            let middle = ages.len() / 2;
+            let (_, cut, _) = ages.select_nth_unstable(middle);
+            let cut = *cut;
+            entries.retain(|_, e| e.used.get() > cut || Rc::strong_count(e) > 1);
+        }
+        let entry = entries.entry(at).or_default().clone();
+        entry.used.set(self.uses.get());
+        entry
+    }
+
+    /// The entries of a cell as they are on the LUN now.
+    pub async fn read(&self, place: TablePlace) -> Result<TableCell, FsError> {
+        let entry = self.entry(place.at);
+        let mut known = entry.known.lock().await;
+        *known = Some(self.load(place).await?);
+        Ok(known.as_ref().expect("just read").table.clone())
+    }
+
+    async fn load(&self, place: TablePlace) -> Result<Known, FsError> {
+        let cell = self.context.read_cell(place.at).await?;
+        self.decode(place, cell)
+    }
+
+    fn decode(&self, place: TablePlace, cell: Cell) -> Result<Known, FsError> {
+        let corrupt = |cause| FsError::Corrupt { structure: format!("{:?} cell {}", place.kind, place.at), cause };
+        cell.expect_kind(place.kind).map_err(corrupt)?;
+        let table = TableCell::decode(self.context.cell_size(), cell.payload()).map_err(corrupt)?;
+        Ok(Known { cell, table, moment: self.context.now() })
+    }
+
+    /// Changes a cell's entries: `edit` works on a copy and may run several times, each time on what is there then; it must do
+    /// nothing where what it wants is there already. Gives the entries after the change. An edit that changes nothing on a cell that
+    /// was only remembered runs again on what is on the LUN.
+    pub async fn edit(
+        &self,
+        place: TablePlace,
+        mut edit: impl FnMut(&mut TableCell) -> Result<(), FsError>,
+    ) -> Result<TableCell, FsError> {
+        let entry = self.entry(place.at);
+        let mut guard = entry.known.lock().await;
+        let mut fresh = false;
+        for _ in 0..TRIES {
+            if guard.is_none() {
+                *guard = Some(self.load(place).await?);
+                fresh = true;
+            }
+            let known = guard.as_ref().expect("loaded");
+            let mut wanted = known.table.clone();
+            let edited = edit(&mut wanted);
+            if edited.is_err() || wanted == known.table {
+                if fresh {
+                    return edited.map(|()| wanted);
+                }
+                *guard = None;
+                continue;
+            }
+            self.arenas.note(place.at.lun, place.place).await?;
+            self.context.prove_live_since(place.at.lun, known.moment).await?;
+            let change = CellChange::payload(&known.cell, wanted.encode());
+            let before = known.table.clone();
+            let outcome = self.context.cas(&known.cell, change).await;
+            match outcome {
+                Ok(CasOutcome::Applied(cell)) => {
+                    *guard = Some(Known { cell, table: wanted.clone(), moment: self.context.now() });
+                    return Ok(wanted);
+                }
+                Ok(CasOutcome::Lost(current)) => *guard = Some(self.decode(place, current)?),
+                Ok(CasOutcome::Overtaken(current)) => {
+                    let now = self.decode(place, current)?;
+                    // One compare-and-write changes all of the entries or none, and only this incarnation changes them back.
+                    let mut mine = before.entries.iter().zip(&wanted.entries).enumerate().filter(|(_, (b, w))| b != w);
+                    let landed = mine.all(|(nth, (_, wanted))| now.table.entries[nth] == *wanted);
+                    let table = now.table.clone();
+                    *guard = Some(now);
+                    if landed {
+                        return Ok(table);
+                    }
+                }
+                Ok(CasOutcome::NotDone(error)) => {
+                    *guard = None;
+                    return Err(error.into());
+                }
+                Ok(CasOutcome::Unknown(error)) => {
+                    *guard = None;
+                    return Err(error.into());
+                }
+                Err(error) => {
+                    *guard = None;
+                    return Err(error);
+                }
+            }
+            fresh = true;
+        }
+        let message =
+            format!("{:?} cell {}: other hosts changed it {TRIES} times in a row; try again", place.kind, place.at);
+        Err(FsError::refused(FsErrorKind::Busy, message))
+    }
+
+    /// Forgets everything: this host was fenced.
+    pub fn forget(&self) {
+        self.entries.borrow_mut().clear();
+    }
+}

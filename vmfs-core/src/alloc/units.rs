@@ -1,0 +1,500 @@
+//! Owns: the own pool of units, building the cells of a fresh unit, and reading a unit through its reference.
+//! Promises: a fresh cell is compared with its remembered image only; a unit whose cells did not take that is given up; what is read
+//! through a reference is what was committed under it, or an error.
+//! Must not know: what the streams mean, when a commit is sent.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use tokio::sync::Mutex;
+
+use super::blocks::Containers;
+use super::roots::{LOOKED_THROUGH, format_container};
+use super::table::{TablePlace, Tables};
+use crate::cas::{CasOutcome, CellChange};
+use crate::container::first_unit;
+use crate::context::Context;
+use crate::error::{FsError, FsErrorKind};
+use crate::format::arena::Place;
+use crate::format::layout::entries_per_cell;
+use crate::format::table_entry::{EntryKind, TableEntry};
+use crate::format::unit::{UnitRef, cells_for};
+use crate::format::{Cell, CellKind, FormatError};
+use crate::units::{BlockAddress, CellAddress, FdId, Link, LunIndex, SlotRef, Token, UnitAddress};
+
+/// Units taken into the pool at a time.
+const BATCH: usize = 8;
+/// Units that stay in the pool for operations that free space.
+const RESERVED: usize = 6;
+/// Units of a LUN kept in the pool at most.
+const POOLED: usize = 64;
+/// Reads of a unit that fails its checks before that is believed.
+const READ_TRIES: u32 = 3;
+
+/// What a unit is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Ordinary work: refused when only the reserve is left.
+    Normal,
+    /// An operation that frees space: may take the reserve.
+    Freeing,
+}
+
+/// A unit of the own pool, with the images that its cells have.
+#[derive(Debug)]
+pub struct FreshUnit {
+    /// The unit.
+    pub at: UnitAddress,
+    images: Vec<Cell>,
+}
+
+/// A unit whose cells are built and not yet written.
+#[derive(Debug)]
+pub struct PreparedUnit {
+    /// What will reach it, once it is written and committed.
+    pub reference: UnitRef,
+    /// Its owner, index and kind.
+    pub use_: UnitUse,
+    writes: Vec<(Cell, Cell)>,
+    rest: Vec<Cell>,
+}
+
+/// A unit in use: what its table entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitUse {
+    /// The unit.
+    pub at: UnitAddress,
+    /// Owner.
+    pub owner: FdId,
+    /// Body, PointerBlock, Inner or Bucket.
+    pub kind: EntryKind,
+    /// Index in the owner.
+    pub index: u32,
+}
+
+/// A change of the table entry of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitEdit {
+    /// From the own pool to its use.
+    Assign,
+    /// About to be dropped.
+    Retire,
+    /// The mark is taken back.
+    Keep,
+    /// From its use, or from its mark, to the own pool.
+    Recycle,
+    /// From its use or its mark to free.
+    Free,
+}
+
+/// The unit containers of a mounted volume.
+pub struct Units {
+    context: Rc<Context>,
+    tables: Rc<Tables>,
+    containers: Rc<Containers>,
+    pools: RefCell<BTreeMap<LunIndex, Rc<Mutex<Vec<FreshUnit>>>>>,
+    full: RefCell<BTreeSet<CellAddress>>,
+    looked: RefCell<BTreeSet<LunIndex>>,
+}
+
+/// The cell kind of a unit of this use.
+fn cell_kind(kind: EntryKind) -> CellKind {
+    match kind {
+        EntryKind::PointerBlock => CellKind::PointerBlock,
+        EntryKind::Inner => CellKind::Inner,
+        EntryKind::Bucket => CellKind::Bucket,
+        _ => CellKind::Body,
+    }
+}
+
+impl Units {
+    /// For a mounted volume.
+    pub fn new(context: Rc<Context>, tables: Rc<Tables>, containers: Rc<Containers>) -> Units {
+        Units {
+            context,
+            tables,
+            containers,
+            pools: RefCell::default(),
+            full: RefCell::default(),
+            looked: RefCell::default(),
+        }
+    }
+
+    fn pool(&self, lun: LunIndex) -> Rc<Mutex<Vec<FreshUnit>>> {
+        self.pools.borrow_mut().entry(lun).or_default().clone()
+    }
+
+    /// Takes a unit of `lun` from the own pool, filling that first when it runs low. `NoSpace` when the LUN is full.
+    pub async fn take(
+        &self,
+        blocks: &super::blocks::Blocks,
+        lun: LunIndex,
+        purpose: Purpose,
+    ) -> Result<FreshUnit, FsError> {
+        let pool = self.pool(lun);
+        let mut pool = pool.lock().await;
+        if pool.len() <= RESERVED {
+            match self.refill(blocks, lun, &mut pool).await {
+                Ok(()) => {}
+                Err(error)
+                    if error.kind() == FsErrorKind::NoSpace && !pool.is_empty() && purpose == Purpose::Freeing => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if pool.is_empty() {
+            return Err(full(lun));
+        }
+        Ok(pool.swap_remove(0))
+    }
+
+    async fn refill(
+        &self,
+        blocks: &super::blocks::Blocks,
+        lun: LunIndex,
+        pool: &mut Vec<FreshUnit>,
+    ) -> Result<(), FsError> {
+        if self.looked.borrow_mut().insert(lun) {
+            blocks.scan(lun, 0, LOOKED_THROUGH).await?;
+        }
+        loop {
+            let candidates: Vec<BlockAddress> =
+                self.containers.units.borrow().iter().filter(|at| at.lun == lun).copied().collect();
+            for container in candidates {
+                if self.refill_from(container, pool).await? {
+                    return Ok(());
+                }
+            }
+            let Some(at) = blocks.take_for_container(lun).await? else { return Err(full(lun)) };
+            format_container(&self.context, blocks, at, EntryKind::UnitContainer).await?;
+        }
+    }
+
+    /// Takes a batch of free units of one container; `false` when it has none.
+    async fn refill_from(&self, container: BlockAddress, pool: &mut Vec<FreshUnit>) -> Result<bool, FsError> {
+        let member = self.context.member(container.lun)?;
+        let by = self.context.own_slot(container.lun)?;
+        let per = entries_per_cell(member.layout.cell_size);
+        let units = member.layout.block_size.units() as usize;
+        for cell in 0..units.div_ceil(per) {
+            let first = (cell * per).max(usize::from(first_unit(&member.layout)));
+            let end = ((cell + 1) * per).min(units);
+            if first >= end {
+                continue;
+            }
+            let probe = UnitAddress { lun: container.lun, block: container.block, unit: first as u16 };
+            let (place, _) = self.place_of(probe)?;
+            if self.full.borrow().contains(&place.at) {
+                continue;
+            }
+            let mut chosen = Vec::new();
+            self.tables
+                .edit(place, |table| {
+                    chosen.clear();
+                    for unit in first..end {
+                        let entry = &mut table.entries[unit % per];
+                        if chosen.len() < BATCH && entry.kind == EntryKind::Free {
+                            *entry = pooled(by);
+                            chosen.push(UnitAddress { unit: unit as u16, ..probe });
+                        }
+                    }
+                    Ok(())
+                })
+                .await?;
+            if chosen.is_empty() {
+                self.full.borrow_mut().insert(place.at);
+                continue;
+            }
+            pool.extend(self.remember(&chosen).await?);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Reads the images of units that are in the own pool since before this was called. A unit with a damaged cell is given up.
+    async fn remember(&self, units: &[UnitAddress]) -> Result<Vec<FreshUnit>, FsError> {
+        let count = self.context.cell_size().cells_per_unit();
+        let reads = units.iter().map(async |at| {
+            let member = self.context.member(at.lun)?;
+            let first = self.cell_of(*at, 0)?;
+            let cells = self.context.io.read_span(&member.lun, first, count).await?;
+            Ok::<_, FsError>((*at, cells))
+        });
+        let read = futures_util::future::try_join_all(reads).await?;
+        self.context.prove_live(units.first().map(|at| at.lun)).await?;
+        let mut fresh = Vec::with_capacity(read.len());
+        for (at, cells) in read {
+            match cells.into_iter().collect::<Result<Vec<Cell>, FormatError>>() {
+                Ok(images) => fresh.push(FreshUnit { at, images }),
+                Err(error) => {
+                    tracing::error!(%at, %error, "unit given up: a cell of it fails its checks; run fsck.vmfs");
+                    self.context.member(at.lun)?.set_unresolved();
+                }
+            }
+        }
+        Ok(fresh)
+    }
+
+    /// Builds the cells that hold `stream` (a pointer block: all cells; others: as many as it needs). Nothing is written.
+    ///
+    /// # Errors
+    /// `TooBig` when the stream fits no unit.
+    #[expect(clippy::too_many_arguments, reason = "they are the fields of a cell's header")]
+    pub fn prepare(
+        &self,
+        unit: FreshUnit,
+        owner: FdId,
+        link: Link,
+        kind: EntryKind,
+        index: u32,
+        birth: u32,
+        token: Token,
+        stream: &[u8],
+    ) -> Result<PreparedUnit, FsError> {
+        let cell_size = self.context.cell_size();
+        let needed = cells_for(cell_size, stream.len()).ok_or_else(|| {
+            FsError::refused(FsErrorKind::TooBig, format!("{owner}: {} bytes fit no unit", stream.len()))
+        })?;
+        let used = if kind == EntryKind::PointerBlock { cell_size.cells_per_unit() as u8 } else { needed };
+        let writer = self.context.own_slot(unit.at.lun)?;
+        let mut images = unit.images.into_iter();
+        let mut crc = 0;
+        let mut writes = Vec::with_capacity(used.into());
+        for (nth, expect) in images.by_ref().take(used.into()).enumerate() {
+            let from = (nth * cell_size.payload()).min(stream.len());
+            let end = (from + cell_size.payload()).min(stream.len());
+            let payload = stream[from..end].to_vec();
+            let change = CellChange { kind: cell_kind(kind), owner: Some(owner), link, index, token, payload };
+            let new = self.context.io.successor(&expect, change, writer);
+            crc = crc32c::crc32c_append(crc, new.image());
+            writes.push((expect, new));
+        }
+        Ok(PreparedUnit {
+            reference: UnitRef { at: unit.at, used_cells: used, crc, birth },
+            use_: UnitUse { at: unit.at, owner, kind, index },
+            writes,
+            rest: images.collect(),
+        })
+    }
+
+    /// Writes the cells of prepared units. `false`: some cell did not take it; the unit that it belongs to must be given up and
+    /// the change begun again.
+    pub async fn write(&self, units: &[PreparedUnit]) -> Result<bool, FsError> {
+        let pairs = units.iter().flat_map(|unit| unit.writes.iter().cloned()).collect();
+        let mut all = true;
+        for outcome in self.context.cas_pairs(pairs).await {
+            match outcome? {
+                CasOutcome::Applied(_) => {}
+                CasOutcome::Lost(_) | CasOutcome::Overtaken(_) => all = false,
+                CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => return Err(error.into()),
+            }
+        }
+        Ok(all)
+    }
+
+    /// A prepared unit that was written and will not be reached: back to a fresh one (its entry is the caller's to change).
+    pub fn unprepare(&self, unit: PreparedUnit, written: bool) -> FreshUnit {
+        let used = unit.writes.into_iter().map(|(expect, new)| if written { new } else { expect });
+        FreshUnit { at: unit.reference.at, images: used.chain(unit.rest).collect() }
+    }
+
+    /// Puts fresh units into the pool.
+    pub async fn pool_back(&self, units: Vec<FreshUnit>) {
+        for unit in units {
+            let pool = self.pool(unit.at.lun);
+            pool.lock().await.push(unit);
+        }
+    }
+
+    /// Changes the entries of units, one compare-and-write a table cell, cells in parallel. Entries that do not name the use given
+    /// (or, for `Assign`, the own pool) are left as they are, but an `Assign` that finds no own unit is an error.
+    pub async fn edit(&self, edits: &[(UnitUse, UnitEdit)]) -> Result<(), FsError> {
+        let mut by_cell: BTreeMap<CellAddress, (TablePlace, Vec<(usize, UnitUse, UnitEdit)>)> = BTreeMap::new();
+        for (unit, edit) in edits {
+            let (place, nth) = self.place_of(unit.at)?;
+            by_cell.entry(place.at).or_insert_with(|| (place, Vec::new())).1.push((nth, *unit, *edit));
+        }
+        let each = by_cell.into_values().map(async |(place, edits)| {
+            let by = self.context.own_slot(place.at.lun)?;
+            if edits.iter().any(|(_, _, edit)| *edit == UnitEdit::Free) {
+                self.full.borrow_mut().remove(&place.at);
+            }
+            let edited = self.tables.edit(place, |table| {
+                edits.iter().try_for_each(|(nth, unit, edit)| apply(&mut table.entries[*nth], unit, *edit, by))
+            });
+            edited.await.map(|_| ())
+        });
+        futures_util::future::try_join_all(each).await.map(|_| ())
+    }
+
+    /// Dropped units go to the own pool, or are freed when that is full enough.
+    pub async fn recycle(&self, units: &[UnitUse]) -> Result<(), FsError> {
+        let mut room: BTreeMap<LunIndex, usize> = BTreeMap::new();
+        for unit in units {
+            if !room.contains_key(&unit.at.lun) {
+                let pool = self.pool(unit.at.lun);
+                let length = pool.lock().await.len();
+                room.insert(unit.at.lun, POOLED.saturating_sub(length));
+            }
+        }
+        let mut kept = Vec::new();
+        let mut edits = Vec::with_capacity(units.len());
+        for unit in units {
+            let room = room.get_mut(&unit.at.lun).expect("filled above");
+            if *room > 0 {
+                *room -= 1;
+                kept.push(unit.at);
+                edits.push((*unit, UnitEdit::Recycle));
+            } else {
+                edits.push((*unit, UnitEdit::Free));
+            }
+        }
+        self.edit(&edits).await?;
+        kept.sort();
+        for lun in kept.chunk_by(|a, b| a.lun == b.lun) {
+            let fresh = self.remember(lun).await?;
+            self.pool_back(fresh).await;
+        }
+        Ok(())
+    }
+
+    /// Gives all pooled units back: the slot is about to be left.
+    pub async fn drain_pools(&self) -> Result<(), FsError> {
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+        for pool in pools {
+            let mut pool = pool.lock().await;
+            let places: Vec<UnitAddress> = pool.iter().map(|unit| unit.at).collect();
+            let mut by_cell: BTreeMap<CellAddress, (TablePlace, Vec<usize>)> = BTreeMap::new();
+            for at in places {
+                let (place, nth) = self.place_of(at)?;
+                by_cell.entry(place.at).or_insert_with(|| (place, Vec::new())).1.push(nth);
+            }
+            for (place, entries) in by_cell.into_values() {
+                let mine = pooled(self.context.own_slot(place.at.lun)?);
+                let edited = self.tables.edit(place, |table| {
+                    for nth in &entries {
+                        if table.entries[*nth] == mine {
+                            table.entries[*nth] = TableEntry::FREE;
+                        }
+                    }
+                    Ok(())
+                });
+                edited.await?;
+            }
+            pool.clear();
+        }
+        Ok(())
+    }
+
+    /// Forgets the pools: this host was fenced.
+    pub fn forget(&self) {
+        self.pools.borrow_mut().clear();
+        self.tables.forget();
+    }
+
+    /// Reads the stream of an immutable unit. A check that fails is read again twice; the caller reads the root again before it
+    /// believes the error, for the unit may have been dropped meanwhile.
+    pub async fn read(
+        &self,
+        reference: &UnitRef,
+        kind: CellKind,
+        owner: FdId,
+        link: Link,
+        index: u32,
+    ) -> Result<Vec<u8>, FsError> {
+        let member = self.context.member(reference.at.lun)?;
+        let first = self.cell_of(reference.at, 0)?;
+        let mut tries = 0;
+        loop {
+            let cells = self.context.io.read_span(&member.lun, first, reference.used_cells.into()).await?;
+            match stream_of(cells, reference, kind, owner, link, index) {
+                Ok(stream) => return Ok(stream),
+                Err(cause) => {
+                    tries += 1;
+                    if tries == READ_TRIES {
+                        return Err(FsError::Corrupt {
+                            structure: format!("{kind:?} unit {} of {owner}", reference.at),
+                            cause,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Address of a cell of a unit.
+    pub fn cell_of(&self, unit: UnitAddress, cell: usize) -> Result<CellAddress, FsError> {
+        let member = self.context.member(unit.lun)?;
+        member.layout.unit_cell(unit, cell).ok_or_else(|| no_unit(unit))
+    }
+
+    fn place_of(&self, unit: UnitAddress) -> Result<(TablePlace, usize), FsError> {
+        let member = self.context.member(unit.lun)?;
+        let (at, nth) = member.layout.unit_table_entry(unit).ok_or_else(|| no_unit(unit))?;
+        Ok((TablePlace { at, kind: CellKind::UnitTable, place: Place::UnitContainer(unit.block.get()) }, nth))
+    }
+}
+
+fn no_unit(unit: UnitAddress) -> FsError {
+    FsError::refused(FsErrorKind::Corrupt, format!("there is no unit {unit}; run fsck.vmfs"))
+}
+
+fn full(lun: LunIndex) -> FsError {
+    FsError::refused(FsErrorKind::NoSpace, format!("no room for metadata on {lun}; remove files or add an extent"))
+}
+
+fn pooled(by: SlotRef) -> TableEntry {
+    TableEntry { kind: EntryKind::Pool, slot: by.slot, generation_low: by.generation.low(), ..TableEntry::FREE }
+}
+
+fn apply(entry: &mut TableEntry, unit: &UnitUse, edit: UnitEdit, by: SlotRef) -> Result<(), FsError> {
+    let used = TableEntry {
+        fd: unit.owner.get(),
+        index: unit.index,
+        kind: unit.kind,
+        slot: by.slot,
+        generation_low: by.generation.low(),
+        was: EntryKind::Free,
+    };
+    let retiring = TableEntry { kind: EntryKind::Retiring, was: unit.kind, ..used };
+    let names = entry.fd == used.fd && entry.index == used.index;
+    let in_use = names && entry.kind == unit.kind;
+    let marked = names && entry.kind == EntryKind::Retiring && entry.was == unit.kind;
+    match edit {
+        UnitEdit::Assign if *entry == pooled(by) => *entry = used,
+        UnitEdit::Assign if in_use => {}
+        UnitEdit::Assign => {
+            let message = format!("unit {} is no longer in this host's pool: {entry:?}; run fsck.vmfs", unit.at);
+            return Err(FsError::refused(FsErrorKind::Corrupt, message));
+        }
+        UnitEdit::Retire if in_use || marked => *entry = retiring,
+        UnitEdit::Keep if *entry == retiring => *entry = used,
+        UnitEdit::Recycle if in_use || marked => *entry = pooled(by),
+        UnitEdit::Free if in_use || marked => *entry = TableEntry::FREE,
+        UnitEdit::Retire | UnitEdit::Keep | UnitEdit::Recycle | UnitEdit::Free => {}
+    }
+    Ok(())
+}
+
+fn stream_of(
+    cells: Vec<Result<Cell, FormatError>>,
+    reference: &UnitRef,
+    kind: CellKind,
+    owner: FdId,
+    link: Link,
+    index: u32,
+) -> Result<Vec<u8>, FormatError> {
+    let mut crc = 0;
+    let mut stream = Vec::new();
+    for cell in cells {
+        let cell = cell?;
+        cell.expect_kind(kind)?;
+        cell.expect_owner(owner, link, index)?;
+        crc = crc32c::crc32c_append(crc, cell.image());
+        stream.extend_from_slice(cell.payload());
+    }
+    if crc != reference.crc {
+        return Err(FormatError::Value { structure: "unit", field: "crc32c", value: crc.into() });
+    }
+    Ok(stream)
+}

@@ -1,0 +1,289 @@
+//! Owns: what all parts of one mounted volume share: members, own slots, the gate, and the way to read and change a cell.
+//! Promises: every change is written under the own slot of the LUN it lies on; a fenced host changes nothing any more.
+//! Must not know: what cells mean; who asks.
+
+use std::cell::{Cell as StdCell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::cas::{CasOutcome, CellChange, CellIo};
+use crate::env::{Env, Instant};
+use crate::error::{FsError, FsErrorKind};
+use crate::format::Cell;
+use crate::format::header::LunHeader;
+use crate::format::layout::LunLayout;
+use crate::gate::{Gate, GatePage, GateState};
+use crate::lun::Lun;
+use crate::slot::{self, OwnSlot};
+use crate::units::{BlockSize, CellAddress, CellSize, LunIndex, SlotRef};
+
+/// A point in the order of this host's commands: evidence sent after a point was taken was read after what was known at it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
+/// One member LUN of a mounted volume.
+pub struct Member {
+    /// Index in the volume.
+    pub index: LunIndex,
+    /// The LUN.
+    pub lun: Rc<dyn Lun>,
+    /// Geometry.
+    pub layout: LunLayout,
+    /// The header, as last read.
+    pub header: RefCell<LunHeader>,
+    /// The own slot; none on a read-only mount and after leaving.
+    pub slot: RefCell<Option<OwnSlot>>,
+    /// Latest moment before which evidence that the own slot is live was sent.
+    proven: StdCell<Moment>,
+    /// Something is left on this LUN that only recovery may clean: the slot must be left dirty.
+    unresolved: StdCell<bool>,
+}
+
+impl Member {
+    /// A member with the slot that was joined on it.
+    pub fn new(lun: Rc<dyn Lun>, layout: LunLayout, header: LunHeader, slot: Option<OwnSlot>) -> Member {
+        Member {
+            index: layout.lun,
+            lun,
+            layout,
+            header: RefCell::new(header),
+            slot: RefCell::new(slot),
+            proven: StdCell::default(),
+            unresolved: StdCell::new(false),
+        }
+    }
+
+    /// Notes that a command's end is not known, or that marks of this incarnation stay behind: the slot is left dirty.
+    pub fn set_unresolved(&self) {
+        self.unresolved.set(true);
+    }
+
+    /// Whether the slot must be left dirty.
+    pub fn is_unresolved(&self) -> bool {
+        self.unresolved.get()
+    }
+}
+
+/// Shared by all parts of one mounted volume.
+pub struct Context {
+    /// Reads and changes cells.
+    pub io: CellIo,
+    members: RefCell<BTreeMap<LunIndex, Rc<Member>>>,
+    gate: GatePage,
+    incarnation: u64,
+    read_only: bool,
+    fenced: StdCell<Option<LunIndex>>,
+    clock: StdCell<u64>,
+}
+
+impl Context {
+    /// For these members; `incarnation` is the same on all LUNs.
+    pub fn new(io: CellIo, members: Vec<Member>, gate: GatePage, incarnation: u64, read_only: bool) -> Context {
+        Context {
+            io,
+            members: RefCell::new(members.into_iter().map(|m| (m.index, Rc::new(m))).collect()),
+            gate,
+            incarnation,
+            read_only,
+            fenced: StdCell::new(None),
+            clock: StdCell::new(1),
+        }
+    }
+
+    /// Clock, randomness and timer.
+    pub fn env(&self) -> &Rc<dyn Env> {
+        self.io.env()
+    }
+
+    /// Cell size of the volume.
+    pub fn cell_size(&self) -> CellSize {
+        self.io.context().cell_size
+    }
+
+    /// Block size of the volume.
+    ///
+    /// # Panics
+    /// When there is no member: a mounted volume has at least one.
+    pub fn block_size(&self) -> BlockSize {
+        self.members.borrow().values().next().expect("a volume has a member").layout.block_size
+    }
+
+    /// A member; [`FsError::MissingLun`] when it is not there.
+    pub fn member(&self, lun: LunIndex) -> Result<Rc<Member>, FsError> {
+        self.members.borrow().get(&lun).cloned().ok_or(FsError::MissingLun { lun })
+    }
+
+    /// All members that are there, ascending.
+    pub fn members(&self) -> Vec<Rc<Member>> {
+        self.members.borrow().values().cloned().collect()
+    }
+
+    /// The page that data submissions check.
+    pub fn gate(&self) -> &GatePage {
+        &self.gate
+    }
+
+    /// A reader of that page.
+    pub fn gate_reader(&self) -> Gate {
+        self.gate.gate()
+    }
+
+    /// The incarnation of this mount, the same on all LUNs.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Whether the mount only reads.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The LUN on which this host was fenced, if it was.
+    pub fn fenced(&self) -> Option<LunIndex> {
+        self.fenced.get()
+    }
+
+    /// Ends this incarnation: nothing is changed any more, every gate is poisoned.
+    pub fn set_fenced(&self, lun: LunIndex) {
+        if self.fenced.replace(Some(lun)).is_some() {
+            return;
+        }
+        tracing::error!(%lun, "fenced: another host took this host's slot over");
+        for member in self.members() {
+            if let Some(own) = &*member.slot.borrow() {
+                self.gate.poison(member.index, own.slot.generation);
+            }
+        }
+    }
+
+    /// The own slot on a LUN: whoever changes a cell there writes under it.
+    pub fn own_slot(&self, lun: LunIndex) -> Result<SlotRef, FsError> {
+        if let Some(lun) = self.fenced.get() {
+            return Err(FsError::Fenced { lun });
+        }
+        let member = self.member(lun)?;
+        let slot = member.slot.borrow().as_ref().map(|own| own.slot);
+        slot.ok_or_else(|| FsError::refused(FsErrorKind::ReadOnly, "the volume is mounted read-only"))
+    }
+
+    /// This moment: commands sent from now on are later.
+    pub fn now(&self) -> Moment {
+        Moment(self.clock.get())
+    }
+
+    fn tick(&self) -> Moment {
+        let before = self.clock.get();
+        self.clock.set(before + 1);
+        Moment(before)
+    }
+
+    /// Reads one cell.
+    pub async fn read_cell(&self, at: CellAddress) -> Result<Cell, FsError> {
+        let member = self.member(at.lun)?;
+        self.io.read(&member.lun, at).await
+    }
+
+    /// Changes one cell under the own slot, if it holds `expect`.
+    pub async fn cas(&self, expect: &Cell, change: CellChange) -> Result<CasOutcome, FsError> {
+        let at = expect.address();
+        let writer = self.own_slot(at.lun)?;
+        let member = self.member(at.lun)?;
+        let new = self.io.successor(expect, change, writer);
+        self.note(&member, self.io.cas(&member.lun, expect, new).await)
+    }
+
+    /// Changes several cells at once, each if it holds what is expected; in the order given.
+    pub async fn cas_pairs(&self, pairs: Vec<(Cell, Cell)>) -> Vec<Result<CasOutcome, FsError>> {
+        let mut by_lun: BTreeMap<LunIndex, Vec<(usize, (Cell, Cell))>> = BTreeMap::new();
+        let count = pairs.len();
+        for (nth, pair) in pairs.into_iter().enumerate() {
+            by_lun.entry(pair.0.address().lun).or_default().push((nth, pair));
+        }
+        let each = by_lun.into_iter().map(async |(lun, pairs)| {
+            let (places, pairs): (Vec<usize>, Vec<_>) = pairs.into_iter().unzip();
+            let outcomes = match (self.own_slot(lun), self.member(lun)) {
+                (Ok(_), Ok(member)) => {
+                    let outcomes = self.io.cas_many(&member.lun, pairs).await;
+                    outcomes.into_iter().map(|outcome| self.note(&member, outcome)).collect()
+                }
+                (Err(error), _) | (_, Err(error)) => vec![Err(error); places.len()],
+            };
+            places.into_iter().zip(outcomes).collect::<Vec<_>>()
+        });
+        let mut all: Vec<Option<Result<CasOutcome, FsError>>> = vec![None; count];
+        for (place, outcome) in futures_util::future::join_all(each).await.into_iter().flatten() {
+            all[place] = Some(outcome);
+        }
+        all.into_iter().map(|outcome| outcome.expect("each pair has one outcome")).collect()
+    }
+
+    /// An unknown outcome leaves a possible change behind that only recovery can judge.
+    fn note(&self, member: &Member, outcome: Result<CasOutcome, FsError>) -> Result<CasOutcome, FsError> {
+        if matches!(outcome, Ok(CasOutcome::Unknown(_)) | Err(_)) {
+            member.set_unresolved();
+        }
+        outcome
+    }
+
+    /// Evidence of rule R1: reads the own slot on each of these LUNs, now. [`FsError::Fenced`] ends this incarnation.
+    pub async fn prove_live(&self, luns: impl IntoIterator<Item = LunIndex>) -> Result<(), FsError> {
+        let checks = luns.into_iter().map(|lun| self.prove_one(lun));
+        futures_util::future::try_join_all(checks).await.map(|_| ())
+    }
+
+    /// The same, unless evidence was sent since `known`.
+    pub async fn prove_live_since(&self, lun: LunIndex, known: Moment) -> Result<(), FsError> {
+        self.own_slot(lun)?;
+        if self.member(lun)?.proven.get() > known {
+            return Ok(());
+        }
+        self.prove_one(lun).await
+    }
+
+    async fn prove_one(&self, lun: LunIndex) -> Result<(), FsError> {
+        self.own_slot(lun)?;
+        let member = self.member(lun)?;
+        let own = member.slot.borrow().clone().expect("own_slot found it");
+        self.tick();
+        let sent = self.now();
+        match slot::check_live(&self.io, &member.lun, &own).await {
+            Ok(()) => {
+                member.proven.set(member.proven.get().max(sent));
+                Ok(())
+            }
+            Err(FsError::Fenced { lun }) => {
+                self.set_fenced(lun);
+                Err(FsError::Fenced { lun })
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// A moment before a renewal is sent; give it to [`Context::renewal_applied`] when that renewal was Applied.
+    pub fn before_renewal(&self) -> Moment {
+        self.tick();
+        self.now()
+    }
+
+    /// A renewal that was sent after `sent` was Applied: it is evidence of life.
+    pub fn renewal_applied(&self, lun: LunIndex, sent: Moment) {
+        if let Ok(member) = self.member(lun) {
+            member.proven.set(member.proven.get().max(sent));
+        }
+    }
+
+    /// Whether plain writes may be sent to a LUN now.
+    pub fn gate_is_open(&self, lun: LunIndex, now: Instant) -> Result<(), FsError> {
+        let own = self.own_slot(lun)?;
+        match self.gate.gate().state(lun, own.generation, now) {
+            GateState::Open => Ok(()),
+            GateState::Poisoned => Err(FsError::Fenced { lun }),
+            GateState::Frozen => Err(FsError::refused(
+                FsErrorKind::Io,
+                format!(
+                    "the lease on {lun} has run out and is not renewed yet; writing waits until the LUN answers again"
+                ),
+            )),
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Owns: the atomic change of one object, and its creation.
+//! Promises: everything that the new image reaches is durable before the one compare-and-write that makes it reachable; a change
+//! that lost leaves nothing behind; one whose end is unknown gives nothing back.
+//! Must not know: what bodies mean.
+
+use std::rc::Rc;
+
+use super::{Image, Object, Objects};
+use crate::alloc::units::{PreparedUnit, Purpose, UnitEdit, UnitUse};
+use crate::cas::{CasOutcome, CellChange};
+use crate::error::{FsError, FsErrorKind};
+use crate::format::body::Body;
+use crate::format::root_cell::{HoldMode, LockRecord, LunSet, ObjectFlags, ObjectState, ObjectType, RootCell, Unclean};
+use crate::format::table_entry::EntryKind;
+use crate::format::{Cell, CellKind};
+use crate::units::{BlockAddress, FdId, Link, LunIndex, Token};
+
+/// Root cells tried by one creation before it is given up.
+const CREATE_TRIES: u32 = 64;
+
+/// A change of an object: what becomes of it, and what it drops.
+#[derive(Default)]
+pub struct Change<'a> {
+    /// The new body; `None`: only the root cell changes.
+    pub body: Option<Body>,
+    /// Units that the new body reaches, made by [`Objects::prepare`].
+    pub units: Vec<PreparedUnit>,
+    /// Units that it no longer reaches (besides the old body, which is dropped by itself).
+    pub drop_units: Vec<UnitUse>,
+    /// Blocks that it no longer reaches: marked before, for the caller to free after their last user is gone.
+    pub drop_blocks: Vec<(u32, BlockAddress)>,
+    /// Further changes of the root cell. It runs once.
+    pub root: Option<Box<dyn FnOnce(&mut RootCell) + 'a>>,
+    /// The object gets a new link counter: it moves.
+    pub relink: bool,
+    /// The change frees space: it may use the reserve.
+    pub freeing: bool,
+}
+
+/// What became of a change.
+#[derive(Debug)]
+#[must_use]
+pub enum Committed {
+    /// It is the object's state now, durably.
+    Done,
+    /// Somebody changed the object first. It was read again; everything that was prepared went back to the pool. Start again.
+    Lost,
+}
+
+/// An object to be created.
+pub struct NewObject {
+    /// The directory that will name it.
+    pub parent: FdId,
+    /// Type.
+    pub object_type: ObjectType,
+    /// Flags.
+    pub flags: ObjectFlags,
+    /// LUNs that it may use, besides the one of its root cell.
+    pub luns: LunSet,
+    /// Body, without any block or unit.
+    pub body: Body,
+    /// Lock that the creator holds from the start.
+    pub lock: Option<HoldMode>,
+    /// LUN of root cell and body.
+    pub lun: LunIndex,
+}
+
+impl Objects {
+    /// Builds a unit for a change of `object`, on the LUN of its root cell. Nothing is written yet.
+    pub async fn prepare(
+        &self,
+        object: &Object,
+        kind: EntryKind,
+        index: u32,
+        stream: &[u8],
+        purpose: Purpose,
+    ) -> Result<PreparedUnit, FsError> {
+        let image = object.image();
+        let header = image.cell.header();
+        let token = image.root.lock.token;
+        self.prepare_for(object.fd, header.link, header.seq.0 as u32, token, (kind, index), stream, purpose).await
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "they are the fields of a cell's header")]
+    async fn prepare_for(
+        &self,
+        fd: FdId,
+        link: Link,
+        birth: u32,
+        token: Token,
+        (kind, index): (EntryKind, u32),
+        stream: &[u8],
+        purpose: Purpose,
+    ) -> Result<PreparedUnit, FsError> {
+        let token = if kind == EntryKind::PointerBlock { token } else { Token(0) };
+        let unit = self.space.units.take(&self.space.blocks, fd.lun(), purpose).await?;
+        self.space.units.prepare(unit, fd, link, kind, index, birth, token, stream)
+    }
+
+    /// Gives prepared units back that were not committed and not written.
+    pub async fn discard(&self, units: Vec<PreparedUnit>) {
+        let fresh = units.into_iter().map(|unit| self.space.units.unprepare(unit, false)).collect();
+        self.space.units.pool_back(fresh).await;
+    }
+
+    /// Changes an object from the image `expected` on. While another host holds its lock only that one commits: `Busy`.
+    pub async fn commit(
+        &self,
+        object: &Object,
+        expected: &Rc<Image>,
+        mut change: Change<'_>,
+    ) -> Result<Committed, FsError> {
+        let _busy = object.busy.lock().await;
+        let purpose = if change.freeing { Purpose::Freeing } else { Purpose::Normal };
+        if object.doubtful.get() || !Rc::ptr_eq(&object.image(), expected) {
+            let refreshed = self.refresh(object).await;
+            self.discard(change.units).await;
+            return refreshed.map(|()| Committed::Lost);
+        }
+        if change.body.is_some()
+            && let Err(refused) = self.check_may_write(object, expected).await
+        {
+            self.discard(change.units).await;
+            return Err(refused);
+        }
+        let mut root = expected.root.clone();
+        if let ObjectState::Creating(_) = root.state {
+            root.state = ObjectState::Live;
+        }
+        let link = if change.relink { expected.link().next() } else { expected.link() };
+        let mut drops = std::mem::take(&mut change.drop_units);
+        let mut body = expected.body.clone();
+        if let Some(new) = change.body.take() {
+            let birth = expected.cell.header().seq.0 as u32;
+            let place = (EntryKind::Body, 0);
+            match self.prepare_for(object.fd, link, birth, Token(0), place, &new.encode(), purpose).await {
+                Ok(unit) => {
+                    if let Some(old) = root.body.replace(unit.reference) {
+                        drops.push(UnitUse { at: old.at, owner: object.fd, kind: EntryKind::Body, index: 0 });
+                    }
+                    change.units.push(unit);
+                }
+                Err(error) => {
+                    self.discard(change.units).await;
+                    return Err(error);
+                }
+            }
+            body = Rc::new(new);
+        }
+        if let Some(edit) = change.root.take() {
+            edit(&mut root);
+        }
+        self.carry_out(object, expected, root, link, body, change.units, drops, &change.drop_blocks).await
+    }
+
+    /// Fresh cells, marks and evidence at once; then the root cell; then what was dropped goes on the list.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one commit, used once")]
+    async fn carry_out(
+        &self,
+        object: &Object,
+        expected: &Rc<Image>,
+        root: RootCell,
+        link: Link,
+        body: Rc<Body>,
+        units: Vec<PreparedUnit>,
+        drops: Vec<UnitUse>,
+        drop_blocks: &[(u32, BlockAddress)],
+    ) -> Result<Committed, FsError> {
+        let edits: Vec<(UnitUse, UnitEdit)> = units
+            .iter()
+            .map(|unit| (unit.use_, UnitEdit::Assign))
+            .chain(drops.iter().map(|unit| (*unit, UnitEdit::Retire)))
+            .collect();
+        let luns = units.iter().map(|unit| unit.reference.at.lun).chain([object.fd.lun()]);
+        let mut luns: Vec<LunIndex> = luns.collect();
+        luns.sort();
+        luns.dedup();
+        let (written, edited, retired, live) = futures_util::join!(
+            self.space.units.write(&units),
+            self.space.units.edit(&edits),
+            self.space.blocks.retire(object.fd, drop_blocks),
+            self.context.prove_live(luns)
+        );
+        let ready = edited.and(retired).and(live).and(written);
+        match ready {
+            Ok(true) => {}
+            Ok(false) => {
+                // Some unit is not this host's any more: give all of them up.
+                object_marks_unresolved(self, &units);
+                self.undo(object.fd, Vec::new(), &drops, drop_blocks).await;
+                self.refresh(object).await?;
+                return Ok(Committed::Lost);
+            }
+            Err(error) => {
+                object_marks_unresolved(self, &units);
+                self.undo(object.fd, Vec::new(), &drops, drop_blocks).await;
+                return Err(error);
+            }
+        }
+        let change = CellChange {
+            kind: CellKind::Root,
+            owner: Some(object.fd),
+            link,
+            index: 0,
+            token: Token(0),
+            payload: root.encode(),
+        };
+        match self.context.cas(&expected.cell, change).await {
+            Ok(CasOutcome::Applied(cell)) => {
+                self.applied(object, cell, root, body, drops);
+                Ok(Committed::Done)
+            }
+            Ok(CasOutcome::Lost(current)) => {
+                self.lost(object, current, units, &drops, drop_blocks).await?;
+                Ok(Committed::Lost)
+            }
+            Ok(CasOutcome::Overtaken(current)) => {
+                let now = self.decode_root(object.fd, &current)?;
+                let mine = !units.is_empty() && now.body == root.body && current.header().link == link;
+                if mine || (units.is_empty() && now == root) {
+                    self.applied(object, current, now, body, drops);
+                    return Ok(Committed::Done);
+                }
+                // It may have been there in between: what it named is left to recovery, which re-stamps before it frees.
+                object_marks_unresolved(self, &units);
+                object.doubtful.set(true);
+                self.refresh(object).await?;
+                Ok(Committed::Lost)
+            }
+            Ok(CasOutcome::NotDone(error)) => {
+                self.undo(object.fd, units, &drops, drop_blocks).await;
+                Err(error.into())
+            }
+            Ok(CasOutcome::Unknown(error)) => {
+                object.doubtful.set(true);
+                Err(error.into())
+            }
+            Err(error) => {
+                object.doubtful.set(true);
+                Err(error)
+            }
+        }
+    }
+
+    fn applied(&self, object: &Object, cell: Cell, root: RootCell, body: Rc<Body>, drops: Vec<UnitUse>) {
+        object.set_image(Rc::new(Image { cell, root, body }));
+        self.defer(drops);
+    }
+
+    async fn lost(
+        &self,
+        object: &Object,
+        _current: Cell,
+        units: Vec<PreparedUnit>,
+        drops: &[UnitUse],
+        drop_blocks: &[(u32, BlockAddress)],
+    ) -> Result<(), FsError> {
+        self.undo(object.fd, units, drops, drop_blocks).await;
+        match self.refresh(object).await {
+            // The object is gone: the caller finds that out by itself.
+            Err(FsError::Stale { .. }) | Ok(()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a commit back that certainly did not and will not happen: its units, all written, go back to the pool, marks are
+    /// taken off.
+    async fn undo(&self, fd: FdId, units: Vec<PreparedUnit>, drops: &[UnitUse], blocks: &[(u32, BlockAddress)]) {
+        let edits: Vec<(UnitUse, UnitEdit)> = units
+            .iter()
+            .map(|unit| (unit.use_, UnitEdit::Recycle))
+            .chain(drops.iter().map(|unit| (*unit, UnitEdit::Keep)))
+            .collect();
+        let (edited, kept) = futures_util::join!(self.space.units.edit(&edits), self.space.blocks.keep(fd, blocks));
+        if let Err(error) = edited.and(kept) {
+            tracing::warn!(%fd, %error, "marks of a change that did not happen stay behind; recovery takes them off");
+            object_marks_unresolved(self, &units);
+            return;
+        }
+        let fresh = units.into_iter().map(|unit| self.space.units.unprepare(unit, true)).collect();
+        self.space.units.pool_back(fresh).await;
+    }
+
+    /// Creates an object in state `creating`, not named by any directory yet. It settles to live with its next change. If the
+    /// name never comes to be, [`Objects::abandon`] takes it back.
+    pub async fn create(&self, new: NewObject) -> Result<Rc<Object>, FsError> {
+        let stream = new.body.encode();
+        let mut luns = new.luns;
+        luns.insert(new.lun);
+        for _ in 0..CREATE_TRIES {
+            let (fd, free) = self.space.roots.take(&self.space.blocks, new.lun).await?;
+            let old = self.decode_root(fd, &free)?;
+            let link = free.header().link.next();
+            let place = (EntryKind::Body, 0);
+            let birth = free.header().seq.0 as u32;
+            let unit = self.prepare_for(fd, link, birth, Token(0), place, &stream, Purpose::Normal).await?;
+            let by = self.context.own_slot(new.lun)?;
+            let lock = match new.lock {
+                None => LockRecord { mode: HoldMode::Free, token: old.lock.token, holders: Vec::new(), wanted: false },
+                Some(mode) => LockRecord {
+                    mode,
+                    token: old.lock.token.next(),
+                    holders: vec![self.own_holder(fd)?],
+                    wanted: false,
+                },
+            };
+            let root = RootCell {
+                state: ObjectState::Creating(by),
+                object_type: Some(new.object_type),
+                flags: new.flags,
+                parent: Some(new.parent),
+                lock,
+                unclean: Unclean::default(),
+                luns,
+                body: Some(unit.reference),
+            };
+            let change = CellChange {
+                kind: CellKind::Root,
+                owner: Some(fd),
+                link,
+                index: 0,
+                token: Token(0),
+                payload: root.encode(),
+            };
+            let units = [unit];
+            let edits = [(units[0].use_, UnitEdit::Assign)];
+            // The image of the free cell is old: the evidence goes first, everything else at once.
+            self.context.prove_live([new.lun]).await?;
+            let (written, edited, taken) = futures_util::join!(
+                self.space.units.write(&units),
+                self.space.units.edit(&edits),
+                self.context.cas(&free, change)
+            );
+            let sound = matches!(written, Ok(true)) && edited.is_ok();
+            match taken? {
+                CasOutcome::Applied(cell) if sound => {
+                    let object = self.adopt(fd, Rc::new(Image { cell, root, body: Rc::new(new.body) }));
+                    object.held.set(new.lock.is_some());
+                    return Ok(object);
+                }
+                CasOutcome::Applied(_) | CasOutcome::Overtaken(_) => {
+                    object_marks_unresolved(self, &units);
+                    edited?;
+                    written?;
+                }
+                CasOutcome::Lost(_) if sound => self.undo(fd, Vec::from(units), &[], &[]).await,
+                CasOutcome::Lost(_) => object_marks_unresolved(self, &units),
+                CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => {
+                    object_marks_unresolved(self, &units);
+                    return Err(error.into());
+                }
+            }
+        }
+        let message = format!("other hosts took every free root cell of {} first; try again", new.lun);
+        Err(FsError::refused(FsErrorKind::Busy, message))
+    }
+}
+
+/// What these units hold can only be judged by recovery.
+fn object_marks_unresolved(objects: &Objects, units: &[PreparedUnit]) {
+    for unit in units {
+        if let Ok(member) = objects.context.member(unit.reference.at.lun) {
+            member.set_unresolved();
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Owns: the lock record of an object: taking it, giving it back, saying who holds it.
+//! Promises: an uncontended lock costs one compare-and-write; a lock held by a host that is not proven gone is never taken.
+//! Must not know: what the lock protects, leases (the gate closes the holder's I/O).
+
+use std::rc::Rc;
+
+use super::{Image, Object, Objects};
+use crate::cas::{CasOutcome, CellChange};
+use crate::error::{FsError, FsErrorKind};
+use crate::format::Cell;
+use crate::format::heartbeat::{Heartbeat, SlotState};
+use crate::format::root_cell::{HoldMode, Holder, MAX_HOLDERS, ObjectState, RootCell};
+use crate::slot;
+
+const TRIES: u32 = 64;
+
+/// Who holds a lock.
+#[derive(Clone, Debug)]
+pub struct HolderInfo {
+    /// As the lock record has it.
+    pub holder: Holder,
+    /// The slot that it names, as it is now.
+    pub heartbeat: Heartbeat,
+    /// The holder is this mount.
+    pub is_self: bool,
+    /// The slot is live at the holder's generation.
+    pub is_live: bool,
+}
+
+impl HolderInfo {
+    /// For messages: host name, slot, and whether it lives.
+    pub fn describe(&self) -> String {
+        let name = &self.heartbeat.host_name;
+        let host = if self.is_live || self.heartbeat.incarnation == self.holder.incarnation {
+            format!("host {} ({})", if name.is_empty() { "without a name" } else { name }, self.heartbeat.host)
+        } else {
+            "a host that has left".to_owned()
+        };
+        format!("{host}, {}{}", self.holder.slot, if self.is_self { ", this mount" } else { "" })
+    }
+}
+
+impl Objects {
+    /// Takes the lock in `mode` for this host. `Busy` says who holds it; another mode that this host already holds is changed.
+    pub async fn lock(&self, object: &Object, mode: HoldMode) -> Result<(), FsError> {
+        let _busy = object.busy.lock().await;
+        let own = self.own_holder(object.fd)?;
+        if object.doubtful.get() {
+            self.refresh(object).await?;
+        }
+        for _ in 0..TRIES {
+            let image = object.image();
+            if matches!(image.root.state, ObjectState::Unlinking(_) | ObjectState::Unlinked(_) | ObjectState::Free) {
+                return Err(FsError::Stale { fd: object.fd });
+            }
+            let record = &image.root.lock;
+            let others: Vec<Holder> = record.holders.iter().filter(|h| **h != own).copied().collect();
+            let joins = record.mode == mode && mode != HoldMode::Exclusive;
+            if !others.is_empty() && !joins {
+                // The image may be old: look again before refusing.
+                self.refresh(object).await?;
+                if Rc::ptr_eq(&object.image(), &image) {
+                    return Err(self.busy(object, &image).await);
+                }
+                continue;
+            }
+            if others.len() >= MAX_HOLDERS {
+                let message = format!("{}: {MAX_HOLDERS} hosts hold it already, no more fit its lock", object.fd);
+                return Err(FsError::refused(FsErrorKind::Busy, message));
+            }
+            if object.held.get() && record.mode == mode && record.holders.contains(&own) {
+                return Ok(());
+            }
+            let mut root = settled(&image.root);
+            root.lock.mode = mode;
+            root.lock.token = root.lock.token.next();
+            root.lock.holders = others;
+            root.lock.holders.push(own);
+            if self.change_root(object, &image, root).await? {
+                object.held.set(true);
+                return Ok(());
+            }
+        }
+        Err(contended(object))
+    }
+
+    /// Gives the lock back. The caller has resolved all of its data I/O and mapping changes.
+    pub async fn unlock(&self, object: &Object) -> Result<(), FsError> {
+        let _busy = object.busy.lock().await;
+        let own = self.own_holder(object.fd)?;
+        if object.doubtful.get() {
+            self.refresh(object).await?;
+        }
+        for _ in 0..TRIES {
+            let image = object.image();
+            if !image.root.lock.holders.contains(&own) {
+                object.held.set(false);
+                return Ok(());
+            }
+            let mut root = settled(&image.root);
+            Objects::release(&mut root, own);
+            if self.change_root(object, &image, root).await? {
+                object.held.set(false);
+                return Ok(());
+            }
+        }
+        Err(contended(object))
+    }
+
+    /// Takes `own` out of a lock record; for a commit that also unlocks. Call [`Objects::unlocked`] when it is done.
+    pub fn release(root: &mut RootCell, own: Holder) {
+        root.lock.holders.retain(|holder| *holder != own);
+        if root.lock.holders.is_empty() {
+            root.lock.mode = HoldMode::Free;
+        }
+        root.lock.wanted = false;
+    }
+
+    /// Notes that a commit has given the lock back.
+    pub fn unlocked(&self, object: &Object) {
+        object.held.set(false);
+    }
+
+    /// One compare-and-write of the root cell alone; `false`: it was lost and the object was read again.
+    pub(super) async fn change_root(
+        &self,
+        object: &Object,
+        image: &Rc<Image>,
+        root: RootCell,
+    ) -> Result<bool, FsError> {
+        self.context.prove_live([object.fd.lun()]).await?;
+        let change = CellChange::payload(&image.cell, root.encode());
+        let settle = |cell: Cell, root: RootCell| {
+            object.set_image(Rc::new(Image { cell, root, body: image.body.clone() }));
+        };
+        match self.context.cas(&image.cell, change).await {
+            Ok(CasOutcome::Applied(cell)) => {
+                settle(cell, root);
+                Ok(true)
+            }
+            Ok(CasOutcome::Lost(_) | CasOutcome::Overtaken(_)) => {
+                // Whether the change was there for a moment does not matter: the callers decide by the content that is there now.
+                self.refresh(object).await?;
+                Ok(false)
+            }
+            Ok(CasOutcome::NotDone(error)) => Err(error.into()),
+            Ok(CasOutcome::Unknown(error)) => {
+                object.doubtful.set(true);
+                Err(error.into())
+            }
+            Err(error) => {
+                object.doubtful.set(true);
+                Err(error)
+            }
+        }
+    }
+
+    /// `Busy` when another host holds the lock exclusively: only the holder commits the body.
+    pub(super) async fn check_may_write(&self, object: &Object, image: &Rc<Image>) -> Result<(), FsError> {
+        let own = self.own_holder(object.fd)?;
+        let record = &image.root.lock;
+        if record.mode == HoldMode::Free || record.holders.contains(&own) {
+            return Ok(());
+        }
+        Err(self.busy(object, image).await)
+    }
+
+    async fn busy(&self, object: &Object, image: &Rc<Image>) -> FsError {
+        let name = String::from_utf8_lossy(&image.body.attributes.name).into_owned();
+        let name = if name.is_empty() { object.fd.to_string() } else { name };
+        let holders = match self.who_holds(object).await {
+            Ok(holders) => holders.iter().map(HolderInfo::describe).collect::<Vec<_>>().join("; "),
+            Err(error) => format!("a host whose slot cannot be read: {error}"),
+        };
+        let message = format!("{name} is locked by {holders}; see vmfs why-locked");
+        FsError::refused(FsErrorKind::Busy, message)
+    }
+
+    /// Who holds the lock, as its image has it, with their slots as they are now.
+    pub async fn who_holds(&self, object: &Object) -> Result<Vec<HolderInfo>, FsError> {
+        let member = self.context.member(object.fd.lun())?;
+        let own = self.own_holder(object.fd).ok();
+        let image = object.image();
+        let mut all = Vec::with_capacity(image.root.lock.holders.len());
+        for holder in &image.root.lock.holders {
+            let (_, heartbeat) =
+                slot::read_slot(&self.context.io, &member.lun, object.fd.lun(), holder.slot.slot).await?;
+            all.push(HolderInfo {
+                holder: *holder,
+                is_self: own == Some(*holder),
+                is_live: heartbeat.state == SlotState::Live && heartbeat.is_live(holder.slot.generation),
+                heartbeat,
+            });
+        }
+        Ok(all)
+    }
+}
+
+/// The root as a change leaves it: `creating` has settled.
+fn settled(root: &RootCell) -> RootCell {
+    let mut root = root.clone();
+    if let ObjectState::Creating(_) = root.state {
+        root.state = ObjectState::Live;
+    }
+    root
+}
+
+fn contended(object: &Object) -> FsError {
+    FsError::refused(
+        FsErrorKind::Busy,
+        format!("{}: other hosts changed it {TRIES} times in a row; try again", object.fd),
+    )
+}

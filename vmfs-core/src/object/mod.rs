@@ -1,0 +1,170 @@
+//! Owns: the objects of a mounted volume as this host knows them.
+//! Promises: an `Image` is one consistent state of root cell and body; changes by this host follow one another; a change by
+//! another host in between is found out by the compare-and-write and never overwritten.
+//! Must not know: what a directory or a mapping means.
+
+mod commit;
+mod load;
+mod lock;
+mod unlink;
+
+pub use commit::{Change, Committed, NewObject};
+pub use lock::HolderInfo;
+
+use std::cell::{Cell as StdCell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+
+use tokio::sync::Mutex;
+
+use crate::alloc::Space;
+use crate::alloc::units::UnitUse;
+use crate::context::Context;
+use crate::error::FsError;
+use crate::format::Cell;
+use crate::format::body::Body;
+use crate::format::dirent::ObjectRef;
+use crate::format::root_cell::{Holder, RootCell};
+use crate::units::{FdId, Link, LunIndex};
+
+/// Root cell and body of an object at one moment.
+#[derive(Debug)]
+pub struct Image {
+    /// The root cell.
+    pub cell: Cell,
+    /// The root cell, decoded.
+    pub root: RootCell,
+    /// The body.
+    pub body: Rc<Body>,
+}
+
+impl Image {
+    /// Link counter of the object.
+    pub fn link(&self) -> Link {
+        self.cell.header().link
+    }
+}
+
+/// An object as this host knows it. One `Object` for one identity: all users share it.
+pub struct Object {
+    /// Identity.
+    pub fd: FdId,
+    image: RefCell<Rc<Image>>,
+    /// Changes of the root cell by this host follow one another.
+    busy: Mutex<()>,
+    /// This host knows that it holds the lock.
+    held: StdCell<bool>,
+    /// A compare-and-write of the root cell is in doubt: the image is read again before it is used.
+    doubtful: StdCell<bool>,
+}
+
+impl Object {
+    /// The state as last read or written by this host.
+    pub fn image(&self) -> Rc<Image> {
+        self.image.borrow().clone()
+    }
+
+    /// Identity and link counter, as entries and handles keep them.
+    pub fn reference(&self) -> ObjectRef {
+        ObjectRef { fd: self.fd, link: self.image.borrow().link() }
+    }
+
+    /// The LUN of the root cell, on which new units of the object lie.
+    pub fn lun(&self) -> LunIndex {
+        self.fd.lun()
+    }
+
+    /// Whether this host knows that it holds the lock.
+    pub fn is_held(&self) -> bool {
+        self.held.get()
+    }
+
+    fn set_image(&self, image: Rc<Image>) {
+        self.doubtful.set(false);
+        *self.image.borrow_mut() = image;
+    }
+}
+
+impl std::fmt::Debug for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Object").field("fd", &self.fd).finish_non_exhaustive()
+    }
+}
+
+/// The objects of a mounted volume.
+pub struct Objects {
+    context: Rc<Context>,
+    space: Rc<Space>,
+    table: RefCell<HashMap<FdId, Weak<Object>>>,
+    /// Units that commits dropped; given back in batches.
+    dropped: RefCell<Vec<UnitUse>>,
+    tidying: Mutex<()>,
+}
+
+/// Dropped units that are given back with one batch.
+const TIDY_BATCH: usize = 64;
+
+impl Objects {
+    /// For a mounted volume.
+    pub fn new(context: Rc<Context>, space: Rc<Space>) -> Rc<Objects> {
+        Rc::new(Objects {
+            context,
+            space,
+            table: RefCell::default(),
+            dropped: RefCell::default(),
+            tidying: Mutex::new(()),
+        })
+    }
+
+    /// What the volume's parts share.
+    pub fn context(&self) -> &Rc<Context> {
+        &self.context
+    }
+
+    /// The space.
+    pub fn space(&self) -> &Rc<Space> {
+        &self.space
+    }
+
+    /// Units that wait to be given back.
+    pub fn deferred(&self) -> usize {
+        self.dropped.borrow().len()
+    }
+
+    /// Gives back what commits dropped. Call it now and then, and before leaving. What fails stays on the list.
+    pub async fn tidy(&self) -> Result<(), FsError> {
+        let _one = self.tidying.lock().await;
+        loop {
+            let batch: Vec<UnitUse> = {
+                let mut dropped = self.dropped.borrow_mut();
+                let rest = dropped.len().saturating_sub(TIDY_BATCH);
+                dropped.split_off(rest)
+            };
+            if batch.is_empty() {
+                return Ok(());
+            }
+            if let Err(error) = self.space.units.recycle(&batch).await {
+                self.dropped.borrow_mut().extend(batch);
+                return Err(error);
+            }
+        }
+    }
+
+    /// Notes units that nothing reaches any more.
+    pub(crate) fn defer(&self, units: impl IntoIterator<Item = UnitUse>) {
+        self.dropped.borrow_mut().extend(units);
+    }
+
+    /// This incarnation as a lock holder on the LUN of an object.
+    pub(crate) fn own_holder(&self, fd: FdId) -> Result<Holder, FsError> {
+        Ok(Holder { slot: self.context.own_slot(fd.lun())?, incarnation: self.context.incarnation() })
+    }
+
+    /// Forgets every cache: this host was fenced.
+    pub fn forget(&self) {
+        self.table.borrow_mut().clear();
+        self.dropped.borrow_mut().clear();
+        self.space.units.forget();
+        self.space.roots.forget();
+    }
+}
