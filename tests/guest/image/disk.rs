@@ -114,9 +114,7 @@ impl Disk {
             answer => return Err(answer),
         }
         let reply = self.data();
-        let last = u64::from_be_bytes([
-            reply[0], reply[1], reply[2], reply[3], reply[4], reply[5], reply[6], reply[7],
-        ]);
+        let last = u64::from_be_bytes([reply[0], reply[1], reply[2], reply[3], reply[4], reply[5], reply[6], reply[7]]);
         self.block = u32::from_be_bytes([reply[8], reply[9], reply[10], reply[11]]);
         self.capacity = last.saturating_add(1).saturating_mul(u64::from(self.block));
         Ok(())
@@ -253,7 +251,12 @@ impl Disk {
 }
 
 /// Hands a completion to its slot; false if it belongs to none.
-fn reap(slots: &mut [Option<Slot>], completion: &Completion, work: &mut impl Work, trouble: &mut Option<Answer>) -> bool {
+fn reap(
+    slots: &mut [Option<Slot>],
+    completion: &Completion,
+    work: &mut impl Work,
+    trouble: &mut Option<Answer>,
+) -> bool {
     let slot = usize::try_from(completion.context).ok().and_then(|context| slots.get_mut(context)?.as_mut());
     let Some((slot, (transfer, since))) = slot.and_then(|slot| slot.flying.take().map(|flying| (slot, flying))) else {
         trouble.get_or_insert(Answer::Other { host: u16::MAX, scsi: u16::MAX });

@@ -21,8 +21,8 @@ mod pvscsi;
 mod verify;
 
 use console::line;
-use job::{Job, Task};
 use disk::{Answer, Disk};
+use job::{Job, Task};
 use memory::{Arena, StartInfo};
 use pvscsi::Pvscsi;
 

@@ -46,9 +46,9 @@ impl StartInfo {
             core::slice::from_raw_parts(self.memory_map as *const MemoryMapEntry, self.memory_map_entries as usize)
         };
         let image = cpu::end_of_image();
-        let holder = map.iter().find(|entry| {
-            entry.kind == KIND_RAM && entry.address <= image && image < entry.address + entry.size
-        });
+        let holder = map
+            .iter()
+            .find(|entry| entry.kind == KIND_RAM && entry.address <= image && image < entry.address + entry.size);
         holder.map_or(image, |entry| entry.address + entry.size).min(MAPPED)
     }
 }

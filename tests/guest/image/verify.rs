@@ -246,7 +246,8 @@ pub fn unmap(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
         let block = u64::from(range.block);
         let start = start.next_multiple_of(block);
         let part = Range { offset: start, blocks: end.saturating_sub(start) / block, block: range.block };
-        let mut pass = Pass { range: part, visit: Visit::new(job.order, part.blocks, job.seed, 1), ..Pass::new(job, range, 0) };
+        let mut pass =
+            Pass { range: part, visit: Visit::new(job.order, part.blocks, job.seed, 1), ..Pass::new(job, range, 0) };
         pass.until = part.blocks;
         let mut census = Census { pass: &mut pass, stamped: 0, zero: 0, foreign: 0 };
         let read = disk.stream(&mut slots, &mut census);

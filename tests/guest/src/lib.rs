@@ -34,7 +34,9 @@ mod tests {
 
     #[test]
     fn a_word_that_cannot_be_is_refused_by_name() {
-        for word in ["job=dance", "depth=0", "depth=257", "block=100", "size", "colour=red", "seed=-1", "size=99999999999g"] {
+        for word in
+            ["job=dance", "depth=0", "depth=257", "block=100", "size", "colour=red", "seed=-1", "size=99999999999g"]
+        {
             let text = format!("job=info {word}");
             assert_eq!(Job::parse(&text).expect_err(word).word, word);
         }

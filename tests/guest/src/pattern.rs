@@ -37,7 +37,8 @@ impl Stamp {
         let Stamp { seed, sector, generation } = self;
         let start = mix(seed ^ mix(sector ^ mix(generation)));
         let head = [MAGIC, seed, sector, generation];
-        let body = (0..(WORDS - 4) as u64).map(move |index| start.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        let body =
+            (0..(WORDS - 4) as u64).map(move |index| start.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
         head.into_iter().chain(body.map(|word| word ^ (word >> 29)))
     }
 
@@ -50,7 +51,8 @@ impl Stamp {
 
     /// Does `bytes` hold exactly this stamped sector?
     pub fn matches(self, bytes: &[u8]) -> bool {
-        bytes.len() == SECTOR && bytes.chunks_exact(8).zip(self.words()).all(|(place, word)| *place == word.to_le_bytes())
+        bytes.len() == SECTOR
+            && bytes.chunks_exact(8).zip(self.words()).all(|(place, word)| *place == word.to_le_bytes())
     }
 }
 
@@ -75,7 +77,9 @@ pub fn fill_range(bytes: &mut [u8], seed: u64, first: u64, generation: u64) {
 /// The first sector of `bytes`, whose first one is `first`, that does not carry its stamp; `None` if all do.
 pub fn first_mismatch(bytes: &[u8], seed: u64, first: u64, generation: u64) -> Option<u64> {
     let mut sectors = (first..).zip(bytes.chunks_exact(SECTOR));
-    sectors.find(|(sector, bytes)| !(Stamp { seed, sector: *sector, generation }).matches(bytes)).map(|(sector, _)| sector)
+    sectors
+        .find(|(sector, bytes)| !(Stamp { seed, sector: *sector, generation }).matches(bytes))
+        .map(|(sector, _)| sector)
 }
 
 /// SplitMix64's finaliser: spreads each bit of `word` over all of them.
