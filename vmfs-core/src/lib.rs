@@ -6,9 +6,11 @@
 //! This crate knows no FUSE, SCSI command, KVM, socket, environment or wall clock: a clock and a source of randomness are
 //! handed in. Nothing in it spawns or sleeps by itself.
 
+pub mod alloc;
 pub mod buf;
 pub mod cas;
 pub mod container;
+pub mod context;
 pub mod disk;
 pub mod env;
 pub mod error;
@@ -19,6 +21,7 @@ pub mod lease;
 pub mod lun;
 pub mod mapping;
 pub mod mkfs;
+pub mod object;
 pub mod real_env;
 #[cfg(feature = "sim")]
 pub mod sim;
