@@ -510,7 +510,7 @@ proptest! {
         prop_assert!(segment.end(block_size) <= bytes);
         let block = BlockNo::new(pick[0] % layout.block_count()).unwrap();
         let offset = layout.block_offset(block).unwrap();
-        prop_assert!(offset % block_size.bytes() == 0 && offset + block_size.bytes() <= bytes);
+        prop_assert!(offset.is_multiple_of(block_size.bytes()) && offset + block_size.bytes() <= bytes);
         let (table, nth) = layout.table_entry(block).unwrap();
         prop_assert!(table.offset + cell_size.bytes() as u64 <= segment.data_offset);
         prop_assert!((nth + 1) * 16 + HEADER_BYTES <= cell_size.bytes());

@@ -43,7 +43,7 @@ fn world(sizes: &[u64], cell: Option<CellSize>) -> World {
     let disks: Vec<_> =
         sizes.iter().enumerate().map(|(nth, bytes)| MemoryDisk::new(&format!("lun-{nth}"), *bytes, cell)).collect();
     let paths: Vec<_> = disks.iter().map(|disk| disk.connect(&sim, HostNo(1))).collect();
-    let luns = paths.iter().map(|path| -> Rc<dyn Lun> { path.clone() }).collect();
+    let luns = paths.iter().map(|path| path.clone() as Rc<dyn Lun>).collect();
     World { sim, env, disks, paths, luns }
 }
 

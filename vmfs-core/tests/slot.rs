@@ -40,7 +40,7 @@ struct World {
 fn world(seed: u64) -> World {
     let sim = Sim::new(seed);
     let disk = MemoryDisk::new("lun", 64 << 20, None);
-    let plan = sim.block_on(format_disks(&sim, &[disk.clone()], MkfsOptions::default())).unwrap();
+    let plan = sim.block_on(format_disks(&sim, std::slice::from_ref(&disk), MkfsOptions::default())).unwrap();
     World { sim, disk, context: plan.context() }
 }
 

@@ -73,7 +73,7 @@ impl RawFile {
         let refuse =
             |kind, why: &str| Err(self.error(kind, command, (offset, length), io::Error::other(why.to_owned())));
         let alignment = self.alignment as u64;
-        if offset % alignment != 0 || length % alignment != 0 {
+        if !offset.is_multiple_of(alignment) || !length.is_multiple_of(alignment) {
             return refuse(LunErrorKind::OutOfRange, "not aligned to the LUN's blocks");
         }
         let fits = |bytes| offset.checked_add(length).is_some_and(|end| end <= bytes);

@@ -121,7 +121,7 @@ impl Sim {
 
     /// A host's environment with a clock of its own.
     pub fn env_with_clock(&self, host: HostNo, clock: HostClock) -> Rc<SimEnv> {
-        let rng = RefCell::new(Rng::new(self.with_rng(Rng::next)));
+        let rng = RefCell::new(Rng::new(self.with_rng(Rng::draw)));
         Rc::new(SimEnv { sim: self.clone(), host, clock, rng })
     }
 

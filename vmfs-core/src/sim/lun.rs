@@ -180,7 +180,7 @@ fn error(disk: &MemoryDisk, kind: LunErrorKind, effect: &Effect, cause: &str) ->
 
 fn check_range(disk: &MemoryDisk, alignment: usize, effect: &Effect) -> Result<(), LunError> {
     let (_, offset, length) = effect.describe();
-    let aligned = offset % alignment as u64 == 0 && length % alignment as u64 == 0;
+    let aligned = offset.is_multiple_of(alignment as u64) && length.is_multiple_of(alignment as u64);
     if aligned && offset.checked_add(length).is_some_and(|end| end <= disk.bytes()) {
         return Ok(());
     }
