@@ -14,10 +14,10 @@ Example:
   vmm run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/sda' --memory 256M \\
       --disk /mnt/ds1/vm1/disk.vmdk --disk data.img,readonly
 
-Exit status: 0 the guest ended by itself with status 0, asked for a reset under --exit-on-reset, or was stopped by a
+Exit status: 0 the guest ended by itself with status 0, asked for a reset under --exit-on-reset, or was stopped by a \
 signal; 1 the machine was refused or failed, or the guest ended with another status; 2 usage.
 
-A guest ends its machine by a byte written to I/O port 0xF4: 0 is success. A reset (i8042 command 0xFE, or bit 2 of the
+A guest ends its machine by a byte written to I/O port 0xF4: 0 is success. A reset (i8042 command 0xFE, or bit 2 of the \
 reset control register at port 0xCF9) starts it again, or ends it under --exit-on-reset.";
 
 /// The command line of `vmm`.
@@ -208,10 +208,10 @@ pub struct PlacedDisk {
 
 /// The host adapter's own target number, which no disk gets.
 const ADAPTER_TARGET: u8 = 7;
-/// Target numbers on one adapter.
-const TARGETS: u8 = 16;
+/// Target numbers on one PVSCSI adapter: 64 disks and itself.
+const TARGETS: u8 = 65;
 
-/// Places `disks` on adapters: one PVSCSI adapter takes up to 15. Without a disk there is no adapter.
+/// Places `disks` on adapters: one PVSCSI adapter takes up to 64. Without a disk there is no adapter.
 ///
 /// # Errors
 /// [`Kind::Unsupported`] for another adapter, or more disks than one adapter takes.
@@ -279,9 +279,9 @@ mod tests {
         assert_eq!(error.kind(), Kind::Unsupported);
         assert!(error.to_string().contains("buslogic is not in this version"), "{error}");
         let plain = disk("a").expect("parsed");
-        let placed = adapters(&vec![plain.clone(); 15]).expect("fit");
+        let placed = adapters(&vec![plain.clone(); 64]).expect("fit");
         assert!(placed[0].iter().all(|disk| disk.target != 7));
-        assert_eq!(adapters(&vec![plain; 16]).expect_err("refused").kind(), Kind::Unsupported);
+        assert_eq!(adapters(&vec![plain; 65]).expect_err("refused").kind(), Kind::Unsupported);
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! adds a command line and signals to that.
 #![deny(unsafe_code)]
 
+pub mod board;
 pub mod bus;
 pub mod config;
 pub mod console;
 pub mod control;
+pub mod disks;
 pub mod error;
 pub mod hba;
 pub mod irq;

@@ -195,7 +195,9 @@ fn check_load_range(index: u16, segment: &ProgramHeader, ram: &GuestRam) -> std:
         return Ok(());
     }
     let cause = format!("segment {index} wants {length:#x} bytes at {start:#x}, outside of guest memory above 1 MiB");
-    Err(Refusal { cause, next: "Give a larger --memory" })
+    let next =
+        if start < HIGH_MEMORY_START { "Check that it is a kernel and no program" } else { "Give a larger --memory" };
+    Err(Refusal { cause, next })
 }
 
 fn write_boot_data(ram: &GuestRam, command_line: &str) -> Result<()> {

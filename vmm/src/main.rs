@@ -8,13 +8,15 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
+use vmm::board::ExitTotals;
 use vmm::config::{Command, CommandLine, RunArguments};
 use vmm::control::{Control, Outcome};
 use vmm::error::{Error, Kind, Result};
-use vmm::machine::{ExitTotals, Machine};
+use vmm::machine::Machine;
 
 const REFUSED: u8 = 1;
 const USAGE: u8 = 2;
@@ -83,21 +85,21 @@ fn run(arguments: &RunArguments) -> Result<u8> {
 /// Runs the machine, again after each reset if so asked.
 fn run_until_end(arguments: &RunArguments, stopper: &Mutex<Stopper>) -> Result<u8> {
     let started = Instant::now();
-    let config = arguments.machine();
+    let mut machine = Machine::new(&arguments.machine())?;
     let mut resets = 0;
-    loop {
-        let mut machine = Machine::new(&config)?;
+    let outcome = loop {
         stopper.lock().watch(machine.control());
         machine.start()?;
         let outcome = machine.wait();
-        machine.stop()?;
-        if outcome == Outcome::Reset && !arguments.exit_on_reset {
-            resets += 1;
-            continue;
+        if outcome != Outcome::Reset || arguments.exit_on_reset {
+            break outcome;
         }
-        let seconds = started.elapsed().as_secs_f64();
-        return Ok(report(arguments.json, &outcome, resets, seconds, machine.exits()));
-    }
+        resets += 1;
+        machine.reset()?;
+    };
+    machine.stop()?;
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(report(arguments.json, &outcome, resets, seconds, machine.exits()))
 }
 
 /// Says how the machine ended and returns the exit status.
@@ -117,9 +119,11 @@ fn report(json: bool, outcome: &Outcome, resets: u32, seconds: f64, exits: ExitT
     }
     if json {
         let report = Report { outcome: name, guest_status, cause, resets, seconds, exits };
-        match serde_json::to_string(&report) {
-            Ok(text) => println!("{text}"),
-            Err(cause) => eprintln!("vmm: the report cannot be written as JSON: {cause}"),
+        let written = serde_json::to_string(&report)
+            .map_err(std::io::Error::from)
+            .and_then(|text| writeln!(std::io::stdout(), "{text}"));
+        if let Err(cause) = written {
+            eprintln!("vmm: standard output: {cause}. The report is lost");
         }
     }
     status

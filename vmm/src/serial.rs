@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use vm_superio::serial::{NoEvents, Serial};
 use vm_superio::{Trigger, serial};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// First port of COM1, and how many it has.
 pub const COM1_PORT: u64 = 0x3F8;
@@ -109,10 +109,23 @@ pub struct SerialPort {
 }
 
 impl SerialPort {
-    /// A port that interrupts through `interrupt` and writes to `sink`.
-    pub fn new(interrupt: EventFd, sink: Box<dyn Write + Send>) -> SerialPort {
+    /// A port that writes to `sink`; it interrupts nobody before [`Self::reset`].
+    ///
+    /// # Errors
+    /// [`Kind::Host`] when the host gives no event descriptor.
+    pub fn new(sink: Box<dyn Write + Send>) -> Result<SerialPort> {
+        let nobody =
+            EventFd::new(EFD_NONBLOCK).map_err(|cause| Error::host("event descriptor of the serial port", cause))?;
         let buffer = LineBuffer { line: Vec::new(), sink };
-        SerialPort { uart: Mutex::new(Serial::new(Edge(interrupt), buffer)) }
+        Ok(SerialPort { uart: Mutex::new(Serial::new(Edge(nobody), buffer)) })
+    }
+
+    /// Puts the port back to its state at power-on, with the same sink; it interrupts through `interrupt` from now on.
+    pub fn reset(&self, interrupt: EventFd) {
+        self.flush();
+        let mut uart = self.uart.lock();
+        let sink = std::mem::replace(&mut uart.writer_mut().sink, Box::new(io::sink()));
+        *uart = Serial::new(Edge(interrupt), LineBuffer { line: Vec::new(), sink });
     }
 
     /// How many bytes [`Self::input`] takes now.
@@ -175,7 +188,7 @@ mod tests {
     #[test]
     fn a_line_reaches_the_sink_when_it_ends_and_the_rest_at_the_flush() {
         let sink = Shared::default();
-        let port = SerialPort::new(EventFd::new(0).expect("eventfd"), Box::new(sink.clone()));
+        let port = SerialPort::new(Box::new(sink.clone())).expect("a port");
         for byte in b"one\ntwo" {
             port.write(0, &[*byte]);
         }
@@ -186,7 +199,7 @@ mod tests {
 
     #[test]
     fn input_beyond_the_fifo_is_dropped_not_kept() {
-        let port = SerialPort::new(EventFd::new(0).expect("eventfd"), Box::new(io::sink()));
+        let port = SerialPort::new(Box::new(io::sink())).expect("a port");
         let room = port.input_room();
         port.input(&vec![b'x'; room + 10]);
         assert_eq!(port.input_room(), 0);

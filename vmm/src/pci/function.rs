@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::hba::{Adapter, Doorbell, InterruptLine};
 use crate::irq::{Gsi, IrqLine, MsiVector};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -67,6 +67,37 @@ impl InterruptLine for FunctionInterrupt {
         let mut pin = self.pin.lock();
         pin.asserted = asserted;
         self.line.set(pin.asserted && pin.allowed);
+    }
+}
+
+/// The way to interrupt that an adapter keeps for its life, while the machine behind it may be built anew.
+#[derive(Default)]
+pub struct MovableInterrupt {
+    target: RwLock<Option<Arc<FunctionInterrupt>>>,
+}
+
+impl MovableInterrupt {
+    /// Sends the adapter's interrupts through `target` from now on.
+    pub fn move_to(&self, target: Arc<FunctionInterrupt>) {
+        *self.target.write() = Some(target);
+    }
+}
+
+impl InterruptLine for MovableInterrupt {
+    fn msi_enabled(&self) -> bool {
+        self.target.read().as_ref().is_some_and(|target| target.msi_enabled())
+    }
+
+    fn raise_msi(&self) {
+        if let Some(target) = self.target.read().as_ref() {
+            target.raise_msi();
+        }
+    }
+
+    fn set_level(&self, asserted: bool) {
+        if let Some(target) = self.target.read().as_ref() {
+            target.set_level(asserted);
+        }
     }
 }
 

@@ -1,0 +1,176 @@
+//! Owns what a reset replaces: the VM with its vCPUs and their threads, buses, ports and the PCI bus.
+//! Promises vCPUs in their state at power-on, at the image's entry, and no thread left after `end`.
+//! Must not know disks, or what outlives it: memory, adapters and the serial port are lent.
+
+use crate::bus::{Bus, BusDevice};
+use crate::control::{Control, Outcome};
+use crate::error::{Error, Kind, Result};
+use crate::hba::Adapter;
+use crate::irq::{Gsi, Interrupts, PCI_LINES};
+use crate::machine::MachineConfig;
+use crate::memory::GuestRam;
+use crate::pci::function::{AdapterFunction, FunctionInterrupt, MovableInterrupt};
+use crate::pci::{self, PciBus};
+use crate::platform::{self, ExitPort, I8042, ResetControl};
+use crate::serial::{self, SerialPort};
+use crate::vcpu::{self, Buses, ExitCounts, Runner};
+use crate::{kvm, loader};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+
+/// The host's KVM device.
+pub const KVM_DEVICE: &str = "/dev/kvm";
+/// GSI of COM1.
+const SERIAL_GSI: Gsi = Gsi(4);
+
+/// How often vCPUs left the guest, summed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ExitTotals {
+    /// Port accesses.
+    pub port: u64,
+    /// Memory-mapped accesses.
+    pub memory_mapped: u64,
+    /// Everything else.
+    pub other: u64,
+}
+
+impl ExitTotals {
+    /// The sum of both.
+    pub fn plus(self, other: ExitTotals) -> ExitTotals {
+        ExitTotals {
+            port: self.port + other.port,
+            memory_mapped: self.memory_mapped + other.memory_mapped,
+            other: self.other + other.other,
+        }
+    }
+}
+
+/// A board.
+pub struct Board {
+    control: Arc<Control>,
+    buses: Buses,
+    exits: Vec<Arc<ExitCounts>>,
+    /// vCPUs that have no thread yet.
+    waiting: Vec<VcpuFd>,
+    threads: Vec<JoinHandle<()>>,
+    vm: Arc<VmFd>,
+    interrupts: Arc<Interrupts>,
+    pci: Arc<PciBus>,
+}
+
+impl Board {
+    /// Loads the image into `ram` and builds a VM around it.
+    ///
+    /// # Errors
+    /// An [`Error`] about the first thing that could not be had.
+    pub fn new(kvm: &Kvm, ram: &GuestRam, config: &MachineConfig, serial: &Arc<SerialPort>) -> Result<Board> {
+        check_cpus(kvm, config.cpus)?;
+        let boot = loader::load(ram, &config.kernel, &config.command_line)?;
+        let vm = Arc::new(kvm::create_vm(kvm, ram)?);
+        let interrupts = Interrupts::new(Arc::clone(&vm))?;
+        serial.reset(interrupts.edge(SERIAL_GSI)?);
+        let control = Control::new(usize::from(config.cpus));
+        let buses = Buses { port: Arc::default(), memory_mapped: Arc::default() };
+        let pci = Arc::new(PciBus::new(Arc::new(ResetControl(Arc::clone(&control)))));
+        add_ports(&buses.port, &control, serial, &pci)?;
+        let mut waiting = Vec::new();
+        for index in 0..config.cpus {
+            let vcpu = vm.create_vcpu(index.into()).map_err(|cause| Error::kvm("KVM_CREATE_VCPU", cause))?;
+            vcpu.set_cpuid2(&vcpu::cpuid(kvm, index)?).map_err(|cause| Error::kvm("KVM_SET_CPUID2", cause))?;
+            if index == 0 {
+                vcpu::set_pvh_state(&vcpu, boot.entry, boot.start_info)?;
+                vcpu::set_virtual_wire(&vcpu)?;
+            }
+            waiting.push(vcpu);
+        }
+        let exits = (0..config.cpus).map(|_| Arc::default()).collect();
+        Ok(Board { control, buses, exits, waiting, threads: Vec::new(), vm, interrupts, pci })
+    }
+
+    /// Puts `adapter` on the PCI bus as number `index` and lets `interrupt` end here.
+    ///
+    /// # Errors
+    /// That KVM or the PCI memory window has no room for the adapter.
+    pub fn plug(&self, index: usize, adapter: Adapter, interrupt: &MovableInterrupt) -> Result<()> {
+        let gsi = PCI_LINES[index % PCI_LINES.len()];
+        let line = Arc::new(FunctionInterrupt::new(self.interrupts.line(gsi), self.interrupts.message()?));
+        interrupt.move_to(Arc::clone(&line));
+        let bus = Arc::clone(&self.buses.memory_mapped);
+        let function = AdapterFunction::new(adapter, line, gsi, &self.pci, bus, Arc::clone(&self.vm))?;
+        self.pci.insert(pci::FIRST_ADAPTER_DEVICE + index, function);
+        Ok(())
+    }
+
+    /// Gives each vCPU its thread and lets them run.
+    ///
+    /// # Errors
+    /// [`Kind::Host`] when a thread cannot be had; the board can then only be ended.
+    pub fn start(&mut self, ram: &GuestRam) -> Result<()> {
+        for (index, vcpu) in self.waiting.drain(..).enumerate() {
+            let runner = Runner {
+                index,
+                vcpu,
+                control: Arc::clone(&self.control),
+                buses: self.buses.clone(),
+                ram: ram.clone(),
+                exits: Arc::clone(&self.exits[index]),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || runner.run())
+                .map_err(|cause| Error::host(format!("thread of vCPU {index}"), cause))?;
+            self.threads.push(thread);
+        }
+        self.control.resume();
+        Ok(())
+    }
+
+    /// The control of this board's vCPUs.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// How often the vCPUs left the guest so far.
+    pub fn exits(&self) -> ExitTotals {
+        self.exits.iter().fold(ExitTotals::default(), |sum, exits| {
+            sum.plus(ExitTotals {
+                port: exits.port.load(Relaxed),
+                memory_mapped: exits.memory_mapped.load(Relaxed),
+                other: exits.other.load(Relaxed),
+            })
+        })
+    }
+
+    /// Ends the vCPUs and joins their threads; once is enough.
+    pub fn end(&mut self) {
+        self.control.finish(Outcome::Stopped);
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has ended too, and has said so through the control.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn check_cpus(kvm: &Kvm, cpus: u8) -> Result<()> {
+    let most = kvm.get_max_vcpus();
+    if cpus == 0 || usize::from(cpus) > most {
+        let cause = format!("KVM takes 1 to {most} vCPUs here");
+        return Err(Error::new(Kind::Kvm, format!("{cpus} vCPUs"), cause, "Give another number to --cpus"));
+    }
+    Ok(())
+}
+
+fn add_ports(bus: &Bus, control: &Arc<Control>, serial: &Arc<SerialPort>, pci: &Arc<PciBus>) -> Result<()> {
+    let devices: [(u64, u64, Arc<dyn BusDevice>); 4] = [
+        (serial::COM1_PORT, serial::COM1_PORTS, serial.clone()),
+        (platform::I8042_PORT, platform::I8042_PORTS, Arc::new(I8042(Arc::clone(control)))),
+        (platform::EXIT_PORT, 1, Arc::new(ExitPort(Arc::clone(control)))),
+        (pci::CONFIG_PORT, pci::CONFIG_PORTS, pci.clone()),
+    ];
+    for (start, length, device) in devices {
+        bus.insert(start, length, device).map_err(|cause| Error::host("I/O ports", cause))?;
+    }
+    Ok(())
+}
