@@ -12,6 +12,7 @@ pub mod control;
 pub mod disks;
 pub mod error;
 pub mod hba;
+pub mod holders;
 pub mod irq;
 #[allow(unsafe_code)]
 pub mod kvm;
@@ -21,4 +22,5 @@ pub mod memory;
 pub mod pci;
 pub mod platform;
 pub mod serial;
+pub mod storage;
 pub mod vcpu;
