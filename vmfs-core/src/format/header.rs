@@ -286,9 +286,6 @@ impl LunHeader {
                 return Err(bad("segment end", segment.end(self.block_size)));
             }
             block += segment.block_count;
-            if block > 1 << BlockNo::BITS {
-                return Err(bad("segment block_count", segment.block_count));
-            }
             from = segment.end(self.block_size);
         }
         Ok(())
