@@ -14,6 +14,9 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::arena::{Arena, Place};
 use crate::units::LunIndex;
 
+/// Attempts at one change of the own arena cell.
+const TRIES: u32 = 8;
+
 /// What is listed on one LUN.
 #[derive(Default)]
 struct Listed {
@@ -50,21 +53,33 @@ impl Arenas {
             places.clear();
         }
         let payload = Arena { generation: slot.generation, anywhere, places }.encode();
-        let expect = member.slot.borrow().as_ref().map(|own| own.arena.clone());
-        let Some(expect) = expect else { return Err(FsError::Fenced { lun }) };
-        match self.context.cas(&expect, CellChange::payload(&expect, payload)).await? {
-            CasOutcome::Applied(cell) => {
-                if let Some(own) = member.slot.borrow_mut().as_mut() {
-                    own.arena = cell;
+        let mut settled = false;
+        for _ in 0..TRIES {
+            let expect = member.slot.borrow().as_ref().map(|own| own.arena.clone());
+            let Some(expect) = expect else { return Err(FsError::Fenced { lun }) };
+            let change = CellChange::payload(&expect, payload.clone());
+            let (current, applied) = match self.context.cas(&expect, change).await? {
+                CasOutcome::Applied(cell) => (cell, true),
+                // An attempt in doubt was superseded by a re-stamp of the own. Nobody else changes the arena of a live slot.
+                CasOutcome::Lost(cell) | CasOutcome::Overtaken(cell) if cell.header().writer == slot => (cell, false),
+                CasOutcome::Lost(_) | CasOutcome::Overtaken(_) => {
+                    self.context.prove_live([lun]).await?;
+                    let message = format!("arena cell {}: changed by another host; run fsck.vmfs", expect.address());
+                    return Err(FsError::refused(FsErrorKind::Corrupt, message));
                 }
+                CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => return Err(error.into()),
+            };
+            settled = applied || current.payload().starts_with(&payload);
+            if let Some(own) = member.slot.borrow_mut().as_mut() {
+                own.arena = current;
             }
-            // Nobody but the owner of a live slot changes its arena.
-            CasOutcome::Lost(_) | CasOutcome::Overtaken(_) => {
-                self.context.prove_live([lun]).await?;
-                let message = format!("arena cell {}: changed by another host; run fsck.vmfs", expect.address());
-                return Err(FsError::refused(FsErrorKind::Corrupt, message));
+            if settled {
+                break;
             }
-            CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => return Err(error.into()),
+        }
+        if !settled {
+            let message = format!("the own arena cell on {lun} could not be changed; the LUN answers unreliably");
+            return Err(FsError::refused(FsErrorKind::Io, message));
         }
         listed.anywhere = anywhere;
         if anywhere {

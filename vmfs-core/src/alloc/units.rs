@@ -26,7 +26,7 @@ use crate::units::{BlockAddress, CellAddress, FdId, Link, LunIndex, SlotRef, Tok
 /// Units taken into the pool at a time.
 const BATCH: usize = 8;
 /// Units that stay in the pool for operations that free space.
-const RESERVED: usize = 6;
+const RESERVED: usize = 4;
 /// Units of a LUN kept in the pool at most.
 const POOLED: usize = 64;
 /// Reads of a unit that fails its checks before that is believed.

@@ -8,7 +8,8 @@ use super::{Image, Object, Objects};
 use crate::alloc::units::{UnitEdit, UnitUse};
 use crate::cas::{CasOutcome, CellChange};
 use crate::error::{FsError, FsErrorKind};
-use crate::format::root_cell::{HoldMode, LockRecord, ObjectState, RootCell};
+use crate::format::Cell;
+use crate::format::root_cell::{HoldMode, ObjectState, RootCell};
 use crate::format::table_entry::EntryKind;
 
 const TRIES: u32 = 64;
@@ -102,7 +103,7 @@ impl Objects {
     /// Frees the root cell and the body of an unlinked object; its blocks and other units were freed before. The lock goes with it.
     pub async fn free(&self, object: &Object) -> Result<(), FsError> {
         let _busy = object.busy.lock().await;
-        let image = object.image();
+        let mut image = object.image();
         let ObjectState::Unlinked(_) = image.root.state else {
             let message = format!("{} still has a name; this is a bug, nothing was freed", object.fd);
             return Err(FsError::refused(FsErrorKind::Invalid, message));
@@ -111,29 +112,41 @@ impl Objects {
             image.root.body.map(|body| UnitUse { at: body.at, owner: object.fd, kind: EntryKind::Body, index: 0 });
         let marks: Vec<(UnitUse, UnitEdit)> = body.iter().map(|unit| (*unit, UnitEdit::Retire)).collect();
         self.space.units.edit(&marks).await?;
-        self.context.prove_live([object.fd.lun()]).await?;
-        let token = image.root.lock.token;
-        let root = RootCell {
-            lock: LockRecord { mode: HoldMode::Free, token, holders: Vec::new(), wanted: false },
-            ..RootCell::free(token)
-        };
-        match self.context.cas(&image.cell, CellChange::payload(&image.cell, root.encode())).await? {
-            CasOutcome::Applied(cell) => {
-                object.held.set(false);
-                self.table.borrow_mut().remove(&object.fd);
-                self.space.roots.give_back(object.fd, cell).await;
-                self.defer(body);
-                Ok(())
+        let freed = RootCell::free(image.root.lock.token);
+        for _ in 0..TRIES {
+            self.context.prove_live([object.fd.lun()]).await?;
+            match self.context.cas(&image.cell, CellChange::payload(&image.cell, freed.encode())).await? {
+                CasOutcome::Applied(cell) => {
+                    self.freed(object, cell, body).await;
+                    return Ok(());
+                }
+                CasOutcome::Lost(cell) | CasOutcome::Overtaken(cell) => {
+                    let root = self.decode_root(object.fd, &cell)?;
+                    if root == freed && cell.header().link == image.link() {
+                        self.freed(object, cell, body).await;
+                        return Ok(());
+                    }
+                    if root != image.root {
+                        break;
+                    }
+                    // A re-stamp: everything else is as it was.
+                    image = Rc::new(Image { cell, root, body: image.body.clone() });
+                    object.set_image(image.clone());
+                }
+                CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => return Err(error.into()),
             }
-            // Only recovery of this incarnation changes the cell of an unlinked object.
-            CasOutcome::Lost(_) | CasOutcome::Overtaken(_) => {
-                self.context.prove_live([object.fd.lun()]).await?;
-                self.context.member(object.fd.lun())?.set_unresolved();
-                let message = format!("{}: its root cell was changed while it was freed; left to recovery", object.fd);
-                Err(FsError::refused(FsErrorKind::Busy, message))
-            }
-            CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => Err(error.into()),
         }
+        // Only recovery of this incarnation changes the cell of an unlinked object.
+        self.context.member(object.fd.lun())?.set_unresolved();
+        let message = format!("{}: its root cell was changed while it was freed; left to recovery", object.fd);
+        Err(FsError::refused(FsErrorKind::Busy, message))
+    }
+
+    async fn freed(&self, object: &Object, cell: Cell, body: Option<UnitUse>) {
+        object.held.set(false);
+        self.table.borrow_mut().remove(&object.fd);
+        self.space.roots.give_back(object.fd, cell).await;
+        self.defer(body);
     }
 
     /// Takes an object back that was created and never named.
