@@ -1,19 +1,50 @@
-//! Owns the way from a `--disk` to a target on an adapter.
-//! Promises that a disk which cannot be had is refused by its name.
-//! Must not know how disks are stored.
+//! Owns the way from the disks of a command line to targets on an adapter.
+//! Promises that a disk which cannot be had is refused with its target, its file and, where knowable, who holds it.
+//! Must not know how disks are stored, or how an adapter works.
 
 use crate::config::PlacedDisk;
 use crate::error::{Error, Kind, Result};
-use crate::hba::{Adapter, InterruptLine};
+use crate::hba::pvscsi::{Attachment, OpenError, PvScsi};
+use crate::hba::{Adapter, AdapterError, InterruptLine};
+use crate::holders;
 use crate::memory::GuestRam;
+use crate::storage::{self, DiskSource, Storage};
+use scsi::DiskOptions;
 use std::sync::Arc;
 
 /// Starts an adapter with `disks` on it.
 ///
 /// # Errors
-/// [`Kind::Unsupported`]: no storage back end is there yet.
-pub fn start_adapter(disks: Vec<PlacedDisk>, _ram: Arc<GuestRam>, _line: Arc<dyn InterruptLine>) -> Result<Adapter> {
-    let names: Vec<String> = disks.iter().map(|placed| placed.disk.path.display().to_string()).collect();
-    let cause = "no storage back end is built in yet";
-    Err(Error::new(Kind::Unsupported, format!("disk {}", names.join(", ")), cause, "Run without --disk"))
+/// [`Kind::Disk`] for the first disk that cannot be opened; [`Kind::Host`] when the adapter cannot be started.
+pub fn start_adapter(
+    disks: Vec<PlacedDisk>,
+    ram: Arc<GuestRam>,
+    interrupt: Arc<dyn InterruptLine>,
+) -> Result<Adapter> {
+    let attachments = disks.into_iter().map(attachment).collect();
+    let adapter: Arc<PvScsi<Storage>> =
+        PvScsi::start("pvscsi0", ram, interrupt, attachments).map_err(|cause| refusal(&cause))?;
+    Ok(adapter)
+}
+
+fn attachment(placed: PlacedDisk) -> Attachment<Storage> {
+    let PlacedDisk { target, disk } = placed;
+    let source = DiskSource { path: disk.path, read_only: disk.readonly, serial: disk.serial };
+    let open = move || async move { storage::open(source).await.map_err(|cause| Box::new(cause) as OpenError) };
+    Attachment::new(target, DiskOptions::default(), open)
+}
+
+fn refusal(cause: &AdapterError) -> Error {
+    let AdapterError::Open { target, source } = cause else {
+        return Error::host("PVSCSI adapter", cause);
+    };
+    let object = format!("disk of target {target}");
+    match source.downcast_ref::<storage::OpenError>() {
+        Some(storage::OpenError::InUse { path }) => {
+            let holders: Vec<String> = holders::of(path).iter().map(ToString::to_string).collect();
+            let who = if holders.is_empty() { "by whom cannot be seen here".into() } else { holders.join(", ") };
+            Error::complete(Kind::Disk, object, format!("{source} (held: {who})"))
+        }
+        _ => Error::complete(Kind::Disk, object, source),
+    }
 }

@@ -26,7 +26,7 @@ pub enum Kind {
 
 /// Why a machine could not be built or run.
 #[derive(Debug, thiserror::Error)]
-#[error("{object}: {cause}. {next}")]
+#[error("{object}: {cause}{}{next}", if next.is_empty() { "" } else { ". " })]
 pub struct Error {
     kind: Kind,
     object: String,
@@ -46,6 +46,11 @@ impl Error {
         next: impl Into<Cow<'static, str>>,
     ) -> Error {
         Error { kind, object: object.into(), cause: cause.to_string(), next: next.into() }
+    }
+
+    /// An error whose `cause` says what to do already.
+    pub(crate) fn complete(kind: Kind, object: impl Into<String>, cause: impl std::fmt::Display) -> Error {
+        Error::new(kind, object, cause, "")
     }
 
     /// What kind of trouble this is.
