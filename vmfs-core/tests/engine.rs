@@ -128,7 +128,7 @@ impl Host {
             let change = Change { body: Some(body), ..Change::default() };
             match self.objects.commit(object, &image, change).await? {
                 Committed::Done => return Ok(lost),
-                Committed::Lost => {}
+                Committed::Lost | Committed::Overtaken => {}
             }
         }
         unreachable!()
@@ -284,18 +284,16 @@ fn hosts_that_allocate_at_once_never_get_one_block_twice_and_a_freed_volume_is_e
 }
 
 #[test]
-fn a_full_lun_says_so_gives_back_what_it_took_and_still_lets_objects_go() {
+fn a_full_lun_gives_what_it_has_then_says_so_and_still_lets_objects_go() {
     let (sim, disks) = world(5, 1, 64, CellSize::B512);
     sim.block_on(async {
         let a = mount(&sim, &disks, HostNo(1), CellSize::B512).await;
         let object = a.create("big", None).await;
         let luns = LunSet::of(lun1());
         let many: Vec<u32> = (0..10_000).collect();
-        let error = a.space.blocks.take(object.fd, &many, lun1(), &luns, None).await.unwrap_err();
-        assert_eq!(error.kind(), FsErrorKind::NoSpace);
-        let free = a.space.blocks.count(lun1()).free as u32 - 2;
-        let taken = a.space.blocks.take(object.fd, &many[..free as usize], lun1(), &luns, None).await.unwrap();
-        assert_eq!(taken.len(), free as usize);
+        let taken = a.space.blocks.take(object.fd, &many, lun1(), &luns, None).await.unwrap();
+        let free = taken.len() as u32;
+        assert!(free > 500 && free < 1024, "{free} of 64 MiB");
         let error = a.space.blocks.take(object.fd, &[free], lun1(), &luns, None).await.unwrap_err();
         assert_eq!(error.kind(), FsErrorKind::NoSpace);
         a.objects.begin_unlink(&object, None).await.unwrap();

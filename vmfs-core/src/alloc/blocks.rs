@@ -180,7 +180,7 @@ impl Blocks {
     }
 
     /// Takes blocks for the file blocks `indexes` (ascending) of `owner`: neighbours where possible, next to `near`, on `prefer` first,
-    /// then on the other LUNs of `allowed`. All or none; `NoSpace` when there are not enough.
+    /// then on the other LUNs of `allowed`. Gives the first of them when there is no room for all; `NoSpace` when there is none.
     pub async fn take(
         &self,
         owner: FdId,
@@ -208,8 +208,7 @@ impl Blocks {
                 }
             }
         }
-        if taken.len() < indexes.len() {
-            self.give_back(owner, &taken).await;
+        if taken.is_empty() && !indexes.is_empty() {
             let luns: Vec<String> = allowed.iter().map(|lun| lun.to_string()).collect();
             let message = format!("no free block for {owner} on {}; remove files or add an extent", luns.join(", "));
             return Err(FsError::refused(FsErrorKind::NoSpace, message));

@@ -43,8 +43,12 @@ pub struct Change<'a> {
 pub enum Committed {
     /// It is the object's state now, durably.
     Done,
-    /// Somebody changed the object first. It was read again; everything that was prepared went back to the pool. Start again.
+    /// Certain: the change never was there, somebody was first. The object was read again; everything that was prepared went back to
+    /// the pool. Start again.
     Lost,
+    /// The change may have been there for a moment, before others changed the object. It was read again: decide by its content.
+    /// What was prepared is left to recovery.
+    Overtaken,
 }
 
 /// An object to be created.
@@ -225,7 +229,7 @@ impl Objects {
                 object_marks_unresolved(self, &units);
                 object.doubtful.set(true);
                 self.refresh(object).await?;
-                Ok(Committed::Lost)
+                Ok(Committed::Overtaken)
             }
             Ok(CasOutcome::NotDone(error)) => {
                 self.undo(object.fd, units, &drops, drop_blocks).await;

@@ -45,8 +45,8 @@ impl Objects {
         self.table.borrow().get(&fd).and_then(std::rc::Weak::upgrade)
     }
 
-    /// The object as it is on the LUN now. [`FsError::Stale`] when it is gone or has become another one. States `creating` and
-    /// `unlinking` are given: the caller decides.
+    /// The object as it is on the LUN now. [`FsError::Stale`] when its cell is free or has become another object. All other states
+    /// are given: the caller decides.
     pub async fn load(&self, what: ObjectRef) -> Result<Rc<Object>, FsError> {
         let object = self.load_any(what.fd).await?;
         if object.image().link() != what.link {
@@ -105,7 +105,7 @@ impl Objects {
             if let Some(known) = known.filter(|known| known.cell == cell) {
                 return Ok(known.clone());
             }
-            if matches!(root.state, ObjectState::Free | ObjectState::Unlinked(_)) {
+            if root.state == ObjectState::Free {
                 return Err(FsError::Stale { fd });
             }
             // The body is believed bad only if the root that references it has not changed meanwhile.
