@@ -35,7 +35,7 @@ impl Setup {
     /// `vmm run` with the image, `job` and further arguments.
     fn command(&self, job: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
-        command.args(["run", "--memory", "96M", "--cmdline", job, "--kernel"]).arg(self.path("guest.elf"));
+        command.args(["run", "--cmdline", job, "--kernel"]).arg(self.path("guest.elf"));
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
