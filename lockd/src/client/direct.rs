@@ -1,0 +1,456 @@
+//! Owns: an open disk whose data its caller moves straight on the LUNs.
+//! Promises: resolving allocates nothing, makes no system call and waits for nobody; a segment is never taken away while its
+//!   reference lives; a grant that is dropped gives its space back.
+//! Must not know: how the caller moves its data, the format.
+//!
+//! The order for every request: resolve, ask the gate, move the data, drop the references; after a read ask the gate again
+//! before the data is used. `Unknown` segments need [`DirectFile::load`] first, writes to `Zero` segments [`DirectFile::allocate`],
+//! then all granules of the grant are written whole, then [`Grant::filled`]. [`DirectFile::flush`] makes it durable.
+
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+use vmfs_core::gate::{Gate, GateState};
+use vmfs_core::mapping::epoch::{References, RunRef, stripe_end};
+use vmfs_core::units::{Generation, LunIndex};
+
+use super::mounted::{MountedDirectory, ask, connect, connection_error};
+use super::runs::{Known, RunCache};
+use super::{Connection, DirectError, DirectErrorKind, io_error};
+use crate::clock;
+use crate::gate_memory::ReadOnlyGateMemory;
+use crate::ioctl::{self, RunPage, kind, state};
+use crate::protocol::{AdminRequest, Attachment, LunAccess, Ticket};
+
+/// One LUN behind a disk.
+pub struct Lun {
+    /// The descriptor for this program's I/O, opened for direct I/O.
+    pub descriptor: OwnedFd,
+    /// Alignment of offset, length and memory, in bytes.
+    pub alignment: u32,
+    /// Path or URL as given to mount, for messages.
+    pub name: String,
+    index: LunIndex,
+    generation: Generation,
+}
+
+/// A piece of a resolved range.
+#[derive(Debug)]
+pub enum Segment {
+    /// Lies on a LUN: read and write in place, with the reference held until the I/O has definitely ended.
+    Data {
+        /// Index into [`DirectFile::luns`].
+        lun: usize,
+        /// First byte on that LUN.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// Keeps the bytes from being taken away. Holding one, never wait for a call of this module.
+        reference: RunRef,
+    },
+    /// Reads as zeros; a write calls [`DirectFile::allocate`] first.
+    Zero {
+        /// Bytes.
+        length: u64,
+    },
+    /// Call [`DirectFile::load`] and resolve again.
+    Unknown {
+        /// Bytes.
+        length: u64,
+    },
+}
+
+/// Granules to be written whole: the caller's bytes with zeros around them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantPiece {
+    /// First byte in the file, a multiple of the granule.
+    pub file_offset: u64,
+    /// Bytes, a multiple of the granule.
+    pub length: u64,
+    /// Index into [`DirectFile::luns`].
+    pub lun: usize,
+    /// First byte on that LUN.
+    pub offset: u64,
+}
+
+/// Space for a first write. Dropping it gives the space back: do that only when nothing of it is being written any more.
+pub struct Grant<'a> {
+    file: &'a DirectFile,
+    id: u64,
+    pieces: Vec<GrantPiece>,
+    range: Range<u64>,
+    done: bool,
+}
+
+/// An open disk of a mount.
+pub struct DirectFile {
+    // Dropped in this order: descriptors, then the connection, then the file, whose end lets the mount release the lock.
+    luns: Vec<Lun>,
+    revoke: OwnedFd,
+    _connection: Mutex<Connection>,
+    file: File,
+    path: PathBuf,
+    writable: bool,
+    size: AtomicU64,
+    granule: u64,
+    block: u64,
+    gate: Gate,
+    lock: (LunIndex, Generation),
+    positions: [u8; 256],
+    cache: RwLock<RunCache>,
+    references: Arc<References>,
+    changed: Notify,
+    punching: tokio::sync::Mutex<()>,
+}
+
+const NO_LUN: u8 = u8::MAX;
+/// As many bytes are asked for at least: their runs come with one call.
+const LOAD_AHEAD: u64 = 256 << 20;
+
+impl DirectFile {
+    /// Opens a disk's data file and takes its lock. Kind `NotVmfs` or `NotDirect`: use plain file I/O. `Busy` says who holds it.
+    pub fn open(path: &Path, write: bool) -> Result<DirectFile, DirectError> {
+        let file = match OpenOptions::new().read(true).write(write).open(path) {
+            Ok(file) => file,
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(busy(path)),
+            Err(error) => return Err(io_error(path, "opening it", &error)),
+        };
+        let answer = ask(path, &file)?;
+        if answer.kind != kind::DISK {
+            let message = "it is no virtual disk: other files have no runs that stay".to_owned();
+            return Err(DirectError { kind: DirectErrorKind::NotDirect, path: path.to_owned(), message, errno: None });
+        }
+        let ticket = Ticket(answer.ticket);
+        let mut connection = connect(path, &answer).map_err(|error| connection_error(path, &error))?;
+        let (attachment, gate, revoke) = connection.attach(ticket).map_err(|error| connection_error(path, &error))?;
+        let memory = ReadOnlyGateMemory::map(gate.as_fd()).map_err(|error| io_error(path, "its gate page", &error))?;
+        let gate = Gate::open(Arc::new(memory)).map_err(|error| broken(path, error.to_string()))?;
+        let (luns, positions) = open_luns(path, &mut connection, ticket, &attachment)?;
+        let lock = lock_of(path, &attachment)?;
+        Ok(DirectFile {
+            luns,
+            revoke,
+            _connection: Mutex::new(connection),
+            file,
+            path: path.to_owned(),
+            writable: write,
+            size: AtomicU64::new(answer.size.get()),
+            granule: u64::from(answer.granule_bytes.get()).max(512),
+            block: u64::from(answer.block_bytes.get()).max(512),
+            gate,
+            lock,
+            positions,
+            cache: RwLock::new(RunCache::default()),
+            references: Arc::new(References::default()),
+            changed: Notify::new(),
+            punching: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// Size in bytes, as of the open or the last [`DirectFile::refresh_size`].
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Asks the mount for the size: a disk may be extended while it is open.
+    pub fn refresh_size(&self) -> Result<u64, DirectError> {
+        let metadata = self.file.metadata().map_err(|error| self.error("its size", &error))?;
+        self.size.store(metadata.len(), Ordering::Relaxed);
+        Ok(metadata.len())
+    }
+
+    /// Opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Bytes of a granule: the unit of a first write.
+    pub fn granule_bytes(&self) -> u64 {
+        self.granule
+    }
+
+    /// Bytes of a block: the unit in which space is taken.
+    pub fn block_bytes(&self) -> u64 {
+        self.block
+    }
+
+    /// The LUNs behind the disk.
+    pub fn luns(&self) -> &[Lun] {
+        &self.luns
+    }
+
+    /// Readable when the mount wants this program to stop using the disk: close it.
+    pub fn revoke_event(&self) -> BorrowedFd<'_> {
+        self.revoke.as_fd()
+    }
+
+    /// Whether a request on `luns()[lun]` may be sent, or the data that a read brought may be used. No lock, no system call.
+    pub fn gate(&self, lun: usize) -> GateState {
+        let now = clock::now();
+        let locked = self.gate.state(self.lock.0, self.lock.1, now);
+        match &self.luns[lun] {
+            target if target.index == self.lock.0 => locked,
+            target => worse(locked, self.gate.state(target.index, target.generation, now)),
+        }
+    }
+
+    /// Calls `each` with the segments of a range, ascending; together they are as long as the range. A segment never crosses a
+    /// multiple of 16 MiB of the file. `each` must not call this module.
+    pub fn resolve(&self, offset: u64, length: u64, each: &mut dyn FnMut(Segment)) {
+        let end = offset.saturating_add(length);
+        let cache = self.cache.read();
+        let mut at = offset;
+        while at < end {
+            let (known, known_end) = cache.at(at, end.min(stripe_end(at)));
+            let length = known_end - at;
+            each(match known {
+                Known::Data { lun, offset } => match self.positions[usize::from(lun)] {
+                    NO_LUN => Segment::Unknown { length },
+                    position => {
+                        let reference = self.references.take(at);
+                        Segment::Data { lun: position.into(), offset, length, reference }
+                    }
+                },
+                Known::Zero => Segment::Zero { length },
+                Known::Unknown => Segment::Unknown { length },
+            });
+            at = known_end;
+        }
+    }
+
+    /// Asks the mount where a range lies. Blocks for the time of one call; the range may still be `Unknown` in parts when it is
+    /// long or is being discarded: resolve again, and yield in between.
+    pub fn load(&self, offset: u64, length: u64) -> Result<(), DirectError> {
+        let version = self.cache.read().version();
+        let mut page = RunPage::request(offset, length.max(LOAD_AHEAD));
+        ioctl::extents(&self.file, &mut page).map_err(|error| self.error("asking where it lies", &error))?;
+        let mut cache = self.cache.write();
+        if cache.version() != version {
+            return Ok(());
+        }
+        for run in page.answered() {
+            let range = run.offset.get()..run.offset.get().saturating_add(run.length.get());
+            let known = match run.state.get() {
+                state::ZERO => Known::Zero,
+                state::DATA => self.data(run)?,
+                other => return Err(broken(&self.path, format!("a run in the unknown state {other}"))),
+            };
+            cache.learn(range, known);
+        }
+        Ok(())
+    }
+
+    /// Space for a first write of a range. `None`: nothing has to be filled, resolve again. A grant may cover less than was asked
+    /// for ([`Grant::range`]). Waits while another request of this program fills or discards a part of the range; it blocks
+    /// for the time of one call.
+    pub async fn allocate(&self, offset: u64, length: u64) -> Result<Option<Grant<'_>>, DirectError> {
+        let start = offset - offset % self.granule;
+        let end = offset.saturating_add(length).next_multiple_of(self.granule);
+        let range = start..end;
+        self.begin(&range).await;
+        let mut grant = Grant { file: self, id: 0, pieces: Vec::new(), range: range.clone(), done: false };
+        let mut page = RunPage::request(offset, length);
+        ioctl::allocate(&self.file, &mut page).map_err(|error| self.error("taking space", &error))?;
+        grant.id = page.epoch_or_grant.get();
+        for run in page.answered() {
+            if let Known::Data { lun, offset } = self.data(run)? {
+                let lun = self.positions[usize::from(lun)].into();
+                let (file_offset, length) = (run.offset.get(), run.length.get());
+                grant.pieces.push(GrantPiece { file_offset, length, lun, offset });
+            }
+        }
+        if grant.id == 0 {
+            self.cache.write().forget(range);
+            return Ok(None);
+        }
+        Ok(Some(grant))
+    }
+
+    /// Makes everything written so far durable and publishes what was filled. Blocks.
+    pub fn flush(&self) -> Result<(), DirectError> {
+        ioctl::flush(&self.file).map_err(|error| self.error("flushing it", &error))
+    }
+
+    /// Makes a range read as zeros and gives its space back. Waits until no reference overlaps it; then it blocks for one call.
+    pub async fn punch(&self, offset: u64, length: u64) -> Result<(), DirectError> {
+        let range = offset..offset.saturating_add(length);
+        let _one = self.punching.lock().await;
+        // The counters of the epoch before must be empty before a new one begins.
+        self.references.settled(&range).await;
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let mut cache = self.cache.write();
+            if !cache.is_changing(&range) {
+                cache.take_away(range.clone());
+                self.references.advance(&range);
+                break;
+            }
+            drop(cache);
+            changed.await;
+        }
+        let taken = Taken(self);
+        self.references.settled(&range).await;
+        let result = ioctl::punch(&self.file, offset, length);
+        drop(taken);
+        result.map_err(|error| self.error("discarding", &error))
+    }
+
+    async fn begin(&self, range: &Range<u64>) {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            {
+                let mut cache = self.cache.write();
+                if !cache.is_changing(range) {
+                    cache.begin(range.clone());
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    fn data(&self, run: &ioctl::Run) -> Result<Known, DirectError> {
+        let lun = u8::try_from(run.lun.get()).unwrap_or(NO_LUN);
+        if self.positions[usize::from(lun)] == NO_LUN {
+            let text = format!("its data lies on LUN {}, which joined after the open: open the disk again", run.lun);
+            return Err(broken(&self.path, text));
+        }
+        Ok(Known::Data { lun, offset: run.lun_offset.get() })
+    }
+
+    fn error(&self, doing: &str, error: &std::io::Error) -> DirectError {
+        io_error(&self.path, doing, error)
+    }
+}
+
+/// A range that is being taken away; dropping it lets requests have it again.
+struct Taken<'a>(&'a DirectFile);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.0.cache.write().give_back();
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl Grant<'_> {
+    /// What has to be written.
+    pub fn pieces(&self) -> &[GrantPiece] {
+        &self.pieces
+    }
+
+    /// The part of the file that was looked at, in whole granules.
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// Everything in [`Grant::pieces`] has been written: the granules are the disk's from now on.
+    pub fn filled(mut self) -> Result<(), DirectError> {
+        self.done = true;
+        let result = ioctl::filled(&self.file.file, self.id, true);
+        if result.is_ok() {
+            let mut cache = self.file.cache.write();
+            for piece in &self.pieces {
+                let known = Known::Data { lun: self.file.luns[piece.lun].index.get(), offset: piece.offset };
+                cache.set(piece.file_offset..piece.file_offset + piece.length, known);
+            }
+        }
+        result.map_err(|error| self.file.error("telling that a granule was written", &error))
+    }
+}
+
+impl Drop for Grant<'_> {
+    fn drop(&mut self) {
+        if !self.done
+            && self.id != 0
+            && let Err(error) = ioctl::filled(&self.file.file, self.id, false)
+        {
+            tracing::warn!("{}: space of a write that was given up: {error}", self.file.path.display());
+        }
+        self.file.cache.write().end(&self.range);
+        self.file.changed.notify_waiters();
+    }
+}
+
+fn worse(one: GateState, other: GateState) -> GateState {
+    match (one, other) {
+        (GateState::Poisoned, _) | (_, GateState::Poisoned) => GateState::Poisoned,
+        (GateState::Frozen, _) | (_, GateState::Frozen) => GateState::Frozen,
+        (GateState::Open, GateState::Open) => GateState::Open,
+    }
+}
+
+fn broken(path: &Path, message: String) -> DirectError {
+    DirectError { kind: DirectErrorKind::Io, path: path.to_owned(), message, errno: None }
+}
+
+/// The error for a disk that could not be opened because it is open elsewhere: it says where.
+fn busy(path: &Path) -> DirectError {
+    let explained = MountedDirectory::of_file(path).and_then(|(directory, file)| {
+        let answer = directory.connect()?.administer(AdminRequest::WhyLocked { file }, &mut |_, _| ());
+        let value = answer.map_err(|error| connection_error(path, &error))?;
+        Ok(value["explanation"].as_str().unwrap_or("it is in use").to_owned())
+    });
+    match explained {
+        Ok(message) => {
+            DirectError { kind: DirectErrorKind::Busy, path: path.to_owned(), message, errno: Some(libc::EBUSY) }
+        }
+        Err(error) => DirectError {
+            kind: DirectErrorKind::Busy,
+            message: format!("it is in use, and who has it could not be found out: {}", error.message),
+            ..error
+        },
+    }
+}
+
+fn lock_of(path: &Path, attachment: &Attachment) -> Result<(LunIndex, Generation), DirectError> {
+    let index = LunIndex::new(attachment.lock_lun);
+    let access = attachment.luns.iter().find(|lun| lun.index == attachment.lock_lun);
+    match (index, access) {
+        (Some(index), Some(access)) => Ok((index, Generation(access.generation))),
+        _ => Err(broken(path, "the mount does not say which LUN vouches for the lock".to_owned())),
+    }
+}
+
+fn open_luns(
+    path: &Path,
+    connection: &mut Connection,
+    ticket: Ticket,
+    attachment: &Attachment,
+) -> Result<(Vec<Lun>, [u8; 256]), DirectError> {
+    let mut luns: Vec<Lun> = Vec::with_capacity(attachment.luns.len());
+    let mut positions = [NO_LUN; 256];
+    for access in &attachment.luns {
+        let LunAccess { index, generation, alignment, has_descriptor, name } = access;
+        let Some(lun) = LunIndex::new(*index) else {
+            return Err(broken(path, format!("the mount names a LUN number {index}, which cannot be")));
+        };
+        if !has_descriptor {
+            let message = format!("{name} has no descriptor that a program could use");
+            let path = path.to_owned();
+            return Err(DirectError { kind: DirectErrorKind::NotDirect, path, message, errno: None });
+        }
+        if positions[usize::from(*index)] != NO_LUN || luns.len() >= usize::from(NO_LUN) {
+            return Err(broken(path, format!("the mount names LUN {index} twice")));
+        }
+        let descriptor = connection.open_lun(ticket, *index).map_err(|error| connection_error(path, &error))?;
+        positions[usize::from(*index)] = luns.len() as u8;
+        luns.push(Lun {
+            descriptor,
+            alignment: *alignment,
+            name: name.clone(),
+            index: lun,
+            generation: Generation(*generation),
+        });
+    }
+    Ok((luns, positions))
+}
