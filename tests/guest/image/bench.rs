@@ -105,8 +105,8 @@ pub fn bench(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
     let per_second = |count: u64| (u128::from(count) * 1_000_000 / u128::from(microseconds)) as u64;
     let time = |ticks| disk.clock.microseconds(ticks);
     line!(
-        "bench rw={:?} bs={} depth={} ops={} iops={} kib_s={} us_mean={} us_p50={} us_p99={} us_max={} interrupts={}",
-        job.mix,
+        "bench rw={} bs={} depth={} ops={} iops={} kib_s={} us_mean={} us_p50={} us_p99={} us_max={} interrupts={}",
+        job.mix.name(),
         job.block,
         job.depth,
         bench.done,

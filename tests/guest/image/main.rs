@@ -93,7 +93,7 @@ fn open_disk(job: &Job, arena: &mut Arena) -> Result<Disk, Trouble> {
     let clock = cpu::Clock::calibrate();
     cpu::start_interrupts();
     let adapter = Pvscsi::attach(job.interrupt, arena).map_err(Trouble::Adapter)?;
-    line!("adapter=pvscsi device={} interrupt={:?}", adapter.function.device(), job.interrupt);
+    line!("adapter=pvscsi device={} interrupt={}", adapter.function.device(), job.interrupt.name());
     let mut disk = Disk::new(adapter, clock, job.target, arena).map_err(|_| Trouble::Memory)?;
     disk.measure().map_err(Trouble::Disk)?;
     Ok(disk)

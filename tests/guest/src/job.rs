@@ -46,6 +46,18 @@ pub enum Mix {
     RandomWrite,
 }
 
+impl Mix {
+    /// The word that the command line has for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mix::Read => "read",
+            Mix::Write => "write",
+            Mix::RandomRead => "randread",
+            Mix::RandomWrite => "randwrite",
+        }
+    }
+}
+
 /// How the guest learns of completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interrupt {
@@ -55,6 +67,17 @@ pub enum Interrupt {
     Intx,
     /// By looking.
     Poll,
+}
+
+impl Interrupt {
+    /// The word that the command line has for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Interrupt::Msi => "msi",
+            Interrupt::Intx => "intx",
+            Interrupt::Poll => "poll",
+        }
+    }
 }
 
 /// A job. Sizes are in bytes.
@@ -159,8 +182,8 @@ impl Job {
             "target" => self.target = number(value, 0..=u64::from(u8::MAX))? as u8,
             "seed" => self.seed = number(value, 0..=u64::MAX)?,
             "generation" => self.generation = number(value, 0..=u64::MAX >> 1)?,
-            "offset" => self.offset = in_sectors(number(value, 0..=u64::MAX >> 1)?)?,
-            "size" => self.size = in_sectors(number(value, 0..=u64::MAX >> 1)?)?,
+            "offset" => self.offset = sectors(value)?,
+            "size" => self.size = sectors(value)?,
             "block" | "bs" => self.block = in_sectors(number(value, 512..=u64::from(BLOCK_MAX))?)? as u32,
             "depth" => self.depth = number(value, 1..=u64::from(DEPTH_MAX))? as u32,
             "pattern" => self.order = order(value)?,
@@ -188,6 +211,14 @@ fn number(text: &str, range: core::ops::RangeInclusive<u64>) -> Result<u64, &'st
     let number: u64 = digits.parse().map_err(|_| "expected a number")?;
     let number = number.checked_mul(1 << shift).ok_or("the number is too large")?;
     if range.contains(&number) { Ok(number) } else { Err("the number is out of range") }
+}
+
+/// A size as a job's words have it: a number of bytes with an optional suffix, a multiple of 512.
+///
+/// # Errors
+/// Why it is none.
+pub fn sectors(text: &str) -> Result<u64, &'static str> {
+    in_sectors(number(text, 0..=u64::MAX >> 1)?)
 }
 
 fn in_sectors(bytes: u64) -> Result<u64, &'static str> {
@@ -221,20 +252,11 @@ fn order(text: &str) -> Result<Order, &'static str> {
 }
 
 fn mix(text: &str) -> Result<Mix, &'static str> {
-    match text {
-        "read" => Ok(Mix::Read),
-        "write" => Ok(Mix::Write),
-        "randread" => Ok(Mix::RandomRead),
-        "randwrite" => Ok(Mix::RandomWrite),
-        _ => Err("expected read, write, randread or randwrite"),
-    }
+    let all = [Mix::Read, Mix::Write, Mix::RandomRead, Mix::RandomWrite];
+    all.into_iter().find(|mix| mix.name() == text).ok_or("expected read, write, randread or randwrite")
 }
 
 fn interrupt(text: &str) -> Result<Interrupt, &'static str> {
-    match text {
-        "msi" => Ok(Interrupt::Msi),
-        "intx" => Ok(Interrupt::Intx),
-        "poll" => Ok(Interrupt::Poll),
-        _ => Err("expected msi, intx or poll"),
-    }
+    let all = [Interrupt::Msi, Interrupt::Intx, Interrupt::Poll];
+    all.into_iter().find(|interrupt| interrupt.name() == text).ok_or("expected msi, intx or poll")
 }
