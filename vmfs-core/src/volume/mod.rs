@@ -12,28 +12,36 @@ mod background;
 mod dump;
 mod members;
 mod mount;
+mod operations;
 mod status;
 #[cfg(test)]
 mod tests;
 mod types;
 
+pub use dump::DumpTarget;
 pub use types::{
     AttributeChange, DirEntry, HostStatus, LockHolder, LunInfo, LunStatus, MountOptions, NewFile, NewObjectSpec,
     RenameFlags, Renamed, Stat, StatFs, VolumeInfo, VolumeStatus, WhyLocked,
 };
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+
+use tokio::sync::{Mutex, Notify};
 
 use crate::context::Context;
 use crate::directory::Names;
 use crate::env::Env;
-use crate::error::{FsError, FsErrorKind};
+use crate::error::FsError;
 use crate::file::{Files, OpenFile, OpenMode};
 use crate::format::dirent::ObjectRef;
 use crate::gate::GatePage;
 use crate::lun::Lun;
+use crate::object::Objects;
+use crate::slot::HostIdentity;
+use crate::units::LunIndex;
 
 /// A mounted volume. Clones are the same mount.
 #[derive(Clone)]
@@ -44,15 +52,20 @@ pub struct Volume {
 struct Inner {
     context: Rc<Context>,
     names: Rc<Names>,
+    objects: Rc<Objects>,
     files: Rc<Files>,
     info: VolumeInfo,
-    host: crate::slot::HostIdentity,
-    /// Set when unmount has begun: operations are refused.
+    host: HostIdentity,
+    /// Unmount has begun: operations are refused.
     closing: Cell<bool>,
-    /// Told when the background task has to look around or to end.
-    wake: tokio::sync::Notify,
-    /// The background task has nothing more to renew.
+    /// The slots were left: background work ends.
     left: Cell<bool>,
+    /// The background is to look around: there is something to tidy, or the volume was left.
+    wake: Notify,
+    /// Held during a renewal on a LUN, and while its slot is left.
+    renewing: BTreeMap<LunIndex, Mutex<()>>,
+    /// Held while removed objects are freed.
+    reaping: Mutex<()>,
     warnings: RefCell<Vec<String>>,
 }
 
@@ -68,7 +81,17 @@ impl Volume {
         options: MountOptions,
         env: Rc<dyn Env>,
     ) -> Result<Volume, FsError> {
-        mount::mount(luns, options, env).await
+        mount::mount(luns, options, env, GatePage::in_process()).await
+    }
+
+    /// As [`Volume::mount`], with a gate page that other processes see too.
+    pub async fn mount_with_gate(
+        luns: Vec<Rc<dyn Lun>>,
+        options: MountOptions,
+        env: Rc<dyn Env>,
+        gate: GatePage,
+    ) -> Result<Volume, FsError> {
+        mount::mount(luns, options, env, gate).await
     }
 
     /// Renews the slots, keeps the gate page, frees and tidies what operations left behind, refreshes the free space. Ends after
@@ -101,24 +124,19 @@ impl Volume {
 
     /// The object of a name. `NotFound`, `NotDirectory`, `Stale` (the directory is gone).
     pub async fn lookup(&self, directory: ObjectRef, name: &[u8]) -> Result<Stat, FsError> {
-        let found = self.inner.open_for_reading()?.names.lookup(directory, name).await?;
+        let found = self.inner.for_reading()?.names.lookup(directory, name).await?;
         Ok(self.inner.freshen(found))
     }
 
     /// Attributes of an object. `Stale` when it is gone (not while it is open here).
     pub async fn stat(&self, object: ObjectRef) -> Result<Stat, FsError> {
-        let found = self.inner.open_for_reading()?.names.stat(object).await?;
+        let found = self.inner.for_reading()?.names.stat(object).await?;
         Ok(self.inner.freshen(found))
     }
 
     /// Changes attributes. `Busy` while another host has the object locked.
     pub async fn set_attributes(&self, object: ObjectRef, change: AttributeChange) -> Result<Stat, FsError> {
-        let inner = self.inner.open_for_writing()?;
-        if let Some(size) = change.size {
-            inner.set_size(object, size).await?;
-        }
-        let found = inner.names.set_attributes(object, &change).await?;
-        Ok(inner.freshen(found))
+        self.inner.for_writing()?.set_attributes(object, change).await
     }
 
     /// Creates a file, and opens it if `open` is given. An existing file is given (and opened) unless `new.exclusive`; an existing
@@ -130,7 +148,7 @@ impl Volume {
         new: NewFile,
         open: Option<OpenMode>,
     ) -> Result<(Stat, Option<Arc<OpenFile>>), FsError> {
-        self.inner.open_for_writing()?.create_file(directory, name, new, open).await
+        self.inner.for_writing()?.create_file(directory, name, new, open).await
     }
 
     /// Creates an object in every detail (virtual disks, raw device mappings). `Exists` when the name is taken.
@@ -140,7 +158,7 @@ impl Volume {
         name: &[u8],
         spec: NewObjectSpec,
     ) -> Result<Stat, FsError> {
-        self.inner.open_for_writing()?.names.create(directory, name, spec).await
+        self.inner.for_writing()?.names.create(directory, name, spec).await
     }
 
     /// Creates a directory. Under the root it goes to the LUN with the most free space, elsewhere to its parent's.
@@ -152,7 +170,9 @@ impl Volume {
         uid: u32,
         gid: u32,
     ) -> Result<Stat, FsError> {
-        self.inner.open_for_writing()?.names.make_directory(directory, name, (mode, uid, gid)).await
+        let inner = self.inner.for_writing()?;
+        let prefer = if directory == inner.info.root { inner.roomiest_lun() } else { None };
+        inner.names.make_directory(directory, name, (mode, uid, gid), prefer).await
     }
 
     /// Creates a symbolic link. A target is 1..=4095 bytes, else `Invalid` or `NameTooLong`.
@@ -164,23 +184,29 @@ impl Volume {
         uid: u32,
         gid: u32,
     ) -> Result<Stat, FsError> {
-        self.inner.open_for_writing()?.names.symlink(directory, name, target, (uid, gid)).await
+        self.inner.for_writing()?.names.symlink(directory, name, target, (uid, gid)).await
     }
 
     /// Target of a symbolic link; `Invalid` for other objects.
     pub async fn read_link(&self, object: ObjectRef) -> Result<Vec<u8>, FsError> {
-        self.inner.open_for_reading()?.names.read_link(object).await
+        self.inner.for_reading()?.names.read_link(object).await
     }
 
     /// Removes the name of an object that is no directory. `Busy` while another host has it locked; a file open on this host lives
     /// on until its last close. Gives the object that lost its name.
     pub async fn unlink(&self, directory: ObjectRef, name: &[u8]) -> Result<ObjectRef, FsError> {
-        self.inner.open_for_writing()?.names.unlink(directory, name).await
+        let inner = self.inner.for_writing()?;
+        let removed = inner.names.unlink(directory, name).await?;
+        inner.after_removal(Some(removed)).await;
+        Ok(removed)
     }
 
     /// Removes an empty directory. `NotEmpty`, `NotDirectory`. Gives the object that lost its name.
     pub async fn remove_directory(&self, directory: ObjectRef, name: &[u8]) -> Result<ObjectRef, FsError> {
-        self.inner.open_for_writing()?.names.remove_directory(directory, name).await
+        let inner = self.inner.for_writing()?;
+        let removed = inner.names.remove_directory(directory, name).await?;
+        inner.after_removal(Some(removed)).await;
+        Ok(removed)
     }
 
     /// Renames, replacing an existing name atomically (rename(2)): a directory replaces an empty directory only, anything else no
@@ -194,7 +220,10 @@ impl Volume {
         new_name: &[u8],
         flags: RenameFlags,
     ) -> Result<Renamed, FsError> {
-        self.inner.open_for_writing()?.names.rename(directory, name, new_directory, new_name, flags).await
+        let inner = self.inner.for_writing()?;
+        let renamed = inner.names.rename(directory, name, new_directory, new_name, flags).await?;
+        inner.after_removal(renamed.replaced).await;
+        Ok(renamed)
     }
 
     /// Up to `limit` entries that come after `cookie` (0: from the start), in the order of cookies. Fewer only at the end. A name
@@ -205,12 +234,12 @@ impl Volume {
         cookie: u64,
         limit: usize,
     ) -> Result<Vec<DirEntry>, FsError> {
-        self.inner.open_for_reading()?.names.read_directory(directory, cookie, limit).await
+        self.inner.for_reading()?.names.read_directory(directory, cookie, limit).await
     }
 
     /// Opens a file, disk or raw device mapping, taking the lock its kind needs. `Busy` says who holds it.
     pub async fn open(&self, object: ObjectRef, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
-        let inner = if mode.write || mode.truncate { self.inner.open_for_writing()? } else { self.inner.open_for_reading()? };
+        let inner = if mode.write || mode.truncate { self.inner.for_writing()? } else { self.inner.for_reading()? };
         inner.open_file(object, mode).await
     }
 
@@ -225,7 +254,7 @@ impl Volume {
     }
 
     /// File data.
-    pub fn files(&self) -> &Files {
+    pub fn files(&self) -> &Rc<Files> {
         &self.inner.files
     }
 
@@ -251,7 +280,7 @@ impl Volume {
     }
 
     /// The structures of an object, or of the cell at an address, as text for people.
-    pub async fn dump(&self, what: dump::DumpTarget) -> Result<String, FsError> {
+    pub async fn dump(&self, what: DumpTarget) -> Result<String, FsError> {
         dump::dump(&self.inner, what).await
     }
 }

@@ -8,7 +8,7 @@ use crate::format::header::{LeaseTimes, LockMode, MemberState};
 use crate::format::heartbeat::{FenceGrade, SlotState};
 use crate::format::root_cell::{HoldMode, LunSet, ObjectFlags, ObjectType};
 use crate::slot::HostIdentity;
-use crate::units::{BlockSize, CellSize, FdId, Generation, LunIndex, SlotId, SlotRef, Uuid};
+use crate::units::{BlockSize, CellSize, FdId, LunIndex, SlotId, SlotRef, Uuid};
 
 /// How a volume is mounted.
 #[derive(Clone, Debug)]
@@ -113,7 +113,7 @@ pub struct AttributeChange {
 /// A file to be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewFile {
-    /// `File`; `Disk` needs `disk`.
+    /// `File`; disks and raw device mappings are made by `create_object`.
     pub object_type: ObjectType,
     /// Permission bits (07777).
     pub mode: u32,
@@ -272,9 +272,4 @@ pub struct VolumeStatus {
     pub unfinished: usize,
     /// What an administrator should know: dead hosts whose locks stay, errors of background work. Sentences with cause and next step.
     pub warnings: Vec<String>,
-}
-
-/// A generation for display: `slot3.7`.
-pub(crate) fn slot_ref(slot: SlotId, generation: Generation) -> SlotRef {
-    SlotRef { slot, generation }
 }

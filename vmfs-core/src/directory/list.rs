@@ -1,0 +1,82 @@
+//! Owns: readdir.
+//! Promises: cookies survive changes of the directory: a name that stays is given once, in whatever pieces the caller reads.
+//! Must not know: "." and "..", FUSE buffers.
+
+use super::image::Meaning;
+use super::name_set::prefix_of_cookie;
+use super::names::Names;
+use super::tree;
+use crate::error::FsError;
+use crate::format::dirent::{Dirent, ObjectRef};
+use crate::object::Object;
+use crate::volume::DirEntry;
+
+impl Names {
+    /// Up to `limit` entries behind `cookie`; fewer only at the end.
+    pub async fn read_directory(
+        &self,
+        directory: ObjectRef,
+        cookie: u64,
+        limit: usize,
+    ) -> Result<Vec<DirEntry>, FsError> {
+        let object = self.load_directory(directory).await?;
+        let mut listed = Vec::new();
+        let mut cookie = cookie;
+        while listed.len() < limit {
+            let wanted = limit - listed.len();
+            let entries = self.entries_behind(&object, cookie, wanted).await?;
+            let ended = entries.len() < wanted;
+            for (own, entry) in entries {
+                cookie = own;
+                listed.extend(self.shown_entry(&object, own, entry).await?);
+            }
+            if ended {
+                break;
+            }
+        }
+        Ok(listed)
+    }
+
+    async fn entries_behind(
+        &self,
+        directory: &Object,
+        cookie: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Dirent)>, FsError> {
+        loop {
+            let image = directory.image();
+            let units = self.units_of(directory.fd, &image);
+            let mut found = Vec::new();
+            let walked = tree::walk(&units, &image.body.content, prefix_of_cookie(cookie), |names| {
+                let room = limit - found.len();
+                found.extend(names.after(cookie).take(room).map(|(own, entry)| (own, entry.clone())));
+                found.len() < limit
+            })
+            .await;
+            match walked {
+                Ok(()) => return Ok(found),
+                Err(error) => self.changed_since(directory, &image, error).await?,
+            }
+        }
+    }
+
+    /// An entry for the caller. Children are not read, but for a pending entry: only the moving child tells whether it is there.
+    async fn shown_entry(
+        &self,
+        directory: &Object,
+        cookie: u64,
+        entry: Dirent,
+    ) -> Result<Option<DirEntry>, FsError> {
+        let Dirent { name, object_type, child, pending } = entry;
+        if pending.is_none() {
+            return Ok(Some(DirEntry { name, object: child, object_type, cookie }));
+        }
+        Ok(match self.resolve(directory, &name).await?.meaning {
+            Meaning::Object { child, .. } => {
+                let object_type = child.image().root.object_type.unwrap_or(object_type);
+                Some(DirEntry { name, object: child.reference(), object_type, cookie })
+            }
+            _ => None,
+        })
+    }
+}

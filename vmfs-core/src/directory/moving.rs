@@ -1,0 +1,287 @@
+//! Owns: the move of an object to another directory.
+//! Promises: the change of the child's root cell is the move; before it every host sees the old name, after it the new one.
+//! Must not know: the checks of rename(2) beyond those of a move.
+//!
+//! 1. read the child; 2. commit a pending entry to the new directory, and read the old one again; 3. the child's root cell gets the new
+//! parent and a new link; 4. the old entry goes, the pending one becomes plain. A loss at 3 begins again at 1, and 2 is then done
+//! again too: a host that cancels the pending entry relies on it (`marks`).
+
+use std::rc::Rc;
+
+use super::image::Meaning;
+use super::names::{Names, Patience, refused};
+use super::rename::{Ends, Outcome, Rename};
+use super::tidy::Unfinished;
+use super::tree::Edit;
+use crate::error::{FsError, FsErrorKind};
+use crate::format::dirent::{Dirent, ObjectRef};
+use crate::format::root_cell::{HoldMode, ObjectType, RootCell};
+use crate::object::{Change, Committed, HolderInfo, Image, Object};
+use crate::volume::Renamed;
+
+impl Names {
+    pub(super) async fn move_across(
+        &self,
+        rename: Rename<'_>,
+        marked: &mut Option<ObjectRef>,
+    ) -> Result<Outcome, FsError> {
+        let mut patience = self.patience();
+        let mut pending = None;
+        let result = self.move_loop(rename, marked, &mut pending, &mut patience).await;
+        if result.is_err()
+            && let Some(entry) = pending
+        {
+            self.cancel(rename, &entry).await;
+        }
+        result
+    }
+
+    async fn move_loop(
+        &self,
+        rename: Rename<'_>,
+        marked: &mut Option<ObjectRef>,
+        pending: &mut Option<Dirent>,
+        patience: &mut Patience,
+    ) -> Result<Outcome, FsError> {
+        loop {
+            if pending.is_some() && !self.own_pending(rename, pending.as_ref()).await? {
+                *pending = None;
+            }
+            let Some(ends) = self.ends_of_move(rename, *marked, pending.as_ref(), patience).await? else {
+                patience.lost(rename.name).await?;
+                continue;
+            };
+            self.check_move(rename, &ends).await?;
+            let target = ends.target.as_ref().map(|target| target.reference());
+            if marked.is_some() && *marked != target {
+                self.undo_mark(rename, marked, patience).await?;
+                continue;
+            }
+            if let Some(target) = &ends.target
+                && !self.mark_target(rename, target, marked, patience).await?
+            {
+                continue;
+            }
+            let known = ends.child.image();
+            let before = ends.child.reference();
+            let after = ObjectRef { fd: before.fd, link: known.link().next() };
+            let entry = Dirent {
+                name: rename.new_name.to_vec(),
+                object_type: ends.entry.object_type,
+                child: after,
+                pending: Some(target),
+            };
+            if !self.insert_pending(rename, &ends, &entry, patience).await? {
+                continue;
+            }
+            *pending = Some(entry.clone());
+            // The pending entry was written after the child was read; that the old name still means the child is read now.
+            self.objects.refresh(rename.from).await?;
+            if !self.still_named(rename, before).await? {
+                continue;
+            }
+            let to = rename.to.fd;
+            let root: Box<dyn FnOnce(&mut RootCell)> = Box::new(move |root| root.parent = Some(to));
+            let change = Change { root: Some(root), relink: true, ..Change::default() };
+            let committed = self.objects.commit(&ends.child, &known, change).await?;
+            if !matches!(committed, Committed::Done)
+                && !self.moved_by_me(rename, &ends.child, &entry).await?
+            {
+                patience.lost(rename.name).await?;
+                continue;
+            }
+            *pending = None;
+            *marked = None;
+            self.complete(rename, &ends, &entry, before, patience).await;
+            return Ok(Outcome::Done(Renamed { before, after, replaced: target }));
+        }
+    }
+
+    /// Both names, where the new one may be this operation's own pending entry.
+    async fn ends_of_move(
+        &self,
+        rename: Rename<'_>,
+        marked: Option<ObjectRef>,
+        pending: Option<&Dirent>,
+        patience: &mut Patience,
+    ) -> Result<Option<Ends>, FsError> {
+        let Some(own) = pending else {
+            return self.ends(rename, marked, patience).await;
+        };
+        let new = self.resolve(rename.to, rename.new_name).await?;
+        let old = self.resolve_settled(rename.from, rename.name, marked, patience).await?;
+        let Meaning::Object { entry, child } = old.meaning else {
+            return Err(super::names::not_found(rename.name));
+        };
+        super::commit::expect_live(&old.image)?;
+        super::commit::expect_live(&new.image)?;
+        let target = match new.meaning {
+            Meaning::Object { entry, child } if entry == *own && own.pending == Some(Some(child.reference())) => {
+                Some(child)
+            }
+            Meaning::Dead(entry) if entry == *own => None,
+            _ => return Ok(None),
+        };
+        Ok(Some(Ends { to: new.image, entry, child, target }))
+    }
+
+    /// Whether the new directory still has this operation's pending entry, by its newest image.
+    async fn own_pending(&self, rename: Rename<'_>, pending: Option<&Dirent>) -> Result<bool, FsError> {
+        self.objects.refresh(rename.to).await?;
+        let found = self.resolve(rename.to, rename.new_name).await?;
+        Ok(match &found.meaning {
+            Meaning::Object { entry, .. } | Meaning::Dead(entry) => Some(entry) == pending,
+            Meaning::Nothing => false,
+        })
+    }
+
+    async fn check_move(&self, rename: Rename<'_>, ends: &Ends) -> Result<(), FsError> {
+        if ends.child.image().root.object_type == Some(ObjectType::Directory) {
+            let cause = "a directory moves only within its parent; copy it and remove it";
+            return Err(refused(FsErrorKind::CrossDirectory, rename.name, cause));
+        }
+        self.check_target(rename, ends)?;
+        let record = &ends.child.image().root.lock;
+        if record.mode == HoldMode::Free || record.holders.contains(&self.objects.own_holder(ends.child.fd)?) {
+            return Ok(());
+        }
+        let holders = self.objects.who_holds(&ends.child).await?;
+        let who = holders.iter().map(HolderInfo::describe).collect::<Vec<_>>().join("; ");
+        let cause = format!("it is locked by {who}: it cannot go to another directory now; see vmfs why-locked");
+        Err(refused(FsErrorKind::Busy, rename.name, &cause))
+    }
+
+    /// Commits the pending entry. No other entry of the directory may name the child under its new link: one move at a time could
+    /// be believed twice otherwise. False: look again.
+    async fn insert_pending(
+        &self,
+        rename: Rename<'_>,
+        ends: &Ends,
+        entry: &Dirent,
+        patience: &mut Patience,
+    ) -> Result<bool, FsError> {
+        let rival = |other: &Dirent| other.child == entry.child && other.name != entry.name;
+        match self.entry_naming(rename.to, &ends.to, rival).await {
+            Ok(None) => {}
+            Ok(Some(other)) => {
+                if patience.courtesy().await {
+                    self.objects.refresh(rename.to).await?;
+                } else {
+                    self.settle_pending(rename.to, &ends.to, &other, patience).await?;
+                }
+                return Ok(false);
+            }
+            Err(error) => {
+                self.changed_since(rename.to, &ends.to, error).await?;
+                return Ok(false);
+            }
+        }
+        let edits = [Edit::Set(entry.clone())];
+        match self.commit_edits(rename.to, &ends.to, &edits, patience).await? {
+            Committed::Done => Ok(true),
+            Committed::Lost | Committed::Overtaken => {
+                patience.lost(rename.new_name).await?;
+                // It may have been there: it is looked for, and committed again before the child is changed.
+                Ok(false)
+            }
+        }
+    }
+
+    async fn still_named(&self, rename: Rename<'_>, child: ObjectRef) -> Result<bool, FsError> {
+        let found = self.resolve(rename.from, rename.name).await?;
+        Ok(matches!(found.meaning, Meaning::Object { child: found, .. } if found.reference() == child))
+    }
+
+    /// After the child's root cell was changed by somebody: whether by this operation. Only one entry of the directory names the
+    /// child under its new link, so the change was this one exactly if that entry is this one.
+    async fn moved_by_me(
+        &self,
+        rename: Rename<'_>,
+        child: &Rc<Object>,
+        entry: &Dirent,
+    ) -> Result<bool, FsError> {
+        self.objects.refresh(child).await?;
+        let image: Rc<Image> = child.image();
+        if image.link() != entry.child.link || image.root.parent != Some(rename.to.fd) {
+            return Ok(false);
+        }
+        self.objects.refresh(rename.to).await?;
+        let found = self.resolve(rename.to, rename.new_name).await?;
+        Ok(matches!(found.meaning, Meaning::Object { child: found, .. } if found.reference() == entry.child))
+    }
+
+    /// The object has moved: the old entry goes, the new one becomes plain, what it replaced is freed. Readers need none of it; what
+    /// fails is left for later.
+    async fn complete(
+        &self,
+        rename: Rename<'_>,
+        ends: &Ends,
+        entry: &Dirent,
+        before: ObjectRef,
+        patience: &mut Patience,
+    ) {
+        if !self.replace_entry(rename.from, rename.name, before, None, patience).await {
+            self.leave_for_later(Unfinished::Entry { directory: rename.from.reference(), name: rename.name.to_vec() });
+        }
+        let plain = Dirent { pending: None, ..entry.clone() };
+        let settled = self.replace_entry(rename.to, rename.new_name, entry.child, Some(plain), patience).await;
+        if !settled {
+            self.leave_for_later(Unfinished::Entry {
+                directory: rename.to.reference(),
+                name: rename.new_name.to_vec(),
+            });
+        }
+        if let Some(target) = &ends.target {
+            if settled {
+                self.finish_removal(target);
+            } else {
+                let (parent, child) = (rename.to.reference(), target.reference());
+                self.leave_for_later(Unfinished::Mark { parent, child });
+            }
+        }
+    }
+
+    /// Takes the entry that names `child` out, or puts another in its place. True when it is no longer there.
+    async fn replace_entry(
+        &self,
+        directory: &Rc<Object>,
+        name: &[u8],
+        child: ObjectRef,
+        by: Option<Dirent>,
+        patience: &mut Patience,
+    ) -> bool {
+        loop {
+            let image = directory.image();
+            let found = self.entry_naming(directory, &image, |e| e.name == name).await;
+            match found {
+                Ok(Some(entry)) if entry.child == child && Some(&entry) != by.as_ref() => {}
+                Ok(_) => return true,
+                Err(error) => {
+                    if self.changed_since(directory, &image, error).await.is_err() {
+                        return false;
+                    }
+                    continue;
+                }
+            }
+            let edit = by.clone().map_or_else(|| Edit::Remove(name.to_vec()), Edit::Set);
+            match self.commit_edits(directory, &image, &[edit], patience).await {
+                Ok(Committed::Done) => return true,
+                Ok(Committed::Lost | Committed::Overtaken) => {
+                    if patience.lost(name).await.is_err() {
+                        return false;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Takes this operation's pending entry back.
+    async fn cancel(&self, rename: Rename<'_>, entry: &Dirent) {
+        if let Err(error) = self.finish_entry(rename.to, &entry.name).await {
+            tracing::warn!(name = %super::names::shown(&entry.name), %error, "a move that failed is tidied up later");
+            let (directory, name) = (rename.to.reference(), entry.name.clone());
+            self.leave_for_later(Unfinished::Entry { directory, name });
+        }
+    }
+}

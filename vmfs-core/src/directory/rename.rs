@@ -1,0 +1,259 @@
+//! Owns: rename: the checks of rename(2), and the rename within one directory.
+//! Promises: within a directory one commit takes the old name and gives the new one; a replaced object loses its name in the same commit.
+//! Must not know: how a move to another directory is done (`moving`).
+
+use std::rc::Rc;
+
+use super::commit::expect_live;
+use super::image::Meaning;
+use super::names::{Names, Patience, check_new_name, not_found, refused};
+use super::remove::Removal;
+use super::tree::Edit;
+use crate::error::{FsError, FsErrorKind};
+use crate::format::dirent::{Dirent, ObjectRef};
+use crate::format::root_cell::ObjectType;
+use crate::object::{Committed, Image, Object};
+use crate::units::FdId;
+use crate::volume::{RenameFlags, Renamed};
+
+/// The two names of a rename as they are in one attempt.
+pub(super) struct Ends {
+    /// Image of the new name's directory.
+    pub to: Rc<Image>,
+    /// The old entry.
+    pub entry: Dirent,
+    /// The object that is renamed.
+    pub child: Rc<Object>,
+    /// The object that has the new name.
+    pub target: Option<Rc<Object>>,
+}
+
+/// Names and directories of a rename.
+#[derive(Clone, Copy)]
+pub(super) struct Rename<'a> {
+    pub from: &'a Rc<Object>,
+    pub name: &'a [u8],
+    pub to: &'a Rc<Object>,
+    pub new_name: &'a [u8],
+    pub no_replace: bool,
+    /// The directory to be replaced whose lock is held.
+    pub locked: Option<FdId>,
+}
+
+/// How an attempt ended.
+pub(super) enum Outcome {
+    Done(Renamed),
+    /// The new name means a directory whose lock is not held.
+    LockFirst,
+}
+
+impl Names {
+    /// Renames an object, to another directory too, replacing what has the new name.
+    pub async fn rename(
+        &self,
+        directory: ObjectRef,
+        name: &[u8],
+        new_directory: ObjectRef,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<Renamed, FsError> {
+        check_new_name(name)?;
+        check_new_name(new_name)?;
+        if flags.exchange {
+            return Err(refused(FsErrorKind::Invalid, name, "two names cannot be exchanged; rename one after the other"));
+        }
+        loop {
+            let replaced = match self.directory_named(new_directory, new_name).await {
+                Ok(found) => Some(found.fd),
+                Err(error) if matches!(error.kind(), FsErrorKind::NotFound | FsErrorKind::NotDirectory) => None,
+                Err(error) => return Err(error),
+            };
+            let locked: Vec<_> = [directory.fd, new_directory.fd].into_iter().chain(replaced).collect();
+            let _guards = self.lock_directories(&locked).await;
+            let from = self.load_directory(directory).await?;
+            let to = if new_directory == directory { from.clone() } else { self.load_directory(new_directory).await? };
+            let rename =
+                Rename { from: &from, name, to: &to, new_name, no_replace: flags.no_replace, locked: replaced };
+            let mut marked = None;
+            let result = if from.fd == to.fd {
+                self.rename_within(rename, &mut marked).await
+            } else {
+                self.move_across(rename, &mut marked).await
+            };
+            if let (Err(_), Some(child)) = (&result, marked) {
+                self.take_mark_back(&to, child).await;
+            }
+            if let Outcome::Done(renamed) = result? {
+                return Ok(renamed);
+            }
+        }
+    }
+
+    /// Reads both names. None: something changed in between, look again.
+    pub(super) async fn ends(
+        &self,
+        rename: Rename<'_>,
+        marked: Option<ObjectRef>,
+        patience: &mut Patience,
+    ) -> Result<Option<Ends>, FsError> {
+        let new = self.resolve_settled(rename.to, rename.new_name, marked, patience).await?;
+        let old = self.resolve_settled(rename.from, rename.name, marked, patience).await?;
+        if rename.from.fd == rename.to.fd && !Rc::ptr_eq(&old.image, &new.image) {
+            return Ok(None);
+        }
+        let Meaning::Object { entry, child } = old.meaning else {
+            return Err(not_found(rename.name));
+        };
+        expect_live(&old.image)?;
+        expect_live(&new.image)?;
+        let target = match new.meaning {
+            Meaning::Object { child, .. } => Some(child),
+            _ => None,
+        };
+        Ok(Some(Ends { to: new.image, entry, child, target }))
+    }
+
+    /// The checks of rename(2) on an object that has the new name.
+    pub(super) fn check_target(&self, rename: Rename<'_>, ends: &Ends) -> Result<(), FsError> {
+        let Some(target) = &ends.target else {
+            return Ok(());
+        };
+        if rename.no_replace {
+            return Err(refused(FsErrorKind::Exists, rename.new_name, "the name is taken"));
+        }
+        let is_directory = |object: &Object| object.image().root.object_type == Some(ObjectType::Directory);
+        match (is_directory(&ends.child), is_directory(target)) {
+            (true, false) => {
+                let cause = "a directory cannot replace something that is no directory";
+                Err(refused(FsErrorKind::NotDirectory, rename.new_name, cause))
+            }
+            (false, true) => Err(refused(FsErrorKind::IsDirectory, rename.new_name, "it is a directory")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Marks the object that has the new name, unless it is marked. False: look again.
+    pub(super) async fn mark_target(
+        &self,
+        rename: Rename<'_>,
+        target: &Rc<Object>,
+        marked: &mut Option<ObjectRef>,
+        patience: &mut Patience,
+    ) -> Result<bool, FsError> {
+        if *marked == Some(target.reference()) {
+            return Ok(true);
+        }
+        let is_directory = target.image().root.object_type == Some(ObjectType::Directory);
+        let removal = if is_directory { Removal::Directory } else { Removal::File };
+        if !self.mark(target, rename.new_name, removal, patience).await? {
+            return Ok(false);
+        }
+        *marked = Some(target.reference());
+        Ok(true)
+    }
+
+    async fn rename_within(
+        &self,
+        rename: Rename<'_>,
+        marked: &mut Option<ObjectRef>,
+    ) -> Result<Outcome, FsError> {
+        let mut patience = self.patience();
+        // What the last attempt wanted to put under the new name, when it is not certain that it was not there.
+        let mut doubtful: Option<ObjectRef> = None;
+        loop {
+            let looked = self.ends(rename, *marked, &mut patience).await;
+            if let Some(child) = doubtful.take()
+                && let Some(renamed) = self.landed(rename, child, marked).await?
+            {
+                return Ok(Outcome::Done(renamed));
+            }
+            let ends = match looked {
+                Ok(Some(ends)) => ends,
+                Ok(None) => {
+                    patience.lost(rename.name).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let target = ends.target.as_ref().map(|target| target.reference());
+            if target == Some(ends.child.reference()) {
+                let reference = ends.child.reference();
+                return Ok(Outcome::Done(Renamed { before: reference, after: reference, replaced: None }));
+            }
+            if marked.is_some() && *marked != target {
+                self.undo_mark(rename, marked, &mut patience).await?;
+                continue;
+            }
+            self.check_target(rename, &ends)?;
+            if let Some(target) = &ends.target {
+                let is_directory = target.image().root.object_type == Some(ObjectType::Directory);
+                if is_directory && rename.locked != Some(target.fd) {
+                    return Ok(Outcome::LockFirst);
+                }
+                if !self.mark_target(rename, target, marked, &mut patience).await? {
+                    continue;
+                }
+            }
+            let entry = Dirent { name: rename.new_name.to_vec(), ..ends.entry.clone() };
+            let edits = [Edit::Remove(rename.name.to_vec()), Edit::Set(entry)];
+            match self.commit_edits(rename.to, &ends.to, &edits, &patience).await? {
+                Committed::Done => {
+                    let reference = ends.child.reference();
+                    *marked = None;
+                    if let Some(target) = ends.target {
+                        self.finish_removal(&target);
+                    }
+                    return Ok(Outcome::Done(Renamed { before: reference, after: reference, replaced: target }));
+                }
+                Committed::Lost => {}
+                Committed::Overtaken => doubtful = Some(ends.child.reference()),
+            }
+            patience.lost(rename.name).await?;
+        }
+    }
+
+    /// After a commit that may have been there and is not the newest: whether it was, as far as the names tell.
+    async fn landed(
+        &self,
+        rename: Rename<'_>,
+        child: ObjectRef,
+        marked: &mut Option<ObjectRef>,
+    ) -> Result<Option<Renamed>, FsError> {
+        let mut replaced = None;
+        if let Some(mine) = *marked {
+            // Only this commit takes the name of what this operation has marked.
+            if self.is_named(rename.to, mine).await? {
+                return Ok(None);
+            }
+            self.decide(rename.to, mine, &mut self.patience()).await?;
+            *marked = None;
+            replaced = Some(mine);
+        } else {
+            let image = rename.to.image();
+            let entry = self.entry_naming(rename.to, &image, |entry| entry.child == child).await?;
+            match entry {
+                Some(entry) if entry.name == rename.name => return Ok(None),
+                Some(entry) if entry.name == rename.new_name => {}
+                _ => {
+                    let cause = "other hosts renamed or removed it at the same time; whether this rename came first is not known";
+                    return Err(refused(FsErrorKind::Io, rename.name, cause));
+                }
+            }
+        }
+        Ok(Some(Renamed { before: child, after: child, replaced }))
+    }
+
+    /// Decides the mark on an object that will not be replaced after all.
+    pub(super) async fn undo_mark(
+        &self,
+        rename: Rename<'_>,
+        marked: &mut Option<ObjectRef>,
+        patience: &mut Patience,
+    ) -> Result<(), FsError> {
+        if let Some(mine) = *marked {
+            self.decide(rename.to, mine, patience).await?;
+            *marked = None;
+        }
+        Ok(())
+    }
+}

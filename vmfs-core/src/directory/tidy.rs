@@ -1,0 +1,149 @@
+//! Owns: the list of what operations of this host could not finish, and finishing it in the background.
+//! Promises: nothing on the list is needed for a right answer: readers ignore leftovers; an entry stays listed until it is done.
+//! Must not know: when it is called.
+
+use std::rc::Rc;
+
+use super::image::Meaning;
+use super::marks::Decided;
+use super::names::Names;
+use super::tree::Edit;
+use crate::error::{FsError, FsErrorKind};
+use crate::format::dirent::ObjectRef;
+use crate::format::root_cell::ObjectState;
+use crate::object::{Committed, Object};
+
+/// Something that an operation left behind.
+#[derive(Clone)]
+pub(super) enum Unfinished {
+    /// `child` may carry this host's mark and may or may not still be named in `parent`.
+    Mark { parent: ObjectRef, child: ObjectRef },
+    /// `child` was made, but it is not known whether `parent` names it.
+    Created { parent: ObjectRef, child: ObjectRef },
+    /// The entry of this name may be a leftover or pending.
+    Entry { directory: ObjectRef, name: Vec<u8> },
+}
+
+impl Unfinished {
+    fn is(&self, other: &Unfinished) -> bool {
+        match (self, other) {
+            (Unfinished::Mark { child: a, .. }, Unfinished::Mark { child: b, .. })
+            | (Unfinished::Created { child: a, .. }, Unfinished::Created { child: b, .. }) => a == b,
+            (Unfinished::Entry { directory: a, name: n }, Unfinished::Entry { directory: b, name: m }) => {
+                a == b && n == m
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Names {
+    pub(super) fn leave_for_later(&self, what: Unfinished) {
+        let mut list = self.unfinished.borrow_mut();
+        if !list.iter().any(|known| known.is(&what)) {
+            list.push(what);
+        }
+    }
+
+    /// How much waits to be tidied.
+    pub fn unfinished(&self) -> usize {
+        self.unfinished.borrow().len()
+    }
+
+    /// Tries once to finish what is listed; what fails stays listed. Gives the last error.
+    pub async fn tidy(&self) -> Result<(), FsError> {
+        let list = std::mem::take(&mut *self.unfinished.borrow_mut());
+        let mut result = Ok(());
+        for what in list {
+            match self.finish(&what).await {
+                Ok(()) => {}
+                // The directory or the object is gone, and with it what was left there.
+                Err(error) if error.kind() == FsErrorKind::Stale => {}
+                Err(error) => {
+                    self.leave_for_later(what);
+                    result = Err(error);
+                }
+            }
+        }
+        result
+    }
+
+    async fn finish(&self, what: &Unfinished) -> Result<(), FsError> {
+        match what {
+            Unfinished::Mark { parent, child } => {
+                let _guard = self.lock_directories(&[parent.fd]).await;
+                let directory = self.objects.load(*parent).await?;
+                let child = self.objects.load(*child).await?;
+                self.finish_mark(&directory, &child).await
+            }
+            Unfinished::Created { parent, child } => {
+                let _guard = self.lock_directories(&[parent.fd]).await;
+                let directory = self.objects.load(*parent).await?;
+                self.finish_creation(&directory, *child).await
+            }
+            Unfinished::Entry { directory, name } => {
+                let _guard = self.lock_directories(&[directory.fd]).await;
+                let directory = self.load_directory(*directory).await?;
+                self.finish_entry(&directory, name).await
+            }
+        }
+    }
+
+    async fn finish_mark(&self, directory: &Rc<Object>, child: &Rc<Object>) -> Result<(), FsError> {
+        let ObjectState::Unlinking(mark) = child.image().root.state else {
+            return Ok(());
+        };
+        if self.context.own_slot(child.fd.lun())? != mark {
+            return Ok(());
+        }
+        match self.decide_mark(directory, child, &mut self.patience()).await? {
+            Decided::Restored | Decided::Removed | Decided::Other => Ok(()),
+        }
+    }
+
+    /// A creation whose commit ended unknown: after a re-stamp it cannot land any more; named or not decides.
+    async fn finish_creation(&self, directory: &Rc<Object>, child: ObjectRef) -> Result<(), FsError> {
+        let mut patience = self.patience();
+        while !self.restamp(directory).await? {
+            patience.lost(b"").await?;
+        }
+        loop {
+            let image = directory.image();
+            match self.entry_naming(directory, &image, |entry| entry.child == child).await {
+                Err(error) => self.changed_since(directory, &image, error).await?,
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => break,
+            }
+        }
+        let object = self.objects.load(child).await?;
+        let image = object.image();
+        if let ObjectState::Creating(mark) = image.root.state
+            && self.context.own_slot(child.fd.lun())? == mark
+        {
+            self.objects.abandon(&object).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a leftover out, settles a pending entry; anything else stays. The directory's lock is held.
+    pub(super) async fn finish_entry(&self, directory: &Rc<Object>, name: &[u8]) -> Result<(), FsError> {
+        let mut patience = self.patience();
+        loop {
+            let resolved = self.resolve(directory, name).await?;
+            match resolved.meaning {
+                Meaning::Nothing => return Ok(()),
+                Meaning::Object { entry, .. } if entry.pending.is_none() => return Ok(()),
+                Meaning::Dead(entry) if entry.pending.is_none() => {
+                    let edits = [Edit::Remove(entry.name)];
+                    if matches!(self.commit_edits(directory, &resolved.image, &edits, &patience).await?, Committed::Done) {
+                        return Ok(());
+                    }
+                }
+                Meaning::Object { entry, .. } | Meaning::Dead(entry) => {
+                    self.settle_pending(directory, &resolved.image, &entry, &mut patience).await?;
+                }
+            }
+            patience.lost(name).await?;
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Owns: what goes on beside the operations: renewals, deferred frees, tidying, counting free space.
+//! Promises: one renewal in flight on each LUN, its time taken before it is sent; a LUN that does not answer holds up nothing else.
+//! Must not know: what an operation is.
+
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{join, join_all, select};
+
+use super::Inner;
+use crate::context::Member;
+use crate::error::{FsError, FsErrorKind};
+use crate::lease;
+use crate::slot;
+
+/// Time between two rounds of tidying when nothing asks for one.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// Table cells that are counted in one step.
+const SCAN_CELLS: usize = 1024;
+/// Time between two steps while the first count is not complete, and afterwards.
+const FIRST_SCAN_STEP: Duration = Duration::from_millis(20);
+const NEXT_SCAN_STEP: Duration = Duration::from_secs(1);
+
+pub(super) async fn run(inner: &Rc<Inner>) {
+    let members = inner.context.members();
+    let scans = join_all(members.iter().map(|member| scan(inner, member)));
+    if inner.info.read_only {
+        scans.await;
+        return;
+    }
+    let renewals = join_all(members.iter().map(|member| renewals(inner, member)));
+    join(join(renewals, scans), tidying(inner)).await;
+}
+
+/// Sleeps; false when the volume was left meanwhile.
+async fn sleep(inner: &Inner, time: Duration) -> bool {
+    if inner.left.get() {
+        return false;
+    }
+    let woken = async {
+        while !inner.left.get() {
+            inner.wake.notified().await;
+        }
+    };
+    select(pin!(inner.context.env().sleep(time)), pin!(woken)).await;
+    !inner.left.get()
+}
+
+/// Sleeps, or until something asks for a round.
+async fn sleep_or_asked(inner: &Inner, time: Duration) -> bool {
+    if inner.left.get() {
+        return false;
+    }
+    let asked: std::pin::Pin<&mut dyn Future<Output = ()>> = pin!(inner.wake.notified());
+    select(pin!(inner.context.env().sleep(time)), asked).await;
+    !inner.left.get()
+}
+
+/// Renews the own slot on one LUN until the volume is left or this host is fenced there.
+async fn renewals(inner: &Rc<Inner>, member: &Rc<Member>) {
+    let mut failed = false;
+    loop {
+        let mut chance = [0];
+        inner.context.env().random(&mut chance);
+        let wait = lease::renew_after(&inner.info.lease, chance[0]);
+        if !sleep(inner, if failed { wait / 4 } else { wait }).await || inner.context.fenced().is_some() {
+            return;
+        }
+        let _one = inner.renewing[&member.index].lock().await;
+        match renew(inner, member).await {
+            Ok(true) => {
+                if failed {
+                    tracing::info!(lun = member.lun.name(), "the lease is renewed again");
+                }
+                failed = false;
+            }
+            Ok(false) => return,
+            Err(error) if matches!(error.kind(), FsErrorKind::Fenced | FsErrorKind::Stale) => {
+                inner.fenced(member, &error);
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(lun = member.lun.name(), %error, "the lease could not be renewed; trying again");
+                failed = true;
+            }
+        }
+    }
+}
+
+/// One renewal; false when the slot was left.
+async fn renew(inner: &Inner, member: &Member) -> Result<bool, FsError> {
+    let Some(mut mine) = member.slot.borrow().clone() else {
+        return Ok(false);
+    };
+    let sent = inner.context.before_renewal();
+    slot::renew(&inner.context.io, &member.lun, &mut mine).await?;
+    inner.context.renewal_applied(member.index, sent);
+    let margin_ns = lease::margin(&mine.lease).as_nanos() as u64;
+    inner.context.gate().extend(member.index, mine.slot.generation, mine.lease_until, margin_ns);
+    if let Some(own) = &mut *member.slot.borrow_mut() {
+        own.cell = mine.cell;
+        own.lease_until = mine.lease_until;
+    }
+    Ok(true)
+}
+
+async fn tidying(inner: &Rc<Inner>) {
+    while sleep_or_asked(inner, TIDY_EVERY).await {
+        if inner.context.fenced().is_some() || inner.closing.get() {
+            continue;
+        }
+        let reaped = inner.reap().await;
+        let tidied = inner.names.tidy().await;
+        for error in [reaped, tidied, inner.objects.tidy().await].into_iter().filter_map(Result::err) {
+            tracing::warn!(%error, "tidying up is tried again");
+        }
+    }
+}
+
+/// Counts the free blocks of a LUN, again and again: other hosts change them too.
+async fn scan(inner: &Rc<Inner>, member: &Rc<Member>) {
+    let mut from = 0;
+    loop {
+        let complete = inner.objects.space().blocks.count(member.index).complete;
+        if !sleep(inner, if complete { NEXT_SCAN_STEP } else { FIRST_SCAN_STEP }).await || inner.closing.get() {
+            return;
+        }
+        match inner.objects.space().blocks.scan(member.index, from, SCAN_CELLS).await {
+            Ok(next) => from = next.unwrap_or(0),
+            Err(error) => {
+                tracing::warn!(lun = member.lun.name(), %error, "free space could not be counted");
+                from = 0;
+                if !sleep(inner, NEXT_SCAN_STEP).await {
+                    return;
+                }
+            }
+        }
+    }
+}

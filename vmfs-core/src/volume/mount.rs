@@ -1,0 +1,240 @@
+//! Owns: mounting and unmounting.
+//! Promises: a mount that fails leaves no slot behind; an unmount leaves every slot, free when nothing stays behind, else dirty.
+//! Must not know: names.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::members::{self, Probed};
+use super::types::{LunInfo, MountOptions, VolumeInfo};
+use super::{Inner, Volume};
+use crate::alloc::Space;
+use crate::cas::CellIo;
+use crate::context::{Context, Member};
+use crate::directory::Names;
+use crate::env::Env;
+use crate::error::{FsError, FsErrorKind};
+use crate::file::Files;
+use crate::format::dirent::ObjectRef;
+use crate::format::heartbeat::{Heartbeat, SlotState};
+use crate::format::root_cell::ObjectType;
+use crate::gate::GatePage;
+use crate::lease;
+use crate::lun::Lun;
+use crate::object::Objects;
+use crate::slot::{self, OwnSlot};
+
+/// Table cells of each LUN that are counted before the mount is ready: 13,000 blocks with cells of 512 bytes.
+const FIRST_SCAN_CELLS: usize = 512;
+/// Rounds of tidying at unmount before what is left makes the slots dirty.
+const LAST_ROUNDS: u32 = 8;
+
+pub(super) async fn mount(
+    luns: Vec<Rc<dyn Lun>>,
+    options: MountOptions,
+    env: Rc<dyn Env>,
+    gate: GatePage,
+) -> Result<Volume, FsError> {
+    let probed = members::probe_all(luns, options.read_only, &env).await?;
+    let io = CellIo::new(probed[0].context, env.clone());
+    let incarnation = if options.read_only { 0 } else { draw_incarnation(&env) };
+    let mut warnings = Vec::new();
+    let mut slots = Vec::new();
+    if !options.read_only {
+        slots = join_all(&io, &probed, &options, incarnation, &mut warnings).await?;
+    }
+    for own in &slots {
+        gate.extend(own.lun, own.slot.generation, own.lease_until, lease::margin(&own.lease).as_nanos() as u64);
+    }
+    let info = |root| describe(&probed, &slots, options.read_only, incarnation, root);
+    let members = probed
+        .iter()
+        .map(|p| {
+            let own = slots.iter().find(|own| own.lun == p.header.lun_index).cloned();
+            Member::new(p.lun.clone(), p.layout(), p.header.clone(), own)
+        })
+        .collect();
+    let context = Rc::new(Context::new(io, members, gate, incarnation, options.read_only));
+    match assemble(&context, &probed, &options, warnings, info).await {
+        Ok(volume) => Ok(volume),
+        Err(error) => {
+            for member in context.members() {
+                leave(&context, &member, true).await.ok();
+            }
+            Err(error)
+        }
+    }
+}
+
+fn draw_incarnation(env: &Rc<dyn Env>) -> u64 {
+    let mut bytes = [0; 8];
+    env.random(&mut bytes);
+    u64::from_le_bytes(bytes).max(1)
+}
+
+/// Joins every LUN, with the same slot index where it is free. A failure leaves those that were joined.
+async fn join_all(
+    io: &CellIo,
+    probed: &[Probed],
+    options: &MountOptions,
+    incarnation: u64,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<OwnSlot>, FsError> {
+    let mut slots: Vec<OwnSlot> = Vec::with_capacity(probed.len());
+    for p in probed {
+        let prefer = slots.first().map(|own| own.slot.slot).or(options.slot_hint);
+        let lun = p.header.lun_index;
+        match slot::join(io, &p.lun, lun, &options.host, incarnation, p.header.lease, prefer).await {
+            Ok(own) => slots.push(own),
+            Err(error) => {
+                for own in &mut slots {
+                    let lun = probed.iter().find(|p| p.header.lun_index == own.lun).expect("was joined");
+                    slot::leave(io, &lun.lun, own, true).await.ok();
+                }
+                return Err(error);
+            }
+        }
+    }
+    for p in probed {
+        let lun = p.header.lun_index;
+        for (number, slot) in slot::read_slots(io, &p.lun, lun).await?.into_iter().enumerate() {
+            match slot {
+                Ok((_, h)) if is_former_self(&h, options, incarnation) => warnings.push(format!(
+                    "slot {number} of {}: an earlier mount of this very host (generation {}) never left; its locks stay until \
+                     its slot is broken, which this release does not do by itself: see vmfs status and vmfs why-locked",
+                    p.lun.name(),
+                    h.generation
+                )),
+                Ok(_) => {}
+                Err(error) => warnings.push(format!("slot {number} of {}: {error}", p.lun.name())),
+            }
+        }
+    }
+    Ok(slots)
+}
+
+fn is_former_self(heartbeat: &Heartbeat, options: &MountOptions, incarnation: u64) -> bool {
+    heartbeat.state != SlotState::Free
+        && heartbeat.host == options.host.host
+        && heartbeat.incarnation != incarnation
+}
+
+fn describe(
+    probed: &[Probed],
+    slots: &[OwnSlot],
+    read_only: bool,
+    incarnation: u64,
+    root: ObjectRef,
+) -> VolumeInfo {
+    let first = &probed[0];
+    VolumeInfo {
+        uuid: first.context.volume,
+        label: first.header.label.clone(),
+        cell_size: first.context.cell_size,
+        block_size: first.header.block_size,
+        lock_mode: first.header.lock_mode,
+        lease: first.header.lease,
+        read_only,
+        incarnation,
+        root,
+        luns: probed
+            .iter()
+            .map(|p| LunInfo {
+                index: p.header.lun_index,
+                name: p.lun.name().to_owned(),
+                uuid: p.header.lun_uuid,
+                bytes: p.header.lun_bytes,
+                state: p.header.state,
+                slot: slots.iter().find(|own| own.lun == p.header.lun_index).map(|own| own.slot),
+            })
+            .collect(),
+    }
+}
+
+/// Puts the parts together over the members and finds the root directory.
+async fn assemble(
+    context: &Rc<Context>,
+    probed: &[Probed],
+    options: &MountOptions,
+    warnings: Vec<String>,
+    info: impl Fn(ObjectRef) -> VolumeInfo,
+) -> Result<Volume, FsError> {
+    let space = Space::new(context);
+    let objects = Objects::new(context.clone(), space.clone());
+    let root = objects.load_any(probed[0].header.root).await?;
+    if root.image().root.object_type != Some(ObjectType::Directory) {
+        let message = format!("the root directory {} is no directory; run fsck.vmfs", root.fd);
+        return Err(FsError::refused(FsErrorKind::Corrupt, message));
+    }
+    for member in context.members() {
+        space.blocks.scan(member.index, 0, FIRST_SCAN_CELLS).await?;
+    }
+    let files = Rc::new(Files::new(context.clone(), space.clone(), objects.clone()));
+    let renewing: BTreeMap<_, _> =
+        context.members().iter().map(|member| (member.index, tokio::sync::Mutex::new(()))).collect();
+    Ok(Volume {
+        inner: Rc::new(Inner {
+            context: context.clone(),
+            names: Rc::new(Names::new(objects.clone())),
+            objects,
+            files,
+            info: info(root.reference()),
+            host: options.host.clone(),
+            closing: Cell::new(false),
+            left: Cell::new(false),
+            wake: tokio::sync::Notify::new(),
+            renewing,
+            reaping: tokio::sync::Mutex::new(()),
+            warnings: RefCell::new(warnings),
+        }),
+    })
+}
+
+/// Closes, tidies and leaves. All steps are taken whatever fails; the first error is given.
+pub(super) async fn unmount(inner: &Rc<Inner>) -> Result<(), FsError> {
+    if inner.closing.replace(true) {
+        return Err(FsError::refused(FsErrorKind::Invalid, "the volume is being unmounted already"));
+    }
+    let mut result = inner.files.close_all().await;
+    if !inner.info.read_only && inner.context.fenced().is_none() {
+        result = result.and(finish(inner).await);
+        let waiting = inner.names.unfinished() + inner.names.removed_count() + inner.objects.deferred();
+        let nothing_left = result.is_ok() && waiting == 0;
+        inner.left.set(true);
+        for member in inner.context.members() {
+            let clean = nothing_left && !member.is_unresolved();
+            if !clean {
+                tracing::warn!(lun = %member.lun.name(), "the slot is left dirty: something stays behind for recovery");
+            }
+            let _renewals_ended = inner.renewing[&member.index].lock().await;
+            result = result.and(leave(&inner.context, &member, clean).await);
+        }
+    }
+    inner.left.set(true);
+    inner.wake.notify_waiters();
+    result
+}
+
+/// Finishes everything that was put off.
+async fn finish(inner: &Rc<Inner>) -> Result<(), FsError> {
+    let mut result = Ok(());
+    for _ in 0..LAST_ROUNDS {
+        result = inner.names.tidy().await;
+        result = result.and(inner.reap().await);
+        result = result.and(inner.objects.tidy().await);
+        if result.is_ok() && inner.names.unfinished() == 0 {
+            break;
+        }
+    }
+    result.and(inner.objects.space().units.drain_pools().await)
+}
+
+async fn leave(context: &Rc<Context>, member: &Rc<Member>, clean: bool) -> Result<(), FsError> {
+    let own = member.slot.borrow_mut().take();
+    let Some(mut own) = own else {
+        return Ok(());
+    };
+    context.gate().poison(member.index, own.slot.generation);
+    slot::leave(&context.io, &member.lun, &mut own, clean).await
+}

@@ -1,0 +1,165 @@
+//! Owns: what is told to people: space, hosts, locks, what is wrong.
+//! Promises: it changes nothing; a LUN that does not answer is part of the answer.
+//! Must not know: how the answer is printed.
+
+use std::rc::Rc;
+
+use super::Inner;
+use super::types::{HostStatus, LockHolder, LunStatus, StatFs, VolumeStatus, WhyLocked};
+use crate::context::Member;
+use crate::error::FsError;
+use crate::format::dirent::{MAX_NAME, ObjectRef};
+use crate::format::heartbeat::{Heartbeat, SlotState};
+use crate::format::root_cell::HoldMode;
+use crate::lease;
+use crate::object::HolderInfo;
+use crate::slot;
+use crate::units::{SlotId, SlotRef};
+
+/// What this release does not do yet, in one place.
+const NO_TAKEOVER: &str = "this release does not take over the locks of a host that is gone: start that host again and unmount \
+                           there, or copy the file";
+
+pub(super) fn statfs(inner: &Inner) -> StatFs {
+    let blocks = &inner.objects.space().blocks;
+    let mut all = StatFs {
+        block_size: inner.info.block_size.bytes(),
+        total_blocks: 0,
+        free_blocks: 0,
+        name_max: MAX_NAME as u32,
+    };
+    for member in inner.context.members() {
+        let count = blocks.count(member.index);
+        all.total_blocks += count.total;
+        all.free_blocks += count.free;
+    }
+    all
+}
+
+fn host_status(inner: &Inner, slot: SlotId, heartbeat: Heartbeat) -> HostStatus {
+    let own = heartbeat.incarnation == inner.info.incarnation && inner.info.incarnation != 0;
+    HostStatus {
+        slot: SlotRef { slot, generation: heartbeat.generation },
+        state: heartbeat.state,
+        host: heartbeat.host,
+        name: heartbeat.host_name,
+        incarnation: heartbeat.incarnation,
+        beat: heartbeat.beat,
+        live_since_s: heartbeat.live_since_s,
+        fence_grade: heartbeat.fence_grade,
+        lease: heartbeat.lease,
+        own,
+        former_self: heartbeat.host == inner.host.host && !own,
+    }
+}
+
+pub(super) async fn why_locked(inner: &Rc<Inner>, what: ObjectRef) -> Result<WhyLocked, FsError> {
+    let object = inner.objects.load(what).await?;
+    let image = object.image();
+    let infos = inner.objects.who_holds(&object).await?;
+    let record = &image.root.lock;
+    let mut explanation = match record.mode {
+        HoldMode::Free => "nobody holds it".to_owned(),
+        HoldMode::Exclusive => "held by one host to write:".to_owned(),
+        HoldMode::Shared => "held to read:".to_owned(),
+        HoldMode::MultiWriter => "held by several writers:".to_owned(),
+    };
+    for info in &infos {
+        explanation.push_str("\n  ");
+        explanation.push_str(&explain(inner, info));
+    }
+    if record.wanted {
+        explanation.push_str("\nanother host asks to be let in");
+    }
+    let holder = |info: &HolderInfo| LockHolder {
+        slot: info.holder.slot,
+        incarnation: info.holder.incarnation,
+        own: info.is_self,
+        counts: info.is_live,
+        host: (info.heartbeat.incarnation == info.holder.incarnation)
+            .then(|| host_status(inner, info.holder.slot.slot, info.heartbeat.clone())),
+    };
+    Ok(WhyLocked {
+        object: object.reference(),
+        mode: record.mode,
+        holders: infos.iter().map(holder).collect(),
+        wanted: record.wanted,
+        explanation,
+    })
+}
+
+/// One holder in a sentence or two.
+fn explain(inner: &Inner, info: &HolderInfo) -> String {
+    let who = info.describe();
+    if info.is_self {
+        return format!("{who}: open here");
+    }
+    if !info.is_live {
+        return format!("{who}: its slot is {:?}, so it writes no more, but its lock is not recovered; {NO_TAKEOVER}", info.heartbeat.state);
+    }
+    let h = &info.heartbeat;
+    let watch = lease::takeover_after(&h.lease).as_secs();
+    let former = if h.host == inner.host.host { ", an earlier mount of this very host" } else { "" };
+    format!(
+        "{who}{former}: mounted since {} (seconds since 1970), last beat {}, fence grade {:?}. If its beat stands still for {watch} s \
+         it is gone; {NO_TAKEOVER}",
+        h.live_since_s, h.beat, h.fence_grade
+    )
+}
+
+pub(super) async fn status(inner: &Rc<Inner>) -> VolumeStatus {
+    let mut warnings = inner.warnings.borrow().clone();
+    let mut luns = Vec::new();
+    for member in inner.context.members() {
+        luns.push(lun_status(inner, &member, &mut warnings).await);
+    }
+    VolumeStatus {
+        info: inner.info.clone(),
+        luns,
+        fenced: inner.context.fenced().map(|lun| FsError::Fenced { lun }.to_string()),
+        unfinished: inner.names.unfinished() + inner.names.removed_count(),
+        warnings,
+    }
+}
+
+async fn lun_status(inner: &Inner, member: &Rc<Member>, warnings: &mut Vec<String>) -> LunStatus {
+    let info = inner.info.luns.iter().find(|lun| lun.index == member.index).expect("members are those of the mount");
+    let count = inner.objects.space().blocks.count(member.index);
+    let now = inner.context.env().now();
+    let lease_left_ms =
+        member.slot.borrow().as_ref().map_or(0, |own| own.lease_until.0.saturating_sub(now.0) / 1_000_000);
+    let mut status = LunStatus {
+        info: info.clone(),
+        total_blocks: count.total,
+        free_blocks: count.free,
+        hosts: Vec::new(),
+        lease_left_ms,
+        error: None,
+    };
+    let slots = match slot::read_slots(&inner.context.io, &member.lun, member.index).await {
+        Ok(slots) => slots,
+        Err(error) => {
+            status.error = Some(error.to_string());
+            return status;
+        }
+    };
+    for (number, slot) in slots.into_iter().enumerate() {
+        match slot {
+            Ok((_, heartbeat)) if heartbeat.state == SlotState::Free => {}
+            Ok((_, heartbeat)) => status.hosts.push(host_status(inner, SlotId(number as u8), heartbeat)),
+            Err(error) => warnings.push(format!("slot {number} of {}: {error}", member.lun.name())),
+        }
+    }
+    for host in &status.hosts {
+        if matches!(host.state, SlotState::Dirty | SlotState::Breaking) {
+            warnings.push(format!(
+                "{} of {} ({}) left without cleaning up: what it held stays locked and some of its space stays in use; recovery is \
+                 not part of this release",
+                host.slot,
+                member.lun.name(),
+                if host.name.is_empty() { host.host.to_string() } else { host.name.clone() }
+            ));
+        }
+    }
+    status
+}
