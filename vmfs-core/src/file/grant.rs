@@ -59,6 +59,11 @@ impl Grant {
         Some(Grant { file: file.clone(), pieces, settled: false })
     }
 
+    /// Nothing to fill.
+    pub(crate) fn empty(file: &Arc<SharedFile>) -> Result<Grant, crate::error::FsError> {
+        Ok(Grant { file: file.clone(), pieces: Vec::new(), settled: true })
+    }
+
     /// The pieces, ascending and without gaps in the file.
     pub fn pieces(&self) -> &[GrantPiece] {
         &self.pieces

@@ -1,0 +1,371 @@
+//! Owns: the table of files open on this host, opening and closing, and with them the lock by kind.
+//! Promises: one shared part per object; the lock is held as long as somebody needs it and released only when all data I/O has ended.
+//! Must not know: names, how bytes are moved by other threads.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Mutex;
+
+use super::cells::CellCache;
+use super::mover::DataLuns;
+use super::open_file::{Access, Hold, Inline, OpenFile, OpenMode, SharedFile};
+use crate::alloc::Space;
+use crate::context::Context;
+use crate::error::{FsError, FsErrorKind};
+use crate::format::body::{Attributes, Content};
+use crate::format::root_cell::{HoldMode, ObjectFlags, ObjectState, ObjectType};
+use crate::mapping::allocate::Sequence;
+use crate::mapping::runs::{DEFAULT_CLEAN_EXTENTS, RunMap};
+use crate::mapping::tree::{InnerCache, Shape};
+use crate::object::{Object, Objects};
+use crate::units::{BlockAddress, FdId};
+
+/// The files open on this host, on the metadata actor.
+pub struct Files {
+    pub(super) context: Rc<Context>,
+    pub(super) space: Rc<Space>,
+    pub(super) objects: Rc<Objects>,
+    pub(super) shape: Shape,
+    luns: Arc<DataLuns>,
+    table: RefCell<HashMap<FdId, Rc<Open>>>,
+}
+
+/// The actor's half of an open file.
+pub(super) struct Open {
+    pub(super) shared: Arc<SharedFile>,
+    pub(super) object: Rc<Object>,
+    /// Opens and closes go one after another.
+    turn: Mutex<()>,
+    /// Held by whoever changes pointers, the size or the body.
+    pub(super) change: Mutex<()>,
+    /// Held by whoever takes blocks for the file.
+    pub(super) taking: Mutex<Taking>,
+    pub(super) cells: RefCell<CellCache>,
+    pub(super) inner: InnerCache,
+    readers: Cell<u32>,
+    writers: Cell<u32>,
+    /// Data blocks gained or lost since the body was committed.
+    pub(super) blocks_delta: Cell<i64>,
+    /// Time of the last write that is not committed.
+    pub(super) modified: Cell<Option<i64>>,
+    /// Nothing that was ever written lies in whole granules behind the end of the file.
+    pub(super) clean_beyond: Cell<bool>,
+}
+
+/// Blocks taken ahead of a writer: in the block table they name their place in the file, no pointer names them.
+#[derive(Default)]
+pub(super) struct Taking {
+    pub(super) sequence: Sequence,
+    pub(super) spares: BTreeMap<u64, BlockAddress>,
+}
+
+/// The object has no name any more and lives only for those who have it open on this host: nobody else changes it.
+pub(super) fn is_unlinked(open: &Open) -> bool {
+    matches!(open.object.image().root.state, ObjectState::Unlinked(_))
+}
+
+/// The content is written now: its time of change is taken when somebody asks.
+pub(super) fn touch(open: &Open) {
+    open.shared.touched.store(true, Ordering::Release);
+}
+
+impl Files {
+    /// For a mounted volume.
+    pub fn new(context: Rc<Context>, space: Rc<Space>, objects: Rc<Objects>) -> Files {
+        let luns = Arc::new(DataLuns::default());
+        let shape = Shape::new(context.cell_size());
+        let files = Files { context, space, objects, shape, luns, table: RefCell::default() };
+        files.refresh_luns();
+        files
+    }
+
+    /// The data paths of the volume's LUNs, for [`super::Mover`].
+    pub fn data_luns(&self) -> Arc<DataLuns> {
+        self.luns.clone()
+    }
+
+    /// Members were added: their data paths become known to all threads.
+    pub fn refresh_luns(&self) {
+        for member in self.context.members() {
+            if self.luns.get(member.index).is_none() {
+                self.luns.insert(member.index, member.lun.data());
+            }
+        }
+    }
+
+    /// The shared part of a file that is open on this host.
+    pub fn opened(&self, fd: FdId) -> Option<Arc<SharedFile>> {
+        self.table.borrow().get(&fd).map(|open| open.shared.clone())
+    }
+
+    /// All files that are open on this host.
+    pub fn all_open(&self) -> Vec<Arc<SharedFile>> {
+        self.table.borrow().values().map(|open| open.shared.clone()).collect()
+    }
+
+    pub(super) fn all(&self) -> Vec<Rc<Open>> {
+        self.table.borrow().values().cloned().collect()
+    }
+
+    pub(super) fn find(&self, file: &SharedFile) -> Result<Rc<Open>, FsError> {
+        let found = self.table.borrow().get(&file.fd).cloned();
+        found
+            .filter(|open| std::ptr::eq(&*open.shared, file))
+            .ok_or_else(|| FsError::refused(FsErrorKind::Invalid, format!("{} is not open any more", file.fd)))
+    }
+
+    /// Opens a file or disk and takes the lock that its kind needs (format and protocol, section 6, "Locks by kind"): disks exclusive
+    /// to write and shared to read, other files exclusive between hosts to write. `Busy` says who holds it.
+    pub async fn open(&self, object: &Rc<Object>, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
+        let open = self.entry(object)?;
+        let turn = open.turn.lock().await;
+        let opened = self.open_in_turn(&open, mode).await;
+        drop(turn);
+        if opened.is_err() {
+            self.forget_if_closed(&open);
+        }
+        opened
+    }
+
+    async fn open_in_turn(&self, open: &Rc<Open>, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
+        let write = mode.write || mode.truncate;
+        self.check_same_host(open, write)?;
+        match (self.needed(open, write), open.shared.hold()) {
+            (None, _) | (Some(_), Hold::Writing) => {}
+            (Some(HoldMode::Shared), Hold::Reading) => {}
+            (Some(wanted), _) => self.lock(open, wanted).await?,
+        }
+        if self.needed(open, write).is_none() && open.shared.hold() == Hold::Nothing {
+            self.refresh(open).await?;
+            self.take_over_body(open);
+        }
+        let count = if write { &open.writers } else { &open.readers };
+        count.set(count.get() + 1);
+        let file = Arc::new(OpenFile { shared: open.shared.clone(), mode, closed: AtomicBool::new(false) });
+        if mode.truncate
+            && let Err(error) = self.set_size(&file, 0).await
+        {
+            let closed = self.close_in_turn(open, write).await;
+            closed.and(Err(error))?;
+        }
+        Ok(file)
+    }
+
+    fn entry(&self, object: &Rc<Object>) -> Result<Rc<Open>, FsError> {
+        if let Some(open) = self.table.borrow().get(&object.fd) {
+            return Ok(open.clone());
+        }
+        let image = object.image();
+        let object_type = match image.root.object_type {
+            Some(kind @ (ObjectType::File | ObjectType::Disk)) => kind,
+            Some(ObjectType::Directory) => {
+                return Err(FsError::refused(FsErrorKind::IsDirectory, format!("{} is a directory", object.fd)));
+            }
+            _ => return Err(FsError::refused(FsErrorKind::Invalid, format!("{} has no file data", object.fd))),
+        };
+        let runs = RunMap::new(self.context.block_size(), DEFAULT_CLEAN_EXTENTS);
+        let access = Access { hold: Hold::Nothing, lock_lun: object.fd.lun(), generations: Vec::new() };
+        let disk = image.body.attributes.disk;
+        let gate = self.context.gate_reader();
+        let open = Rc::new(Open {
+            shared: Arc::new(SharedFile::new(object.fd, object_type, disk, runs, access, gate)),
+            object: object.clone(),
+            turn: Mutex::default(),
+            change: Mutex::default(),
+            taking: Mutex::default(),
+            cells: RefCell::default(),
+            inner: InnerCache::default(),
+            readers: Cell::new(0),
+            writers: Cell::new(0),
+            blocks_delta: Cell::new(0),
+            modified: Cell::new(None),
+            clean_beyond: Cell::new(false),
+        });
+        self.take_over_body(&open);
+        self.table.borrow_mut().insert(object.fd, open.clone());
+        Ok(open)
+    }
+
+    /// A disk is open for writing once on this host too, unless it has the multi-writer flag.
+    fn check_same_host(&self, open: &Open, write: bool) -> Result<(), FsError> {
+        let shared = &open.shared;
+        let several = open.object.image().root.flags.contains(ObjectFlags::MULTI_WRITER);
+        if shared.object_type != ObjectType::Disk || several {
+            return Ok(());
+        }
+        let (readers, writers) = (open.readers.get(), open.writers.get());
+        if writers > 0 || (write && readers > 0) {
+            let how = if writers > 0 { "writing" } else { "reading" };
+            let message = format!("disk {} is open for {how} on this host; close it there first", shared.fd);
+            return Err(FsError::refused(FsErrorKind::Busy, message));
+        }
+        Ok(())
+    }
+
+    /// Reads the object again, unless it has lost its name on this host.
+    pub(super) async fn refresh(&self, open: &Open) -> Result<(), FsError> {
+        if is_unlinked(open) { Ok(()) } else { self.objects.refresh(&open.object).await }
+    }
+
+    fn needed(&self, open: &Open, write: bool) -> Option<HoldMode> {
+        let flags = open.object.image().root.flags;
+        match (open.shared.object_type, write) {
+            (ObjectType::Disk, _) if flags.contains(ObjectFlags::MULTI_WRITER) => Some(HoldMode::MultiWriter),
+            (_, true) => Some(HoldMode::Exclusive),
+            (ObjectType::Disk, false) if self.context.is_read_only() => None,
+            (ObjectType::Disk, false) => Some(HoldMode::Shared),
+            (_, false) => None,
+        }
+    }
+
+    async fn lock(&self, open: &Rc<Open>, wanted: HoldMode) -> Result<(), FsError> {
+        if wanted != HoldMode::Shared && open.object.image().root.flags.contains(ObjectFlags::READ_ONLY_BASE) {
+            let message = format!("{} is the base of snapshots and is never written", open.shared.fd);
+            return Err(FsError::refused(FsErrorKind::ReadOnly, message));
+        }
+        self.objects.lock(&open.object, wanted).await?;
+        let mut generations = Vec::new();
+        for member in self.context.members() {
+            if let Ok(own) = self.context.own_slot(member.index) {
+                generations.push((member.index, own.generation));
+            }
+        }
+        self.take_over_body(open);
+        let hold = if wanted == HoldMode::Shared { Hold::Reading } else { Hold::Writing };
+        let mut state = open.shared.state.write();
+        state.access = Access { hold, lock_lun: open.shared.fd.lun(), generations };
+        Ok(())
+    }
+
+    /// Starts from the committed body: no run is known, nothing is pending.
+    fn take_over_body(&self, open: &Open) {
+        let image = open.object.image();
+        let mut state = open.shared.state.write();
+        state.runs.clear();
+        state.inline = match &image.body.content {
+            Content::Inline(bytes) => Some(Inline { bytes: bytes.clone(), dirty: false }),
+            _ => None,
+        };
+        open.shared.size.store(image.body.attributes.size, Ordering::Release);
+        open.shared.touched.store(false, Ordering::Release);
+        open.cells.borrow_mut().clear();
+        open.clean_beyond.set(state.inline.is_some());
+        open.modified.set(None);
+        open.blocks_delta.set(0);
+    }
+
+    /// Waits until no data is in flight, then releases the lock. Nothing may be unpublished any more.
+    async fn unlock(&self, open: &Rc<Open>) -> Result<(), FsError> {
+        let shared = &open.shared;
+        let all = 0..u64::MAX;
+        shared.references.settled(&all).await;
+        {
+            let mut state = shared.state.write();
+            state.access.hold = Hold::Nothing;
+            state.runs.clear();
+            shared.references.advance(&all);
+        }
+        shared.references.settled(&all).await;
+        open.cells.borrow_mut().clear();
+        if shared.doubt.load(Ordering::Acquire) {
+            let message = format!(
+                "the end of a write to {} is not known; its lock stays until this host is fenced or leaves",
+                shared.fd
+            );
+            self.context.member(shared.fd.lun())?.set_unresolved();
+            return Err(FsError::refused(FsErrorKind::Io, message));
+        }
+        self.objects.unlock(&open.object).await
+    }
+
+    /// Closes one open of a file. The last writer publishes, commits size and times, gives back what was taken ahead and (with the last
+    /// reader, for a disk) the lock. The file is closed in any case; an error says what could not be written.
+    pub async fn close(&self, file: Arc<OpenFile>) -> Result<(), FsError> {
+        if file.closed.swap(true, Ordering::AcqRel) {
+            return Err(FsError::refused(FsErrorKind::Invalid, format!("{} was closed before", file.fd)));
+        }
+        let open = self.find(&file)?;
+        let _turn = open.turn.lock().await;
+        self.close_in_turn(&open, file.mode.write || file.mode.truncate).await
+    }
+
+    async fn close_in_turn(&self, open: &Rc<Open>, write: bool) -> Result<(), FsError> {
+        let count = if write { &open.writers } else { &open.readers };
+        count.set(count.get() - 1);
+        let (readers, writers) = (open.readers.get(), open.writers.get());
+        let mut result = Ok(());
+        if write && writers == 0 {
+            result = self.finish_writing(open).await;
+        }
+        let held = open.shared.hold();
+        let unneeded = match held {
+            Hold::Nothing => false,
+            Hold::Reading => readers == 0,
+            Hold::Writing => writers == 0 && (readers == 0 || open.shared.object_type == ObjectType::File),
+        };
+        if unneeded {
+            let unlocked = self.unlock(open).await;
+            result = result.and(unlocked);
+            self.take_over_body(open);
+        }
+        self.forget_if_closed(open);
+        result
+    }
+
+    fn forget_if_closed(&self, open: &Rc<Open>) {
+        if open.readers.get() == 0 && open.writers.get() == 0 && Rc::strong_count(open) <= 3 {
+            let mut table = self.table.borrow_mut();
+            if table.get(&open.shared.fd).is_some_and(|kept| Rc::ptr_eq(kept, open)) {
+                table.remove(&open.shared.fd);
+            }
+        }
+    }
+
+    /// Publishes what was written and commits the body; what could not be published is given up and its space freed.
+    async fn finish_writing(&self, open: &Rc<Open>) -> Result<(), FsError> {
+        let mut result = if is_unlinked(open) { Ok(()) } else { self.flush_open(open, true).await };
+        let _change = open.change.lock().await;
+        let given_back = self.give_back_unpublished(open).await;
+        result = result.and(given_back);
+        if let Some(error) = open.shared.error.lock().take() {
+            result = result.and(Err(error));
+        }
+        result
+    }
+
+    /// What is not committed yet of an open file's attributes: size, times and blocks.
+    pub fn overlay(&self, fd: FdId, attributes: &mut Attributes) {
+        let Some(open) = self.table.borrow().get(&fd).cloned() else { return };
+        if open.shared.hold() != Hold::Writing {
+            return;
+        }
+        attributes.size = open.shared.size();
+        if let Some(modified) = self.modified(&open) {
+            attributes.modified_ns = modified;
+            attributes.changed_ns = attributes.changed_ns.max(modified);
+        }
+        let unpublished = open.shared.state.read().runs.unpublished(0).filter(|(_, state)| state.fresh).count();
+        attributes.blocks =
+            attributes.blocks.saturating_add_signed(open.blocks_delta.get()).saturating_add(unpublished as u64);
+    }
+
+    /// When the content was last written, if that is not committed. Writes are dated when somebody asks.
+    pub(super) fn modified(&self, open: &Open) -> Option<i64> {
+        if open.shared.touched.swap(false, Ordering::AcqRel) {
+            open.modified.set(Some(self.context.env().wall_ns()));
+        }
+        open.modified.get()
+    }
+
+    /// The modification time was set by hand: writes before this moment change it no more.
+    pub fn times_set(&self, fd: FdId) {
+        if let Some(open) = self.table.borrow().get(&fd) {
+            open.shared.touched.store(false, Ordering::Release);
+            open.modified.set(None);
+        }
+    }
+}
