@@ -3,6 +3,7 @@
 //! The tests run the programs as a user does: they make LUN image files, `mkfs.vmfs` and `mount.vmfs` them, and look from
 //! outside. They need root, FUSE, KVM and loop devices, and fail when one is missing.
 
+pub mod bench;
 pub mod harness;
 pub mod history;
 pub mod random;

@@ -1,0 +1,5 @@
+//! Benchmarks: ratios of interleaved rounds against the raw LUN file and against peers. Nothing here asserts a time.
+
+pub mod load;
+pub mod report;
+pub mod transport;

@@ -1,0 +1,116 @@
+//! Benchmarks: ratios of interleaved rounds against the raw LUN file and against peers. Started by `scripts/bench`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use tests::bench::load::WORKLOADS;
+use tests::bench::report::{Case, json, table};
+use tests::bench::transport::{Bench, Transport};
+
+/// Ratios of interleaved rounds against the raw LUN file and against peers; asserts nothing
+#[derive(Parser)]
+#[command(version, after_help = "Example:\n  scripts/bench --quick --json ratios.json")]
+struct Arguments {
+    /// Fewer and shorter rounds: under five minutes
+    #[arg(long)]
+    quick: bool,
+    /// Writes the list of {"case", "value", "unit", "ratio_to_raw", "min", "max"} here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only cases whose name contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+}
+
+/// Files of one round of the workloads of names.
+const NAMES: u32 = 200;
+
+/// Creates, opens for writing and removes files in a folder: rates of each.
+fn names(folder: &Path) -> io::Result<[(&'static str, f64); 3]> {
+    let path = |n: u32| folder.join(format!("name{n}"));
+    let rate = |each: &dyn Fn(u32) -> io::Result<()>| -> io::Result<f64> {
+        let start = Instant::now();
+        (0..NAMES).try_for_each(each)?;
+        Ok(f64::from(NAMES) / start.elapsed().as_secs_f64())
+    };
+    Ok([
+        ("create", rate(&|n| File::create_new(path(n))?.sync_all())?),
+        ("open-for-write", rate(&|n| File::options().write(true).open(path(n)).map(|_| ()))?),
+        ("unlink", rate(&|n| fs::remove_file(path(n)))?),
+    ])
+}
+
+fn measure(arguments: &Arguments) -> io::Result<Vec<Case>> {
+    let (rounds, time) = if arguments.quick { (3, Duration::from_secs(1)) } else { (7, Duration::from_secs(3)) };
+    let mut bench = Bench::new()?;
+    let mut values: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
+    let wanted = |transport: Transport, name: &str| {
+        transport == Transport::Raw || format!("{}/{name}", transport.name()).contains(&arguments.only)
+    };
+    for round in 0..rounds {
+        for (w, workload) in WORKLOADS.iter().enumerate() {
+            for (t, transport) in Transport::ALL.into_iter().enumerate() {
+                if !wanted(transport, workload.name) {
+                    continue;
+                }
+                if let Some(measured) = bench.measure(transport, *workload, time, round)? {
+                    values.entry((w, t)).or_default().push(measured.rate() * workload.block as f64);
+                }
+            }
+        }
+        eprintln!("round {} of {rounds}", round + 1);
+    }
+    let mut cases = Vec::new();
+    for ((w, t), found) in &values {
+        let workload = &WORKLOADS[*w];
+        let (unit, per) = if workload.block == 4096 { ("IOPS", 4096.0) } else { ("MiB/s", f64::from(1 << 20)) };
+        let scaled = |all: &[f64]| all.iter().map(|bytes| bytes / per).collect::<Vec<_>>();
+        let name = format!("{}/{}", Transport::ALL[*t].name(), workload.name);
+        cases.push(Case { name, unit, values: scaled(found), raw: scaled(&values[&(*w, 0)]) });
+    }
+    cases.extend(name_cases(&bench, rounds)?);
+    bench.finish();
+    Ok(cases)
+}
+
+/// Names on the mount against names of the file system that holds the LUN files.
+fn name_cases(bench: &Bench, rounds: u64) -> io::Result<Vec<Case>> {
+    let mut cases: BTreeMap<String, Case> = BTreeMap::new();
+    for _ in 0..rounds {
+        let raw = names(&bench.folder())?;
+        let fuse = names(&bench.mount_point())?;
+        for ((name, raw), (_, fuse)) in raw.into_iter().zip(fuse) {
+            for (transport, value) in [("raw", raw), ("fuse", fuse)] {
+                let case = format!("{transport}/{name}");
+                let case =
+                    cases.entry(case.clone()).or_insert(Case { name: case, unit: "1/s", values: vec![], raw: vec![] });
+                case.values.push(value);
+                case.raw.push(raw);
+            }
+        }
+    }
+    Ok(cases.into_values().collect())
+}
+
+fn main() -> std::process::ExitCode {
+    let arguments = Arguments::parse();
+    let cases = match measure(&arguments) {
+        Ok(cases) => cases,
+        Err(error) => {
+            eprintln!("vmfs-bench: {error}");
+            return std::process::ExitCode::FAILURE;
+        }
+    };
+    print!("{}", table(&cases));
+    if let Some(path) = &arguments.json
+        && let Err(error) = fs::write(path, format!("{:#}\n", json(&cases)))
+    {
+        eprintln!("vmfs-bench: {}: {error}; give --json a path that can be written", path.display());
+        return std::process::ExitCode::FAILURE;
+    }
+    std::process::ExitCode::SUCCESS
+}
