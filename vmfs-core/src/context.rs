@@ -21,6 +21,9 @@ use crate::units::{BlockSize, CellAddress, CellSize, LunIndex, SlotRef};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
 
+/// What a cell is expected to hold, and what it holds afterwards.
+type Pair = (Cell, Cell);
+
 /// One member LUN of a mounted volume.
 pub struct Member {
     /// Index in the volume.
@@ -193,8 +196,8 @@ impl Context {
     }
 
     /// Changes several cells at once, each if it holds what is expected; in the order given.
-    pub async fn cas_pairs(&self, pairs: Vec<(Cell, Cell)>) -> Vec<Result<CasOutcome, FsError>> {
-        let mut by_lun: BTreeMap<LunIndex, Vec<(usize, (Cell, Cell))>> = BTreeMap::new();
+    pub async fn cas_pairs(&self, pairs: Vec<Pair>) -> Vec<Result<CasOutcome, FsError>> {
+        let mut by_lun: BTreeMap<LunIndex, Vec<(usize, Pair)>> = BTreeMap::new();
         let count = pairs.len();
         for (nth, pair) in pairs.into_iter().enumerate() {
             by_lun.entry(pair.0.address().lun).or_default().push((nth, pair));

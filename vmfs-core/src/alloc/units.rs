@@ -4,6 +4,7 @@
 //! Must not know: what the streams mean, when a commit is sent.
 
 use std::cell::RefCell;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -87,6 +88,9 @@ pub enum UnitEdit {
     /// From its use or its mark to free.
     Free,
 }
+
+/// Edits of the entries of one table cell: {entry, unit, edit}.
+type CellEdits = (TablePlace, Vec<(usize, UnitUse, UnitEdit)>);
 
 /// The unit containers of a mounted volume.
 pub struct Units {
@@ -309,7 +313,7 @@ impl Units {
     /// Changes the entries of units, one compare-and-write a table cell, cells in parallel. Entries that do not name the use given
     /// (or, for `Assign`, the own pool) are left as they are, but an `Assign` that finds no own unit is an error.
     pub async fn edit(&self, edits: &[(UnitUse, UnitEdit)]) -> Result<(), FsError> {
-        let mut by_cell: BTreeMap<CellAddress, (TablePlace, Vec<(usize, UnitUse, UnitEdit)>)> = BTreeMap::new();
+        let mut by_cell: BTreeMap<CellAddress, CellEdits> = BTreeMap::new();
         for (unit, edit) in edits {
             let (place, nth) = self.place_of(unit.at)?;
             by_cell.entry(place.at).or_insert_with(|| (place, Vec::new())).1.push((nth, *unit, *edit));
@@ -331,10 +335,10 @@ impl Units {
     pub async fn recycle(&self, units: &[UnitUse]) -> Result<(), FsError> {
         let mut room: BTreeMap<LunIndex, usize> = BTreeMap::new();
         for unit in units {
-            if !room.contains_key(&unit.at.lun) {
+            if let Entry::Vacant(vacant) = room.entry(unit.at.lun) {
                 let pool = self.pool(unit.at.lun);
                 let length = pool.lock().await.len();
-                room.insert(unit.at.lun, POOLED.saturating_sub(length));
+                vacant.insert(POOLED.saturating_sub(length));
             }
         }
         let mut kept = Vec::new();
