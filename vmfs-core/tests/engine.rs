@@ -365,7 +365,7 @@ fn a_commit_whose_answer_is_lost_is_found_out() {
             let a = mount(&sim, &disks, HostNo(1), CellSize::B512).await;
             let object = a.create("file", None).await;
             for n in 0..12u64 {
-                a.paths[0].script(fault.clone());
+                a.paths[0].script(fault);
                 // A read may have hit the fault: that is an error, and the next try finds the state as it is.
                 if a.set_size(&object, n + 1).await.is_err() {
                     a.objects.refresh(&object).await.unwrap();

@@ -18,6 +18,9 @@ use crate::units::{BlockAddress, FdId, Link, LunIndex, Token};
 /// Root cells tried by one creation before it is given up.
 const CREATE_TRIES: u32 = 64;
 
+/// A change of a root cell.
+pub type RootEdit<'a> = Box<dyn FnOnce(&mut RootCell) + 'a>;
+
 /// A change of an object: what becomes of it, and what it drops.
 #[derive(Default)]
 pub struct Change<'a> {
@@ -30,7 +33,7 @@ pub struct Change<'a> {
     /// Blocks that it no longer reaches: marked before, for the caller to free after their last user is gone.
     pub drop_blocks: Vec<(u32, BlockAddress)>,
     /// Further changes of the root cell. It runs once.
-    pub root: Option<Box<dyn FnOnce(&mut RootCell) + 'a>>,
+    pub root: Option<RootEdit<'a>>,
     /// The object gets a new link counter: it moves.
     pub relink: bool,
     /// The change frees space: it may use the reserve.

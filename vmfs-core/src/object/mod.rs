@@ -8,7 +8,7 @@ mod load;
 mod lock;
 mod unlink;
 
-pub use commit::{Change, Committed, NewObject};
+pub use commit::{Change, Committed, NewObject, RootEdit};
 pub use lock::HolderInfo;
 
 use std::cell::{Cell as StdCell, RefCell};
