@@ -27,18 +27,24 @@ fn build() -> Result<(), String> {
     let output = PathBuf::from(variable("OUT_DIR")?).join("test-guest.elf");
     let script = image.join("link.ld");
     let script = script.to_str().ok_or("the path of the checkout is not UTF-8")?;
-    let status = Command::new(variable("RUSTC")?)
+    let compiled = Command::new(variable("RUSTC")?)
         .args(["--edition", "2024", "--crate-type", "bin", "--crate-name", "test_guest_image"])
         .args(["--target", "x86_64-unknown-linux-gnu"])
         .args(["-C", "opt-level=3", "-C", "panic=abort", "-C", "relocation-model=static", "-C", "no-redzone=yes"])
         .args(["-C", "link-arg=-nostdlib", "-C", "link-arg=-nostartfiles", "-C", "link-arg=-static"])
         .args(["-C", "link-arg=-no-pie", "-C", "link-arg=-Wl,--build-id=none,-z,max-page-size=4096,-z,noexecstack"])
         .args(["-C", "link-arg=-T", "-C", &format!("link-arg={script}")])
-        .args(["-C", "strip=symbols", "-D", "warnings"])
+        .args(["-C", "strip=symbols"])
         .arg("-o")
         .arg(&output)
         .arg(image.join("main.rs"))
-        .status()
+        .output()
         .map_err(|cause| format!("rustc does not start: {cause}"))?;
-    if status.success() { Ok(()) } else { Err(format!("rustc ended with {status}; its messages are above")) }
+    let messages = String::from_utf8_lossy(&compiled.stderr);
+    if !compiled.status.success() {
+        eprintln!("{messages}");
+        return Err(format!("rustc ended with {}; its messages are below", compiled.status));
+    }
+    messages.lines().for_each(|line| println!("cargo::warning={line}"));
+    Ok(())
 }

@@ -119,7 +119,7 @@ fn a_killed_vm_frees_its_disk_and_keeps_what_it_flushed() {
     let mount = luns.mount(1);
     let path = disk(&mount, "disk.vmdk", "256M", "thin");
     let log = luns.beside("writer.log");
-    let mut writer = vmm(&luns, &path, "job=write size=200M bs=64k depth=8 seed=3");
+    let mut writer = vmm(&luns, &path, "job=write size=200M bs=64k depth=8 seed=3 pattern=sequential flush=32");
     let child = writer.arg("--serial").arg(format!("file:{}", log.display())).stdout(Stdio::null()).spawn().unwrap();
     let mut guest = Guest(Some(child));
     wait_for_output(&log, "flushed");
@@ -127,15 +127,12 @@ fn a_killed_vm_frees_its_disk_and_keeps_what_it_flushed() {
     child.kill().unwrap();
     child.wait().unwrap();
     let said = fs::read_to_string(&log).unwrap();
-    let flushed = said
-        .lines()
-        .filter_map(|l| l.split("flushed_bytes=").nth(1))
-        .filter_map(|v| v.split_whitespace().next()?.parse::<u64>().ok())
-        .next_back();
-    let flushed = flushed.unwrap_or_else(|| panic!("no acknowledged flush in {said}"));
+    let blocks = said.lines().filter(|line| line.contains("flushed")).filter_map(|line| line.split("blocks=").nth(1));
+    let blocks = blocks.filter_map(|count| count.trim().parse::<u64>().ok()).next_back();
+    let flushed = blocks.unwrap_or_else(|| panic!("no acknowledged flush in {said}")) * (64 << 10);
     let start = Instant::now();
     loop {
-        let job = format!("job=check size={flushed} bs=64k depth=8 seed=3");
+        let job = format!("job=check size={flushed} bs=64k depth=8 seed=3 pattern=sequential");
         let out = output(&mut vmm(&luns, &path, &job));
         if out.status.success() {
             break;

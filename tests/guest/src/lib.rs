@@ -9,6 +9,11 @@
 pub mod job;
 pub mod pattern;
 
+// Never compiled here (the build script does that): it makes `cargo fmt` see the image's sources.
+#[cfg(any())]
+#[path = "../image/main.rs"]
+mod image;
+
 /// The image: a static ELF64 program loaded at 1 MiB, entered by its PVH note.
 pub const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/test-guest.elf"));
 
