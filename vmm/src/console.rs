@@ -24,13 +24,17 @@ impl InputCarrier {
     /// # Errors
     /// [`crate::error::Kind::Host`] when the host gives no event descriptor or thread.
     pub fn start(port: Arc<SerialPort>) -> Result<InputCarrier> {
+        InputCarrier::carry_from(std::io::stdin(), port)
+    }
+
+    fn carry_from(input: impl AsFd + Send + 'static, port: Arc<SerialPort>) -> Result<InputCarrier> {
         let stop =
             eventfd(0, EventfdFlags::CLOEXEC).map_err(|cause| Error::host("event descriptor of the console", cause))?;
         let told = stop.try_clone().map_err(|cause| Error::host("event descriptor of the console", cause))?;
         let thread = std::thread::Builder::new()
             .name("console".into())
             .spawn(move || {
-                if let Err(cause) = carry(&port, told) {
+                if let Err(cause) = carry(&input, &port, told) {
                     tracing::warn!(%cause, "standard input is no longer carried to the guest");
                 }
             })
@@ -51,12 +55,11 @@ impl Drop for InputCarrier {
     }
 }
 
-fn carry(port: &SerialPort, stop: impl AsFd) -> std::io::Result<()> {
-    let input = std::io::stdin();
+fn carry(input: &impl AsFd, port: &SerialPort, stop: impl AsFd) -> std::io::Result<()> {
     let mut bytes = [0; 64];
     loop {
         let room = port.input_room().min(bytes.len());
-        let mut polled = [PollFd::new(&stop, PollFlags::IN), PollFd::new(&input, PollFlags::IN)];
+        let mut polled = [PollFd::new(&stop, PollFlags::IN), PollFd::new(input, PollFlags::IN)];
         let (watched, timeout) = if room == 0 { (1, Some(&FULL_WAIT)) } else { (2, None) };
         match poll(&mut polled[..watched], timeout) {
             Err(rustix::io::Errno::INTR) => continue,
@@ -67,11 +70,43 @@ fn carry(port: &SerialPort, stop: impl AsFd) -> std::io::Result<()> {
         }
         if room > 0 {
             // By descriptor, since the standard library's reader would take more than it is asked for and keep it.
-            let count = rustix::io::read(&input, &mut bytes[..room])?;
+            let count = rustix::io::read(input, &mut bytes[..room])?;
             if count == 0 {
                 return Ok(());
             }
             port.input(&bytes[..count]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::BusDevice;
+    use std::io::Write;
+
+    /// What the guest would read, by looking at the line status until enough is there.
+    fn take(port: &SerialPort, bytes: usize) -> Vec<u8> {
+        let (mut status, mut byte) = ([0], [0]);
+        let mut taken = Vec::new();
+        while taken.len() < bytes {
+            port.read(5, &mut status);
+            if status[0] & 1 != 0 {
+                port.read(0, &mut byte);
+                taken.push(byte[0]);
+            }
+        }
+        taken
+    }
+
+    #[test]
+    fn input_reaches_the_guest_in_order_and_the_carrier_ends_while_nobody_types() {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        let port = Arc::new(SerialPort::new(Box::new(std::io::sink())).expect("a port"));
+        let carrier = InputCarrier::carry_from(reader, Arc::clone(&port)).expect("started");
+        let text: Vec<u8> = (0..500).map(|index| b'a' + (index % 26) as u8).collect();
+        writer.write_all(&text).expect("typed");
+        assert_eq!(take(&port, text.len()), text);
+        drop(carrier);
     }
 }

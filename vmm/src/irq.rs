@@ -171,7 +171,7 @@ impl MsiVector {
         }
         messages[self.index] = message;
         if let Err(error) = self.interrupts.set_routes(&messages) {
-            tracing::warn!(?message, %error, "the guest's MSI message is refused");
+            tracing::debug!(?message, %error, "the guest's MSI message is refused");
             messages[self.index] = None;
             if let Err(error) = self.interrupts.set_routes(&messages) {
                 tracing::error!(%error, "interrupt routes could not be set back");

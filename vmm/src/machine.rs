@@ -126,7 +126,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Makes all vCPUs leave the guest and waits until they have; disks and their queues go on.
+    /// Makes all vCPUs leave the guest and waits until they have; disks and their queues go on. A register write that is
+    /// under way is waited for too, and the reset of an adapter takes as long as the storage takes for what is in flight.
     pub fn pause(&self) {
         self.board.control().pause();
     }

@@ -234,7 +234,7 @@ impl ConfigAccess for AdapterFunction {
         let mut state = self.state.lock();
         state.space.write(offset, data);
         if let Err(error) = self.follow(&mut state) {
-            tracing::warn!(%error, "the guest moved an adapter's registers to where they cannot decode");
+            tracing::debug!(%error, "the guest moved an adapter's registers to where they cannot decode");
         }
     }
 }
