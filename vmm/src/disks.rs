@@ -16,11 +16,7 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// [`Kind::Disk`] for the first disk that cannot be opened; [`Kind::Host`] when the adapter cannot be started.
-pub fn start_adapter(
-    disks: Vec<PlacedDisk>,
-    ram: Arc<GuestRam>,
-    interrupt: Arc<dyn InterruptLine>,
-) -> Result<Adapter> {
+pub fn start_adapter(disks: Vec<PlacedDisk>, ram: Arc<GuestRam>, interrupt: Arc<dyn InterruptLine>) -> Result<Adapter> {
     let attachments = disks.into_iter().map(attachment).collect();
     let adapter: Arc<PvScsi<Storage>> =
         PvScsi::start("pvscsi0", ram, interrupt, attachments).map_err(|cause| refusal(&cause))?;

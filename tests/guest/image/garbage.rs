@@ -30,6 +30,7 @@ pub fn garbage(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally)
     bench.rings();
     bench.commands();
     bench.registers();
+    bench.configuration();
     bench.reset_in_flight(lists);
 }
 
@@ -227,6 +228,33 @@ impl Ordeal<'_> {
         let size = self.disk.adapter.function.memory_bar_size(0);
         self.tally.check("BAR is sized and put back", u64::from(size) == WINDOW);
         self.alive("BAR sized");
+    }
+
+    /// BARs where no BAR belongs, messages to nowhere, and ones in every configuration register.
+    fn configuration(&mut self) {
+        let function = self.disk.adapter.function;
+        for address in [0, 0x0010_0000, 0xC000_0000, 0xFEC0_0000, 0xFEE0_0000, 0xFFFF_8000] {
+            function.set_memory_bar(0, address);
+            self.alive_again("BAR at another place");
+        }
+        for offset in (0..=252).step_by(4) {
+            function.write(offset, u32::MAX);
+            // A message to nowhere is what the adapter has now; a completion must not hurt.
+            self.disk.adapter.kick(true);
+        }
+        self.alive_again("configuration space of ones");
+        for offset in (0..=252).step_by(4) {
+            function.write(offset, 0);
+        }
+        self.alive_again("configuration space of zeros");
+    }
+
+    /// Configures the function again, then [`Self::alive`].
+    fn alive_again(&mut self, after: &str) {
+        self.disk.adapter.function.disable_msi();
+        let configured = self.disk.adapter.configure();
+        self.tally.check("configured again", configured);
+        self.alive(after);
     }
 
     /// A reset with requests in flight: nothing may be written to memory afterwards.

@@ -6,6 +6,8 @@ use crate::cpu::{in32, out32};
 
 const CONFIG_ADDRESS: u16 = 0xCF8;
 const CONFIG_DATA: u16 = 0xCFC;
+/// Capability id of message signalled interrupts.
+const MSI: u8 = 0x05;
 
 /// Function 0 of a device on bus 0.
 #[derive(Clone, Copy)]
@@ -47,6 +49,11 @@ impl Function {
         (value & 0xF == 0 && value >= 0xC000_0000).then_some(u64::from(value))
     }
 
+    /// Programs 32-bit memory BAR `index`.
+    pub fn set_memory_bar(&self, index: u8, address: u64) {
+        self.write(0x10 + 4 * index, address as u32);
+    }
+
     /// Size of memory BAR `index`, found by writing ones; the BAR is put back.
     pub fn memory_bar_size(&self, index: u8) -> u32 {
         let offset = 0x10 + 4 * index;
@@ -86,9 +93,16 @@ impl Function {
         None
     }
 
+    /// Turns the function's MSI off, if it has it.
+    pub fn disable_msi(&self) {
+        if let Some(offset) = self.capability(MSI) {
+            let control = self.read(offset) >> 16;
+            self.write(offset, (control & !1) << 16);
+        }
+    }
+
     /// Has the function's MSI sent to `vector` of processor 0; false if it has no such capability.
     pub fn enable_msi(&self, vector: u8) -> bool {
-        const MSI: u8 = 0x05;
         let Some(offset) = self.capability(MSI) else { return false };
         let control = self.read(offset) >> 16;
         let wide = control & 1 << 7 != 0;

@@ -146,11 +146,8 @@ impl Pvscsi {
     pub fn attach(interrupt: Interrupt, arena: &mut Arena) -> Result<Pvscsi, AttachError> {
         let function = Function::find(VENDOR, DEVICE).ok_or(AttachError::NotFound)?;
         let registers = function.memory_bar(0).ok_or(AttachError::NoRegisters)?;
-        function.enable(interrupt == Interrupt::Intx);
-        match interrupt {
-            Interrupt::Msi if !function.enable_msi(VECTOR_MSI) => return Err(AttachError::NoMsi),
-            Interrupt::Intx => cpu::route_intx(function.interrupt_line(), registers + register::INTERRUPT_STATUS),
-            _ => {}
+        if interrupt == Interrupt::Intx {
+            cpu::route_intx(function.interrupt_line(), registers + register::INTERRUPT_STATUS);
         }
         let mut adapter = Pvscsi {
             function,
@@ -161,7 +158,18 @@ impl Pvscsi {
             completions: arena.take(COMPLETION_PAGES * PAGE)?.as_mut_ptr().cast(),
             completion_consumer: 0,
         };
-        if adapter.restart() { Ok(adapter) } else { Err(AttachError::RingsRefused) }
+        match (adapter.configure(), adapter.restart()) {
+            (false, _) => Err(AttachError::NoMsi),
+            (_, false) => Err(AttachError::RingsRefused),
+            _ => Ok(adapter),
+        }
+    }
+
+    /// Writes the configuration space as this driver needs it; false if there is no MSI but it is wanted.
+    pub fn configure(&self) -> bool {
+        self.function.set_memory_bar(0, self.registers);
+        self.function.enable(self.interrupt == Interrupt::Intx);
+        self.interrupt != Interrupt::Msi || self.function.enable_msi(VECTOR_MSI)
     }
 
     /// Resets the adapter and gives it fresh rings; false if it refuses them.
