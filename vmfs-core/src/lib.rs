@@ -9,6 +9,7 @@
 pub mod alloc;
 pub mod buf;
 pub mod cas;
+pub mod check;
 pub mod container;
 pub mod context;
 pub mod disk;
