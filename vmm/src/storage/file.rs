@@ -39,12 +39,13 @@ impl FileDisk {
     /// # Errors
     /// [`OpenError`]
     pub fn open(path: &Path, read_only: bool) -> Result<Self, OpenError> {
-        let plain = open_with(path, read_only, 0).map_err(OpenError::system("open", path))?;
-        let metadata = plain.metadata().map_err(OpenError::system("examine", path))?;
+        // Looked at before it is opened: to open a pipe would wait for its other end.
+        let metadata = path.metadata().map_err(OpenError::system("find", path))?;
         let regular = metadata.is_file();
         if !regular && !metadata.file_type().is_block_device() {
             return Err(OpenError::NotADisk { path: path.to_owned() });
         }
+        let plain = open_with(path, read_only, 0).map_err(OpenError::system("open", path))?;
         let logical = if regular { 512 } else { device_block(&plain).map_err(OpenError::system("examine", path))? };
         let (file, alignment) = choose_mode(plain, path, read_only, logical);
         lock(&file, path, read_only)?;
@@ -73,6 +74,20 @@ impl FileDisk {
     /// The same disk with other names.
     pub(super) fn named(self, identity: Identity) -> Self {
         Self { identity, ..self }
+    }
+
+    /// The first `length` bytes of it, as its descriptor says.
+    pub(super) fn limited_to(mut self, length: u64, path: &Path) -> Result<Self, OpenError> {
+        let logical = u64::from(self.geometry.logical_block);
+        if length > self.geometry.bytes() {
+            let path = path.to_owned();
+            return Err(OpenError::Short { path, length: self.geometry.bytes(), expected: length });
+        }
+        if length < logical {
+            return Err(OpenError::Empty { path: path.to_owned(), length, block: self.geometry.logical_block });
+        }
+        self.geometry.blocks = length / logical;
+        Ok(self)
     }
 
     /// Does I/O pass by the page cache?

@@ -7,6 +7,20 @@ use std::path::Path;
 
 use scsi::Identity;
 
+/// The names of a disk with a UUID, written as hexadecimal digits with any separators (a descriptor's `ddb.uuid`). `None`
+/// if there are not 32 digits.
+pub(super) fn from_uuid(text: &str) -> Option<Identity> {
+    let digits: Vec<u8> = text.chars().filter_map(|digit| Some(digit.to_digit(16)? as u8)).collect();
+    if digits.len() != 32 {
+        return None;
+    }
+    let mut uuid = [0; 16];
+    for (byte, pair) in uuid.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = pair[0] << 4 | pair[1];
+    }
+    Some(from_bytes(uuid))
+}
+
 /// The names of a disk that is known by its path only. They change when it is moved.
 pub(super) fn from_path(path: &Path) -> Identity {
     from_bytes(fnv1a_128(path.as_os_str().as_bytes()).to_be_bytes())
@@ -31,6 +45,14 @@ fn fnv1a_128(bytes: &[u8]) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_uuid_of_an_esx_disk_becomes_its_serial_number_and_identifier() {
+        let identity = from_uuid("60 00 C2 93 7b a0 3a 03-9f 22 56 c5 29 93 b7 27").unwrap();
+        assert_eq!(identity.serial, "6000c2937ba03a039f2256c52993b727");
+        assert_eq!(identity.naa[..4], [0x60, 0, 0xC2, 0x93]);
+        assert_eq!(from_uuid("60 00 C2"), None);
+    }
 
     #[test]
     fn paths_give_stable_and_different_names() {

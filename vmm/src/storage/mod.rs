@@ -6,9 +6,12 @@ mod file;
 mod identity;
 mod ring;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, StorageError};
+use vmfs_core::disk::descriptor::{Access, Descriptor, DescriptorError, MAX_DESCRIPTOR_BYTES};
 
 pub use file::FileDisk;
 
@@ -58,6 +61,35 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// The descriptor cannot be read.
+    #[error("{} is no usable descriptor: {source}; give the .vmdk file of a disk", path.display())]
+    Descriptor {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: DescriptorError,
+    },
+    /// The descriptor is of a kind of disk that is made of more than one flat file.
+    #[error("{} describes a disk of type {kind}, not one flat file; clone it to a flat disk first", path.display())]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// createType of the descriptor.
+        kind: String,
+    },
+    /// The flat file is shorter than its descriptor says.
+    #[error(
+        "{} has {length} bytes where its descriptor says {expected}; restore the file or correct the descriptor",
+        path.display()
+    )]
+    Short {
+        /// The flat file.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: u64,
+        /// What the descriptor says.
+        expected: u64,
+    },
 }
 
 impl OpenError {
@@ -78,12 +110,53 @@ pub enum Storage {
 /// # Errors
 /// [`OpenError`]
 pub async fn open(source: DiskSource) -> Result<Storage, OpenError> {
-    let path = source.path.canonicalize().map_err(OpenError::system("find", &source.path))?;
-    let mut names = identity::from_path(&path);
+    let flat = find_flat_file(&source)?;
+    let disk = FileDisk::open(&flat.path, source.read_only || flat.read_only)?;
+    let disk = match flat.length {
+        Some(length) => disk.limited_to(length, &flat.path)?,
+        None => disk,
+    };
+    let mut names = flat.names;
     if let Some(serial) = source.serial {
         names.serial = serial;
     }
-    Ok(Storage::File(FileDisk::open(&path, source.read_only)?.named(names)))
+    Ok(Storage::File(disk.named(names)))
+}
+
+/// The file that holds a disk's blocks.
+struct FlatFile {
+    path: PathBuf,
+    read_only: bool,
+    /// Its length in bytes if a descriptor says so.
+    length: Option<u64>,
+    names: Identity,
+}
+
+/// Follows a descriptor to its flat file; a file that is no descriptor is the disk itself.
+fn find_flat_file(source: &DiskSource) -> Result<FlatFile, OpenError> {
+    let path = source.path.canonicalize().map_err(OpenError::system("find", &source.path))?;
+    let names = identity::from_path(&path);
+    if path.extension().is_none_or(|extension| extension != "vmdk") || is_flat_name(&path) {
+        return Ok(FlatFile { path, read_only: false, length: None, names });
+    }
+    if !path.is_file() {
+        return Err(OpenError::NotADisk { path });
+    }
+    let mut text = Vec::new();
+    let file = File::open(&path).map_err(OpenError::system("open", &path))?;
+    file.take(MAX_DESCRIPTOR_BYTES as u64 + 1).read_to_end(&mut text).map_err(OpenError::system("read", &path))?;
+    let descriptor = Descriptor::parse(&text).map_err(|source| OpenError::Descriptor { path: path.clone(), source })?;
+    let Some((name, sectors)) = descriptor.flat_extent() else {
+        return Err(OpenError::Kind { path, kind: descriptor.create_type });
+    };
+    let flat = path.with_file_name(name);
+    let names = descriptor.ddb_value("uuid").and_then(identity::from_uuid).unwrap_or(names);
+    let read_only = descriptor.extents.iter().any(|extent| extent.access != Access::ReadWrite);
+    Ok(FlatFile { path: flat, read_only, length: Some(sectors.saturating_mul(512)), names })
+}
+
+fn is_flat_name(path: &Path) -> bool {
+    path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("-flat"))
 }
 
 impl BlockDevice for Storage {

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::storage::{DiskSource, open};
+use crate::storage::{DiskSource, Storage, open};
 
 const LENGTH: usize = 1 << 20;
 
@@ -135,10 +135,46 @@ fn what_is_no_disk_is_refused_by_name() {
     let (folder, path) = image();
     run(async {
         assert!(matches!(FileDisk::open(folder.path(), true), Err(OpenError::NotADisk { .. })));
+        let pipe = folder.path().join("pipe.vmdk");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(matches!(FileDisk::open(&pipe, true), Err(OpenError::NotADisk { .. })));
+        assert!(matches!(open(source(&pipe)).await, Err(OpenError::NotADisk { .. })));
         File::create(&path).unwrap();
         assert!(matches!(FileDisk::open(&path, false), Err(OpenError::Empty { length: 0, .. })));
         let absent = open(source(&folder.path().join("absent"))).await.err().unwrap().to_string();
         assert!(absent.starts_with("cannot find ") && absent.contains("absent"), "{absent}");
+    });
+}
+
+#[test]
+fn a_descriptor_leads_to_its_flat_file() {
+    let (folder, path) = image();
+    let flat = folder.path().join("vm-flat.vmdk");
+    fs::rename(&path, &flat).unwrap();
+    let descriptor = folder.path().join("vm.vmdk");
+    let text = |sectors: u64, kind: &str| {
+        format!(
+            "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"vmfs\"\n\
+             RW {sectors} {kind} \"vm-flat.vmdk\"\nddb.uuid = \"60 00 C2 93 7b a0 3a 03-9f 22 56 c5 29 93 b7 27\"\n"
+        )
+    };
+    run(async {
+        fs::write(&descriptor, text(1024, "VMFS")).unwrap();
+        let Storage::File(disk) = open(source(&descriptor)).await.unwrap();
+        assert_eq!((disk.geometry().blocks, &disk.identity().serial[..8]), (1024, "6000c293"));
+        drop(disk);
+        let named = DiskSource { serial: Some("S1".into()), ..source(&flat) };
+        let storage = open(named).await.unwrap();
+        assert_eq!((storage.geometry().blocks, storage.identity().serial.as_str()), (2048, "S1"));
+        drop(storage);
+
+        fs::write(&descriptor, text(4096, "VMFS")).unwrap();
+        let short = open(source(&descriptor)).await.err().unwrap();
+        assert!(matches!(short, OpenError::Short { length, expected: 2097152, .. } if length == LENGTH as u64));
+        fs::write(&descriptor, text(1024, "SPARSE")).unwrap();
+        assert!(matches!(open(source(&descriptor)).await, Err(OpenError::Kind { .. })));
+        fs::write(&descriptor, b"\x00\xFF\x80 nonsense").unwrap();
+        assert!(matches!(open(source(&descriptor)).await, Err(OpenError::Descriptor { .. })));
     });
 }
 
