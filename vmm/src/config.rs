@@ -56,8 +56,12 @@ pub struct RunArguments {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     pub cpus: u8,
 
-    /// A disk, as PATH[,hba=pvscsi][,readonly][,serial=TEXT]; repeat it for more. A comma in PATH is written twice
-    #[arg(long, value_name = "PATH[,OPTION...]")]
+    /// The disks, in the order of their SCSI targets.
+    #[arg(
+        long,
+        value_name = "PATH[,OPTION...]",
+        help = "A disk, as PATH[,hba=pvscsi][,readonly][,serial=TEXT]; repeat it for more. A comma in PATH is written twice"
+    )]
     pub disk: Vec<DiskConfig>,
 
     /// The guest's first serial port: stdio, file:PATH or none

@@ -50,6 +50,7 @@ pub struct Machine {
     board: Board,
     /// Exits of boards that a reset has replaced.
     earlier_exits: ExitTotals,
+    started: bool,
 }
 
 impl Machine {
@@ -74,10 +75,10 @@ impl Machine {
         kvm::install_kick_handler()?;
         let kvm = kvm::open(Path::new(KVM_DEVICE))?;
         let ram = memory::allocate(config.memory)?;
-        let serial = Arc::new(SerialPort::new(config.serial.open()?)?);
+        let serial = Arc::new(SerialPort::new()?);
         let board = Board::new(&kvm, &ram, config, &serial)?;
         let (input, adapters, earlier_exits) = (None, Vec::new(), ExitTotals::default());
-        Ok(Machine { config: config.clone(), kvm, ram, serial, input, adapters, board, earlier_exits })
+        Ok(Machine { config: config.clone(), kvm, ram, serial, input, adapters, board, earlier_exits, started: false })
     }
 
     /// Puts the adapter that `make` makes, from guest memory and its way to interrupt, on the PCI bus. Adapters are
@@ -96,13 +97,18 @@ impl Machine {
         self.board.plug(index, adapter, &interrupt)
     }
 
-    /// Lets the vCPUs run for the first time, or again after [`Self::reset`].
+    /// Lets the vCPUs run for the first time, or again after [`Self::reset`]. The first time it opens the serial port's
+    /// sink: not earlier, so that a machine which is refused its disks leaves another one's output alone.
     ///
     /// # Errors
-    /// [`Kind::Host`] when a thread cannot be had; the machine can then only be stopped.
+    /// [`Kind::Host`] when the sink or a thread cannot be had; the machine can then only be stopped.
     pub fn start(&mut self) -> Result<()> {
-        if self.config.serial == SerialSink::Stdio && self.input.is_none() {
-            self.input = Some(InputCarrier::start(Arc::clone(&self.serial))?);
+        if !self.started {
+            self.serial.write_to(self.config.serial.open()?);
+            self.started = true;
+            if self.config.serial == SerialSink::Stdio {
+                self.input = Some(InputCarrier::start(Arc::clone(&self.serial))?);
+            }
         }
         self.board.start(&self.ram)
     }

@@ -109,15 +109,20 @@ pub struct SerialPort {
 }
 
 impl SerialPort {
-    /// A port that writes to `sink`; it interrupts nobody before [`Self::reset`].
+    /// A port without a sink, which interrupts nobody before [`Self::reset`].
     ///
     /// # Errors
     /// [`Kind::Host`] when the host gives no event descriptor.
-    pub fn new(sink: Box<dyn Write + Send>) -> Result<SerialPort> {
+    pub fn new() -> Result<SerialPort> {
         let nobody =
             EventFd::new(EFD_NONBLOCK).map_err(|cause| Error::host("event descriptor of the serial port", cause))?;
-        let buffer = LineBuffer { line: Vec::new(), sink };
+        let buffer = LineBuffer { line: Vec::new(), sink: Box::new(io::sink()) };
         Ok(SerialPort { uart: Mutex::new(Serial::new(Edge(nobody), buffer)) })
+    }
+
+    /// Sends all further output to `sink`.
+    pub fn write_to(&self, sink: Box<dyn Write + Send>) {
+        self.uart.lock().writer_mut().sink = sink;
     }
 
     /// Puts the port back to its state at power-on, with the same sink; it interrupts through `interrupt` from now on.
@@ -188,7 +193,8 @@ mod tests {
     #[test]
     fn a_line_reaches_the_sink_when_it_ends_and_the_rest_at_the_flush() {
         let sink = Shared::default();
-        let port = SerialPort::new(Box::new(sink.clone())).expect("a port");
+        let port = SerialPort::new().expect("a port");
+        port.write_to(Box::new(sink.clone()));
         for byte in b"one\ntwo" {
             port.write(0, &[*byte]);
         }
@@ -199,7 +205,7 @@ mod tests {
 
     #[test]
     fn input_beyond_the_fifo_is_dropped_not_kept() {
-        let port = SerialPort::new(Box::new(io::sink())).expect("a port");
+        let port = SerialPort::new().expect("a port");
         let room = port.input_room();
         port.input(&vec![b'x'; room + 10]);
         assert_eq!(port.input_room(), 0);

@@ -133,6 +133,15 @@ fn a_disk_that_is_in_use_is_refused_with_who_holds_it() {
     let second = setup.run("job=exit");
     assert_eq!(second.status, Some(1), "{second:?}");
     assert!(second.errors.contains("disk.img") && second.errors.contains(&first.id().to_string()), "{second:?}");
+    let disk = setup.disk();
+    let sink = format!("file:{}", setup.path("serial").display());
+    let third = setup.run_with("job=exit", &["--disk", disk.to_str().expect("UTF-8"), "--serial", &sink]);
+    assert_eq!(third.status, Some(1), "{third:?}");
+    assert_eq!(
+        fs::read_to_string(setup.path("serial")).expect("serial"),
+        "spinning\n",
+        "the first one's output is left alone"
+    );
     let ended = end(first);
     assert_eq!(ended.status, Some(0), "{ended:?}");
     assert_eq!(setup.run("job=exit").status, Some(0), "the lock is gone with its holder");
@@ -141,7 +150,13 @@ fn a_disk_that_is_in_use_is_refused_with_who_holds_it() {
 #[test]
 fn garbage_errors_and_discards_leave_the_adapter_and_the_disk_sound() {
     let setup = Setup::new(24 * MIB);
-    for job in ["job=garbage seed=5", "job=garbage seed=5 interrupt=intx", "job=errors", "job=unmap size=24M block=64k", "job=info"] {
+    for job in [
+        "job=garbage seed=5",
+        "job=garbage seed=5 interrupt=intx",
+        "job=errors",
+        "job=unmap size=24M block=64k",
+        "job=info",
+    ] {
         let run = setup.run(job);
         assert_eq!(run.status, Some(0), "{job}: {run:?}");
         assert!(run.output.contains(" passed, 0 failed\n"), "{job}: {run:?}");
