@@ -316,6 +316,19 @@ impl Files {
         result
     }
 
+    /// Closes everything that is still open: the volume is being unmounted. All are closed; the first error is given.
+    pub async fn close_all(&self) -> Result<(), FsError> {
+        let mut result = Ok(());
+        for open in self.all() {
+            let _turn = open.turn.lock().await;
+            while open.readers.get() + open.writers.get() > 0 {
+                let closed = self.close_in_turn(&open, open.writers.get() > 0).await;
+                result = result.and(closed);
+            }
+        }
+        result
+    }
+
     fn forget_if_closed(&self, open: &Rc<Open>) {
         if open.readers.get() == 0 && open.writers.get() == 0 && Rc::strong_count(open) <= 3 {
             let mut table = self.table.borrow_mut();

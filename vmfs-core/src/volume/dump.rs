@@ -55,7 +55,8 @@ pub(super) async fn dump(inner: &Rc<Inner>, what: DumpTarget) -> Result<String, 
     }
 }
 
-fn show_content(content: &Content) -> String {
+/// The content of a body in words.
+pub(crate) fn show_content(content: &Content) -> String {
     match content {
         Content::Inline(bytes) => format!("content: {} bytes in the body\n", bytes.len()),
         Content::Entries(entries) => {
@@ -78,7 +79,8 @@ fn show_content(content: &Content) -> String {
     }
 }
 
-fn show_cell(size: CellSize, cell: &Cell) -> String {
+/// A cell's header and payload in words.
+pub(crate) fn show_cell(size: CellSize, cell: &Cell) -> String {
     let mut text = format!("{:#?}\n", cell.header());
     let shown = match show_payload(size, cell) {
         Ok(shown) => shown,

@@ -9,13 +9,11 @@
 //! ```
 
 mod background;
-mod dump;
+pub(crate) mod dump;
 mod members;
 mod mount;
 mod operations;
 mod status;
-#[cfg(test)]
-mod tests;
 mod types;
 
 pub use dump::DumpTarget;

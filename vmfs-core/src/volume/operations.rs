@@ -188,7 +188,7 @@ impl Inner {
         if !matches!(object.image().root.state, ObjectState::Unlinked(_)) {
             self.objects.mark_unlinked(object).await?;
         }
-        self.files.free_content(object).await?;
+        self.files.erase(object).await?;
         self.objects.free(object).await
     }
 
