@@ -18,4 +18,7 @@ build_release() {
     say "building (the first time takes some minutes)"
     cargo build --quiet --release --locked --bins --workspace || die "the build failed"
     BIN=$CARGO_TARGET_DIR/release
+    # Cargo allows no dot in a program's name.
+    local name
+    for name in mkfs fsck mount; do ln -sf "$name-vmfs" "$BIN/$name.vmfs"; done
 }

@@ -21,6 +21,8 @@ pub fn scale(count: u64) -> u64 {
 /// # Panics
 /// When it was not built: `cargo build --workspace --bins` with the same profile comes first.
 pub fn program(name: &str) -> PathBuf {
+    // Cargo builds mkfs-vmfs; scripts/install puts it in place as mkfs.vmfs.
+    let name = &name.replace('.', "-");
     let test = std::env::current_exe().expect("a test knows its own path");
     let folder = test.ancestors().find(|p| p.join(name).is_file());
     folder.map(|p| p.join(name)).unwrap_or_else(|| {
