@@ -30,11 +30,16 @@ impl Files {
     pub async fn allocate(&self, file: &SharedFile, range: Range<u64>) -> Result<Grant, FsError> {
         let open = self.find(file)?;
         self.check_writable(&open, &range)?;
+        self.grant(&open, range).await
+    }
+
+    /// The same without a look at the size.
+    pub(super) async fn grant(&self, open: &Rc<Open>, range: Range<u64>) -> Result<Grant, FsError> {
         if open.shared.state.read().runs.unpublished_count() >= MOST_UNPUBLISHED {
-            self.flush_open(&open, false).await?;
+            self.flush_open(open, false).await?;
         }
         if open.shared.state.read().inline.is_some() {
-            self.leave_inline(&open).await?;
+            self.leave_inline(open).await?;
         }
         loop {
             let mut ended = std::pin::pin!(open.shared.fill_ended.notified());
@@ -42,9 +47,9 @@ impl Files {
             let class = open.shared.state.read().runs.stretch(range.start, range.end).class;
             match class {
                 Class::Data { .. } => return Grant::empty(&open.shared),
-                Class::Unknown => self.load(&open, range.start..range.start + 1).await?,
+                Class::Unknown => self.load(open, range.start..range.start + 1).await?,
                 Class::Filling => ended.await,
-                Class::Hole => self.take_blocks(&open, &range).await?,
+                Class::Hole => self.take_blocks(open, &range).await?,
                 Class::Unwritten => {
                     let mut state = open.shared.state.write();
                     let limit = range.start.saturating_add(GRANT_BLOCKS << self.context.block_size().shift());
@@ -59,8 +64,8 @@ impl Files {
                                 let range = fill.file_offset..fill.file_offset + fill.length;
                                 state.runs.end_fill(range, GranuleEvent::AbandonFill);
                             }
-                            let message =
-                                format!("{} lies on a LUN that this host joined later; open it again", file.fd);
+                            let fd = open.shared.fd;
+                            let message = format!("{fd} lies on a LUN that this host joined later; open it again");
                             return Err(FsError::refused(FsErrorKind::Io, message));
                         }
                     }
@@ -144,20 +149,19 @@ impl Files {
             taking.sequence.needs(first, end, block);
             return Ok(());
         }
-        let ahead = self.ahead(open, taking.sequence.needs(first, end, block), end);
+        let mut ahead = self.ahead(open, taking.sequence.needs(first, end, block), end);
+        ahead.retain(|index| !taking.spares.contains_key(index));
         let asked: Vec<u32> = needed.iter().chain(&ahead).map(|index| *index as u32).collect();
         let near = self.near(open, first);
-        let mut taken = self.take_or_reclaim(open, &asked[..needed.len()], near, None).await;
-        if ahead.is_empty() || taken.is_err() {
-            // Nothing ahead is wanted, or space is short: the start of the range alone, and with the space of spares.
-            if taken.is_err() {
-                taken = self.take_or_reclaim(open, &asked[..1], near, Some(&mut taking)).await;
-            }
-        } else if let Ok(found) = &mut taken {
-            let near = found.last().map(|(_, at)| *at);
-            if let Ok(more) = self.take_or_reclaim(open, &asked[needed.len()..], near, None).await {
-                found.extend(more);
-            }
+        let short =
+            |taken: &Result<Vec<_>, FsError>| taken.as_ref().is_err_and(|error| error.kind() == FsErrorKind::NoSpace);
+        let mut taken = self.take_or_reclaim(open, &asked, near, None).await;
+        if short(&taken) && !ahead.is_empty() {
+            taken = self.take_or_reclaim(open, &asked[..needed.len()], near, None).await;
+        }
+        if short(&taken) {
+            // The start of the range alone, with the space of what was taken ahead.
+            taken = self.take_or_reclaim(open, &asked[..1], near, Some(&mut taking)).await;
         }
         let mut state = open.shared.state.write();
         for (index, at) in taken? {

@@ -92,6 +92,14 @@ impl Files {
         }
     }
 
+    /// Waits while the gate is closed; an error when this host was fenced.
+    pub(super) async fn wait_for_gate(&self, open: &Open, permit: &Permit) -> Result<(), FsError> {
+        while !self.pass_gate(open, permit, permit.lun)? {
+            self.context.env().sleep(GATE_PAUSE).await;
+        }
+        Ok(())
+    }
+
     /// Reads a file that this host has no lock of: the object and its pointer cells are read again after the data has arrived; only if
     /// nothing changed the bytes were the file's.
     async fn read_unlocked(&self, open: &Rc<Open>, offset: u64, length: usize) -> Result<Vec<u8>, FsError> {
@@ -205,9 +213,7 @@ impl Files {
             let mut done = 0;
             while done < piece.length {
                 let length = (piece.length - done).min(COMMAND_BYTES);
-                while !self.pass_gate(open, &piece.permit, piece.lun)? {
-                    self.context.env().sleep(GATE_PAUSE).await;
-                }
+                self.wait_for_gate(open, &piece.permit).await?;
                 let mut chunk = AlignedBuf::zeroed(length as usize);
                 lay_over_zeros(&mut chunk, piece.file_offset + done, at, bytes);
                 let written = match self.context.member(piece.lun) {

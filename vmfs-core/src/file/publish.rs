@@ -11,7 +11,7 @@ use crate::alloc::units::{PreparedUnit, Purpose, UnitUse};
 use crate::cas::{CasOutcome, CellChange};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
-use crate::format::body::{Body, Content, MappingRoot};
+use crate::format::body::{Body, Content, DiskFormat, MappingRoot};
 use crate::format::table_entry::EntryKind;
 use crate::mapping::publish::{Pending, Plan, PublishError, new_stream, plan, with_published};
 use crate::object::{Change, Committed, Image};
@@ -33,6 +33,8 @@ pub(super) struct BodyChange {
     pub(super) attach: BTreeMap<u32, Vec<u8>>,
     /// Pointer blocks that go.
     pub(super) detach: BTreeMap<u32, UnitAddress>,
+    /// New policy of a disk.
+    pub(super) disk: Option<DiskFormat>,
     /// The content is mapped from now on, even if no pointer block is attached.
     pub(super) mapped: bool,
     /// Blocks that the detached pointer blocks name: marked before, for the caller to free.
@@ -301,6 +303,7 @@ impl Files {
         let mut dropped = Vec::new();
         let attributes = &mut body.attributes;
         attributes.size = change.size.unwrap_or(attributes.size);
+        attributes.disk = change.disk.or(attributes.disk);
         attributes.blocks = attributes.blocks.saturating_add_signed(open.blocks_delta.get());
         if let Some(modified) = open.modified.get() {
             attributes.modified_ns = modified;

@@ -7,12 +7,14 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use super::files::{Files, Open, touch};
+use super::grant::GrantPiece;
 use super::open_file::SharedFile;
 use super::publish::BodyChange;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::{DiskFormat, MAX_INLINE};
 use crate::format::root_cell::ObjectType;
 use crate::mapping::granules::BlockState;
+use crate::mapping::runs::Class;
 use crate::mapping::tree::MAX_FILE_BLOCKS;
 
 /// Blocks taken at a time for a range.
@@ -28,7 +30,10 @@ impl Files {
         }
         if file.object_type == ObjectType::Disk {
             let growth = size > now && file.disk == Some(DiskFormat::Thin);
-            return if growth { self.grow_disk(file, size).await } else { Err(disk_size(file)) };
+            return match file.disk {
+                Some(format) if growth => self.commit_disk(file, size, format).await,
+                _ => Err(disk_size(file)),
+            };
         }
         self.check_writable(&open, &(0..size.max(1)))?;
         if size > now {
@@ -65,22 +70,66 @@ impl Files {
         Ok(())
     }
 
-    /// Grows a disk. A thick one owns its new blocks, an eager one has zeros in them; see [`Files::zero_fill`].
-    pub async fn grow_disk(&self, file: &SharedFile, size: u64) -> Result<(), FsError> {
+    /// Commits the new size of a disk, and its policy if that changes. What a thick disk has to own is there before.
+    pub(crate) async fn commit_disk(&self, file: &SharedFile, size: u64, format: DiskFormat) -> Result<(), FsError> {
         let open = self.find(file)?;
-        let now = open.shared.size();
-        if file.object_type != ObjectType::Disk || size < now {
+        if file.object_type != ObjectType::Disk || size < open.shared.size() {
             return Err(disk_size(file));
         }
-        if size.div_ceil(self.context.block_size().bytes()) > MAX_FILE_BLOCKS {
-            let message = format!("{}: {size} bytes are more than a disk of this volume can have", file.fd);
-            return Err(FsError::refused(FsErrorKind::TooBig, message));
-        }
+        self.check_disk_size(file, size)?;
         let _change = open.change.lock().await;
-        let change = BodyChange { size: Some(size), mapped: true, ..BodyChange::default() };
+        let change = BodyChange { size: Some(size), disk: Some(format), mapped: true, ..BodyChange::default() };
         self.commit_body(&open, change).await?;
         open.shared.size.fetch_max(size, Ordering::AcqRel);
         Ok(())
+    }
+
+    fn check_disk_size(&self, file: &SharedFile, size: u64) -> Result<(), FsError> {
+        if size.div_ceil(self.context.block_size().bytes()) <= MAX_FILE_BLOCKS {
+            return Ok(());
+        }
+        let message = format!("{}: {size} bytes are more than a disk of this volume can have", file.fd);
+        Err(FsError::refused(FsErrorKind::TooBig, message))
+    }
+
+    /// Writes zeros to every granule of a range that was never written, and says so: an eagerzeroedthick disk. Durable when it returns.
+    /// `progress` is told how many bytes of the range are done.
+    pub(crate) async fn zero_fill(
+        &self,
+        file: &SharedFile,
+        range: Range<u64>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), FsError> {
+        let open = self.find(file)?;
+        let mut at = range.start;
+        while at < range.end {
+            let stretch = open.shared.state.read().runs.stretch(at, range.end);
+            if let Class::Data { .. } = stretch.class {
+                at = stretch.end;
+                progress(at - range.start);
+                continue;
+            }
+            let grant = self.grant(&open, at..range.end).await?;
+            for piece in grant.pieces() {
+                self.zero_piece(&open, piece).await?;
+            }
+            if !grant.is_empty() {
+                at = grant.range().end.min(range.end);
+                grant.filled(at, true);
+                progress(at - range.start);
+            }
+        }
+        self.flush_open(&open, false).await
+    }
+
+    async fn zero_piece(&self, open: &Open, piece: &GrantPiece) -> Result<(), FsError> {
+        self.wait_for_gate(open, &piece.permit).await?;
+        let member = self.context.member(piece.lun)?;
+        let zeroed = member.lun.write_zeroes(piece.offset, piece.length).await;
+        if let Err(error) = &zeroed {
+            self.note_doubt(open, error);
+        }
+        Ok(zeroed?)
     }
 
     /// Takes blocks for every hole of a range and publishes their pointers without granules: they read as zeros and writes to them
