@@ -121,13 +121,18 @@ impl Files {
         Ok(())
     }
 
-    /// Writes zeros over those parts of a range that hold something. Parts that were never written are left as they are.
+    /// Writes zeros over those parts of a range that hold something. Parts that were never written are left as they are; what lies behind
+    /// the end of the file is seen to when the file grows.
     pub(super) async fn zero_in_place(&self, open: &Rc<Open>, range: Range<u64>) -> Result<(), FsError> {
         let mut at = range.start;
-        while at < range.end {
-            let stretch = open.shared.state.read().runs.stretch(at, range.end);
+        loop {
+            let end = range.end.min(open.shared.size());
+            if at >= end {
+                break;
+            }
+            let stretch = open.shared.state.read().runs.stretch(at, end);
             match stretch.class {
-                Class::Unknown => self.load(open, at..stretch.end.min(range.end)).await?,
+                Class::Unknown => self.load(open, at..stretch.end).await?,
                 Class::Hole | Class::Unwritten => at = stretch.end,
                 Class::Filling => self.wait_for_fill(open, at).await,
                 Class::Data { .. } => at += self.zero_data(open, at, stretch.end).await?,
