@@ -45,6 +45,11 @@ impl MountedDirectory {
         Ticket(self.answer.ticket)
     }
 
+    /// UUIDs of the volume and of the mount's host: directories of one mount have both in common.
+    pub fn volume(&self) -> ([u8; 16], [u8; 16]) {
+        (self.answer.volume, self.answer.host)
+    }
+
     /// Connects to the mount's socket.
     pub fn connect(&self) -> Result<Connection, DirectError> {
         connect(&self.path, &self.answer).map_err(|error| connection_error(&self.path, &error))

@@ -8,6 +8,7 @@
 //! ```
 
 mod directories;
+pub mod dump;
 mod finding;
 mod mappings;
 mod objects;
@@ -24,8 +25,11 @@ pub use finding::{Finding, LunCounts, ObjectCounts, Observer, Phase, Progress, R
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use crate::cas::CellIo;
+use crate::env::Env;
 use crate::error::FsError;
 use crate::lun::Lun;
+use crate::slot;
 use reader::Reader;
 use sparse_bits::SparseBits;
 use state::{Checker, MemberView};
@@ -72,6 +76,23 @@ pub async fn check(luns: &[Rc<dyn Lun>], observer: &mut dyn Observer) -> Result<
     checker.find_unreached_units().await;
     checker.find_unreached_blocks().await;
     Ok(checker.into_report())
+}
+
+/// The hosts that use a volume, in words: those whose heartbeat goes on while it is watched. At once when no slot is taken, else it
+/// takes some seconds. LUNs without a readable header are passed over: [`check`] tells them.
+pub async fn hosts_in_use(env: &Rc<dyn Env>, luns: &[Rc<dyn Lun>]) -> Result<Vec<String>, FsError> {
+    let members = probe::probe_all(luns, &mut Vec::new()).await?;
+    let each = members.iter().map(async |member| {
+        let io = CellIo::new(member.context, env.clone());
+        slot::hosts_in_use(&io, &member.lun, member.header.lun_index).await
+    });
+    let mut names = Vec::new();
+    for found in futures_util::future::join_all(each).await {
+        names.extend(found?.into_iter().map(|(slot, heartbeat)| format!("{} ({slot})", heartbeat.host_name)));
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
 }
 
 impl Checker<'_> {

@@ -1,0 +1,81 @@
+//! Owns: asking a mounted volume.
+//! Promises: a path that is on no mount is refused with a sentence that says so; long work shows a bar.
+//! Must not know: what is asked.
+
+use std::path::{Path, PathBuf};
+
+use lockd::client::{DirectErrorKind, MountedDirectory};
+use lockd::protocol::{AdminRequest, NameIn};
+use serde_json::Value;
+use vmfs_core::disk::descriptor::{Descriptor, MAX_DESCRIPTOR_BYTES};
+
+use super::AdminError;
+use crate::terminal::progress_bar;
+
+/// A file named to the mount that it lies on.
+pub(super) struct NamedFile {
+    pub directory: MountedDirectory,
+    pub name: NameIn,
+}
+
+fn not_mounted(path: &Path) -> AdminError {
+    AdminError(format!(
+        "{}: this is on no mounted VMFS volume; mount it with mount.vmfs, and give a path below the mount point",
+        path.display()
+    ))
+}
+
+/// The directory and the name of a file on a mount. The file need not exist.
+pub(super) fn name(path: &Path) -> Result<NamedFile, AdminError> {
+    match MountedDirectory::of_file(path) {
+        Ok((directory, name)) => Ok(NamedFile { directory, name }),
+        Err(error) if error.kind() == DirectErrorKind::NotVmfs => Err(not_mounted(path)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A directory on a mount.
+pub(super) fn directory(path: &Path) -> Result<MountedDirectory, AdminError> {
+    match MountedDirectory::open(path) {
+        Ok(directory) => Ok(directory),
+        Err(error) if error.kind() == DirectErrorKind::NotVmfs => Err(not_mounted(path)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Asks the mount of `directory` and waits for the answer; `doing` names long work.
+pub(super) fn ask(
+    directory: &MountedDirectory,
+    path: &Path,
+    what: AdminRequest,
+    doing: &'static str,
+) -> Result<Value, AdminError> {
+    let mut connection = directory.connect()?;
+    let mut bar = None;
+    let answer = connection.administer(what, &mut |done, total| {
+        let bar = bar.get_or_insert_with(|| progress_bar(doing, true));
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    answer.map_err(|error| {
+        let text = error.to_string();
+        // Most refusals name the file already.
+        let named = path.file_name().is_some_and(|name| text.contains(&*name.to_string_lossy()));
+        AdminError(if named { text } else { format!("{}: {text}", path.display()) })
+    })
+}
+
+/// The file that holds the data of `path`: for a disk's descriptor the file that it names, else `path` itself.
+pub(super) fn data_file(path: &Path) -> PathBuf {
+    let is_descriptor = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("vmdk"));
+    let small = |length: u64| length <= MAX_DESCRIPTOR_BYTES as u64;
+    if !is_descriptor || !path.metadata().is_ok_and(|found| found.is_file() && small(found.len())) {
+        return path.to_owned();
+    }
+    let descriptor = std::fs::read(path).ok().and_then(|bytes| Descriptor::parse(&bytes).ok());
+    let flat = descriptor.as_ref().and_then(|descriptor| descriptor.flat_extent());
+    flat.map_or_else(|| path.to_owned(), |(name, _)| path.with_file_name(name))
+}

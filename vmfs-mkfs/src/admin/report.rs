@@ -1,0 +1,197 @@
+//! Owns: the facts about a volume, whoever found them out, and how they are printed.
+//! Promises: the JSON of a mounted and of an unmounted volume has the same shape.
+//! Must not know: where the facts come from.
+
+use serde::{Deserialize, Serialize};
+use vmfs_core::volume::{HostStatus, LunStatus, VolumeStatus};
+
+use crate::size;
+use crate::terminal::say;
+
+/// A host in its slot on one LUN.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Host {
+    pub slot: String,
+    pub state: String,
+    pub host: String,
+    pub name: String,
+    pub incarnation: String,
+    pub beat: u64,
+    pub live_since_s: u64,
+    pub fence_grade: String,
+    pub lease_ms: u32,
+    pub own: bool,
+    pub former_self: bool,
+}
+
+/// One member LUN.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Lun {
+    pub index: u8,
+    pub name: String,
+    pub uuid: String,
+    pub bytes: u64,
+    pub state: String,
+    pub slot: Option<String>,
+    pub total_blocks: u64,
+    pub free_blocks: u64,
+    pub lease_left_ms: u64,
+    pub error: Option<String>,
+    pub hosts: Vec<Host>,
+}
+
+/// A volume.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Volume {
+    /// Where it is mounted; `None`: the LUNs were read without a mount.
+    pub mount: Option<String>,
+    pub volume: String,
+    pub label: String,
+    pub block_bytes: u64,
+    pub cell_bytes: u64,
+    pub lock_mode: String,
+    pub read_only: bool,
+    pub lease_ms: u32,
+    pub renew_ms: u32,
+    pub margin_ms: u32,
+    pub open_files: u64,
+    pub fenced: Option<String>,
+    pub unfinished: u64,
+    pub warnings: Vec<String>,
+    pub luns: Vec<Lun>,
+}
+
+impl From<&VolumeStatus> for Volume {
+    fn from(status: &VolumeStatus) -> Volume {
+        let info = &status.info;
+        Volume {
+            mount: None,
+            volume: info.uuid.to_string(),
+            label: info.label.clone(),
+            block_bytes: info.block_size.bytes(),
+            cell_bytes: info.cell_size.bytes() as u64,
+            lock_mode: format!("{:?}", info.lock_mode),
+            read_only: info.read_only,
+            lease_ms: info.lease.lease_ms,
+            renew_ms: info.lease.renew_ms,
+            margin_ms: info.lease.margin_ms,
+            open_files: 0,
+            fenced: status.fenced.clone(),
+            unfinished: status.unfinished as u64,
+            warnings: status.warnings.clone(),
+            luns: status.luns.iter().map(Lun::from).collect(),
+        }
+    }
+}
+
+impl From<&LunStatus> for Lun {
+    fn from(lun: &LunStatus) -> Lun {
+        Lun {
+            index: lun.info.index.get(),
+            name: lun.info.name.clone(),
+            uuid: lun.info.uuid.to_string(),
+            bytes: lun.info.bytes,
+            state: format!("{:?}", lun.info.state),
+            slot: lun.info.slot.map(|slot| slot.to_string()),
+            total_blocks: lun.total_blocks,
+            free_blocks: lun.free_blocks,
+            lease_left_ms: lun.lease_left_ms,
+            error: lun.error.clone(),
+            hosts: lun.hosts.iter().map(Host::from).collect(),
+        }
+    }
+}
+
+impl From<&HostStatus> for Host {
+    fn from(host: &HostStatus) -> Host {
+        Host {
+            slot: host.slot.to_string(),
+            state: format!("{:?}", host.state),
+            host: host.host.to_string(),
+            name: host.name.clone(),
+            incarnation: format!("{:016x}", host.incarnation),
+            beat: host.beat,
+            live_since_s: host.live_since_s,
+            fence_grade: format!("{:?}", host.fence_grade),
+            lease_ms: host.lease.lease_ms,
+            own: host.own,
+            former_self: host.former_self,
+        }
+    }
+}
+
+impl Volume {
+    /// Everything, for people.
+    pub(super) fn say(&self) {
+        let label = if self.label.is_empty() { "(no label)" } else { &self.label };
+        say(format!("volume   {label}  {}", self.volume));
+        match &self.mount {
+            Some(point) => {
+                let mode = if self.read_only { ", read-only" } else { "" };
+                say(format!("mounted  {point}{mode}, {} open files", self.open_files));
+            }
+            None => say("mounted  not looked at: read from the LUNs"),
+        }
+        say(format!(
+            "blocks   {}, cells {} bytes, lock mode {}",
+            size::show(self.block_bytes),
+            self.cell_bytes,
+            self.lock_mode
+        ));
+        say(format!("lease    {} ms, renewed every {} ms", self.lease_ms, self.renew_ms));
+        let (free, total) = self.luns.iter().fold((0, 0), |(f, t), lun| (f + lun.free_blocks, t + lun.total_blocks));
+        say(format!(
+            "space    {} free of {}",
+            size::show(free * self.block_bytes),
+            size::show(total * self.block_bytes)
+        ));
+        for lun in &self.luns {
+            lun.say(self.block_bytes);
+            lun.hosts.iter().for_each(|host| host.say("  "));
+        }
+        if let Some(fenced) = &self.fenced {
+            say(format!("FENCED   {fenced}"));
+        }
+        if self.unfinished > 0 {
+            say(format!("{} things are left to be tidied in the background", self.unfinished));
+        }
+        for warning in &self.warnings {
+            say(format!("warning  {warning}"));
+        }
+    }
+}
+
+impl Lun {
+    /// One line.
+    pub(super) fn say(&self, block_bytes: u64) {
+        let space = match &self.error {
+            Some(error) => format!("does not answer: {error}"),
+            None => format!(
+                "{}, {} free of {}",
+                self.state,
+                size::show(self.free_blocks * block_bytes),
+                size::show(self.total_blocks * block_bytes)
+            ),
+        };
+        say(format!("lun{:<5} {}: {space}", self.index, self.name));
+    }
+}
+
+impl Host {
+    /// One line.
+    pub(super) fn say(&self, indent: &str) {
+        let name = if self.name.is_empty() { &self.host } else { &self.name };
+        let whose = match (self.own, self.former_self) {
+            (true, _) => ", this mount",
+            (_, true) => ", an earlier mount of this host that did not leave",
+            _ => "",
+        };
+        say(format!(
+            "{indent}{:<12} {:<8} {name}{whose}: beat {}, fence grade {}",
+            self.slot, self.state, self.beat, self.fence_grade
+        ));
+    }
+}

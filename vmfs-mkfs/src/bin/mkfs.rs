@@ -1,0 +1,8 @@
+//! `mkfs.vmfs`.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmfs_mkfs::mkfs::run(std::env::args_os())
+}
