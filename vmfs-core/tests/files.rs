@@ -8,12 +8,10 @@ use std::sync::Arc;
 
 use data_world::{Host, Model, World};
 use proptest::prelude::*;
-use vmfs_core::error::FsErrorKind;
 use vmfs_core::file::{Mover, OpenFile, OpenMode};
-use vmfs_core::format::body::{Content, DiskFormat};
-use vmfs_core::format::root_cell::{ObjectFlags, ObjectType};
+use vmfs_core::format::body::Content;
 use vmfs_core::object::Object;
-use vmfs_core::units::{CellSize, FdId};
+use vmfs_core::units::CellSize;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -274,4 +272,25 @@ proptest! {
     fn any_sequence_gives_the_bytes_of_a_model_with_4096_byte_cells(steps in prop::collection::vec(step(), 1..40)) {
         any_sequence(CellSize::B4096, &steps);
     }
+}
+
+#[test]
+fn a_block_taken_ahead_is_not_taken_a_second_time() {
+    // A cut leaves blocks behind that were taken ahead; the next writer in order came to the same places and forgot them.
+    let write = |offset, length| Step::Write { offset, length, fill: 1, by_actor: false };
+    let steps = [write(65_536, 1), write(81_920, 49_153), write(0, 1), Step::SetSize(0), write(65_536, 1)];
+    any_sequence(CellSize::B512, &steps);
+}
+
+#[test]
+fn a_punch_that_begins_behind_the_end_of_the_file_ends() {
+    let steps = [
+        Step::Write { offset: 0, length: 100, fill: 1, by_actor: false },
+        Step::Allocate(0, 70_000, true),
+        Step::Write { offset: 0, length: 8192, fill: 1, by_actor: true },
+        Step::SetSize(4200),
+        Step::Punch(5000, 2000),
+        Step::Punch(4100, 2000),
+    ];
+    any_sequence(CellSize::B512, &steps);
 }

@@ -121,14 +121,23 @@ impl Files {
     /// Opens a file or disk and takes the lock that its kind needs (format and protocol, section 6, "Locks by kind"): disks exclusive
     /// to write and shared to read, other files exclusive between hosts to write. `Busy` says who holds it.
     pub async fn open(&self, object: &Rc<Object>, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
-        let open = self.entry(object)?;
-        let turn = open.turn.lock().await;
-        let opened = self.open_in_turn(&open, mode).await;
-        drop(turn);
-        if opened.is_err() {
-            self.forget_if_closed(&open);
+        loop {
+            let open = self.entry(object)?;
+            let _turn = open.turn.lock().await;
+            if !self.is_listed(&open) {
+                // It was closed for the last time while this waited for its turn.
+                continue;
+            }
+            let opened = self.open_in_turn(&open, mode).await;
+            if opened.is_err() {
+                self.forget_if_closed(&open);
+            }
+            return opened;
         }
-        opened
+    }
+
+    fn is_listed(&self, open: &Rc<Open>) -> bool {
+        self.table.borrow().get(&open.shared.fd).is_some_and(|listed| Rc::ptr_eq(listed, open))
     }
 
     async fn open_in_turn(&self, open: &Rc<Open>, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
@@ -329,12 +338,10 @@ impl Files {
         result
     }
 
+    /// The caller has the turn: nobody is about to open it through this entry.
     fn forget_if_closed(&self, open: &Rc<Open>) {
-        if open.readers.get() == 0 && open.writers.get() == 0 && Rc::strong_count(open) <= 3 {
-            let mut table = self.table.borrow_mut();
-            if table.get(&open.shared.fd).is_some_and(|kept| Rc::ptr_eq(kept, open)) {
-                table.remove(&open.shared.fd);
-            }
+        if open.readers.get() == 0 && open.writers.get() == 0 && self.is_listed(open) {
+            self.table.borrow_mut().remove(&open.shared.fd);
         }
     }
 

@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmfs_core::alloc::Space;
-use vmfs_core::cas::CellIo;
+use vmfs_core::cas::{CasOutcome, CellChange, CellIo};
 use vmfs_core::context::{Context, Member};
 use vmfs_core::env::{Env, Instant};
 use vmfs_core::error::FsError;
@@ -15,7 +16,7 @@ use vmfs_core::file::{Files, Mover, Need, OpenFile, OpenMode, Stop};
 use vmfs_core::format::body::{Attributes, Body, Content, DiskFormat};
 use vmfs_core::format::header::LunHeader;
 use vmfs_core::format::layout::{self, LunLayout};
-use vmfs_core::format::root_cell::{LunSet, ObjectFlags, ObjectType};
+use vmfs_core::format::root_cell::{HoldMode, LunSet, ObjectFlags, ObjectType, Unclean};
 use vmfs_core::format::table_entry::{EntryKind, TableCell};
 use vmfs_core::format::{Cell, CellContext};
 use vmfs_core::gate::{GatePage, GateState};
@@ -61,14 +62,25 @@ impl World {
         (LunHeader::decode(self.cell_size, cell.payload()).unwrap(), context)
     }
 
+    /// A host whose commands take time, so that others come between.
+    pub async fn mount_slow(&self, number: u32) -> Host {
+        self.mount_with(number, Duration::from_millis(2)).await
+    }
+
     pub async fn mount(&self, number: u32) -> Host {
+        self.mount_with(number, Duration::ZERO).await
+    }
+
+    async fn mount_with(&self, number: u32, latency: Duration) -> Host {
         let env: Rc<dyn Env> = self.sim.env(HostNo(number));
         let gate = GatePage::in_process();
         let (mut members, mut root, mut io) = (Vec::new(), None, None);
         let incarnation = u64::from(number) + 100;
         for disk in &self.disks {
             let (header, context) = self.header_of(disk);
-            let lun: Rc<dyn Lun> = disk.connect(&self.sim, HostNo(number));
+            let path = disk.connect(&self.sim, HostNo(number));
+            path.set_latency(latency / 20, latency);
+            let lun: Rc<dyn Lun> = path;
             let cells = CellIo::new(context, env.clone());
             let layout = LunLayout {
                 lun: header.lun_index,
@@ -174,6 +186,16 @@ impl Host {
 
     pub async fn open(&self, object: &Rc<Object>, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
         self.files.open(object, mode).await
+    }
+
+    /// What a breaker leaves when the holder of a lock has died: nobody holds it, older pointer cells are not believed.
+    pub async fn break_lock(&self, fd: FdId) {
+        let (cell, mut root) = self.objects.read_root(fd).await.unwrap();
+        root.unclean = Unclean { token: root.lock.token.next(), broken: root.lock.holders[0] };
+        root.lock.holders.clear();
+        root.lock.mode = HoldMode::Free;
+        let broken = self.context.cas(&cell, CellChange::payload(&cell, root.encode())).await.unwrap();
+        assert!(matches!(broken, CasOutcome::Applied(_)), "{broken:?}");
     }
 
     pub fn mover(&self) -> Mover {
