@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use super::arena::Arenas;
 use super::blocks::{Blocks, Containers};
 use crate::container::Formatter;
-use crate::context::Context;
+use crate::context::{Context, Moment};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::arena::Place;
 use crate::format::layout::roots_per_container;
@@ -27,7 +27,8 @@ pub const LOOKED_THROUGH: usize = 256;
 
 #[derive(Default)]
 struct Candidates {
-    free: Vec<(FdId, Cell)>,
+    /// Each with its image, and a moment from which on that was known.
+    free: Vec<(FdId, Cell, Moment)>,
     /// Containers that were read to their end and had nothing free.
     exhausted: Vec<BlockAddress>,
     looked: bool,
@@ -51,9 +52,9 @@ impl Roots {
         self.candidates.borrow_mut().entry(lun).or_default().clone()
     }
 
-    /// A root cell of `lun` that was free when last seen, with its image; its container is listed in the arena. Another host may have
+    /// A root cell of `lun` that was free when last seen, with its image and since when that was known; its container is listed in the arena. Another host may have
     /// taken it: then the compare-and-write is lost and the next one is asked for. `NoSpace` when the LUN is full.
-    pub async fn take(&self, blocks: &Blocks, lun: LunIndex) -> Result<(FdId, Cell), FsError> {
+    pub async fn take(&self, blocks: &Blocks, lun: LunIndex) -> Result<(FdId, Cell, Moment), FsError> {
         let candidates = self.of(lun);
         let mut candidates = candidates.lock().await;
         if !candidates.looked {
@@ -61,9 +62,9 @@ impl Roots {
             candidates.looked = true;
         }
         loop {
-            if let Some((fd, cell)) = candidates.free.pop() {
+            if let Some((fd, cell, known)) = candidates.free.pop() {
                 self.arenas.note(lun, Place::FdContainer(fd.container().block.get())).await?;
-                return Ok((fd, cell));
+                return Ok((fd, cell, known));
             }
             let known: Vec<BlockAddress> = self
                 .containers
@@ -96,6 +97,7 @@ impl Roots {
         let first = FdId::new(container, 0).and_then(|fd| member.layout.root_cell(fd));
         let missing = || FsError::refused(FsErrorKind::Corrupt, format!("there is no FD container {container}"));
         let cells = self.context.io.read_span(&member.lun, first.ok_or_else(missing)?, count as usize).await?;
+        let known = self.context.now();
         let start = u64::from(slot.slot.0.reverse_bits()) * count / 256;
         for step in 0..count {
             let nth = ((start + step) % count) as usize;
@@ -105,7 +107,7 @@ impl Roots {
                     .is_ok_and(|root| root.state == ObjectState::Free);
             if is_free && candidates.free.len() < REMEMBERED {
                 let fd = FdId::new(container, nth as u16).expect("a container has at most 2^15 root cells");
-                candidates.free.push((fd, cell.clone()));
+                candidates.free.push((fd, cell.clone(), known));
             }
         }
         // The first of the list is taken last: neighbours of the start come first.
@@ -116,13 +118,19 @@ impl Roots {
         Ok(!candidates.free.is_empty())
     }
 
+    /// Another host took a root cell of `container` first: what is remembered of it is old, and it is read again when it is needed.
+    pub async fn forget_container(&self, container: BlockAddress) {
+        let candidates = self.of(container.lun);
+        candidates.lock().await.free.retain(|(fd, _, _)| fd.container() != container);
+    }
+
     /// A root cell became free; `cell` is its image.
     pub async fn give_back(&self, fd: FdId, cell: Cell) {
         let candidates = self.of(fd.lun());
         let mut candidates = candidates.lock().await;
         candidates.exhausted.retain(|at| *at != fd.container());
         if candidates.free.len() < REMEMBERED {
-            candidates.free.push((fd, cell));
+            candidates.free.push((fd, cell, self.context.now()));
         }
     }
 

@@ -331,6 +331,15 @@ impl Units {
         futures_util::future::try_join_all(each).await.map(|_| ())
     }
 
+    /// Whether the entry of a unit still is as this host's `Assign` left it, by what is on the LUN now.
+    pub async fn is_assigned(&self, unit: &UnitUse) -> Result<bool, FsError> {
+        let (place, nth) = self.place_of(unit.at)?;
+        let by = self.context.own_slot(unit.at.lun)?;
+        let mut used = pooled(by);
+        apply(&mut used, unit, UnitEdit::Assign, by)?;
+        Ok(self.tables.read(place).await?.entries.get(nth) == Some(&used))
+    }
+
     /// Dropped units go to the own pool, or are freed when that is full enough.
     pub async fn recycle(&self, units: &[UnitUse]) -> Result<(), FsError> {
         let mut room: BTreeMap<LunIndex, usize> = BTreeMap::new();

@@ -99,13 +99,12 @@ impl Names {
     /// Computes the new tree and prepares its units.
     async fn build(&self, directory: &Object, image: &Image, edits: &[Edit]) -> Result<Built, FsError> {
         let source = self.units_of(directory.fd, image);
-        let mut plan: Plan =
-            match tree::change(&source, self.context.cell_size(), &image.body.content, edits).await? {
-                Changed::Small { content, dropped, growth } => {
-                    return Ok(Built { content, units: Vec::new(), dropped, growth, buckets: Vec::new() });
-                }
-                Changed::Large(plan) => plan,
-            };
+        let mut plan: Plan = match tree::change(&source, self.context.cell_size(), &image.body.content, edits).await? {
+            Changed::Small { content, dropped, growth } => {
+                return Ok(Built { content, units: Vec::new(), dropped, growth, buckets: Vec::new() });
+            }
+            Changed::Large(plan) => plan,
+        };
         let freeing = edits.iter().all(|edit| matches!(edit, Edit::Remove(_)));
         let purpose = if freeing { Purpose::Freeing } else { Purpose::Normal };
         let mut units = Vec::new();

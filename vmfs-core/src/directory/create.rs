@@ -106,8 +106,7 @@ impl Names {
                 None => child.insert(self.make(directory, name, spec).await?).clone(),
             };
             let reference = object.reference();
-            let entry =
-                Dirent { name: name.to_vec(), object_type: spec.object_type, child: reference, pending: None };
+            let entry = Dirent { name: name.to_vec(), object_type: spec.object_type, child: reference, pending: None };
             match self.commit_edits(directory, &resolved.image, &[Edit::Set(entry)], &patience).await? {
                 Committed::Done => return Ok(Created::New(object)),
                 Committed::Lost => patience.lost(name).await?,
@@ -156,12 +155,7 @@ impl Names {
         }
     }
 
-    async fn make(
-        &self,
-        directory: &Rc<Object>,
-        name: &[u8],
-        spec: &NewObjectSpec,
-    ) -> Result<Rc<Object>, FsError> {
+    async fn make(&self, directory: &Rc<Object>, name: &[u8], spec: &NewObjectSpec) -> Result<Rc<Object>, FsError> {
         let now = self.context.env().wall_ns();
         let attributes = Attributes {
             mode: spec.mode & 0o7777,
@@ -204,8 +198,12 @@ impl Names {
         prefer: Option<LunIndex>,
     ) -> Result<Stat, FsError> {
         let content = Content::Entries(Vec::new());
-        self.create(directory, name, NewObjectSpec { prefer, ..plain(ObjectType::Directory, (mode, uid, gid), content) })
-            .await
+        self.create(
+            directory,
+            name,
+            NewObjectSpec { prefer, ..plain(ObjectType::Directory, (mode, uid, gid), content) },
+        )
+        .await
     }
 
     /// Creates a symbolic link.

@@ -157,12 +157,7 @@ impl Names {
     }
 
     /// After `error` at an image: refreshes; Ok when the directory has changed, so that it is to be read again.
-    pub(super) async fn changed_since(
-        &self,
-        directory: &Object,
-        image: &Image,
-        error: FsError,
-    ) -> Result<(), FsError> {
+    pub(super) async fn changed_since(&self, directory: &Object, image: &Image, error: FsError) -> Result<(), FsError> {
         if error.kind() != FsErrorKind::Corrupt {
             return Err(error);
         }

@@ -84,9 +84,7 @@ impl Names {
             let root: Box<dyn FnOnce(&mut RootCell)> = Box::new(move |root| root.parent = Some(to));
             let change = Change { root: Some(root), relink: true, ..Change::default() };
             let committed = self.objects.commit(&ends.child, &known, change).await?;
-            if !matches!(committed, Committed::Done)
-                && !self.moved_by_me(rename, &ends.child, &entry).await?
-            {
+            if !matches!(committed, Committed::Done) && !self.moved_by_me(rename, &ends.child, &entry).await? {
                 patience.lost(rename.name).await?;
                 continue;
             }
@@ -194,12 +192,7 @@ impl Names {
 
     /// After the child's root cell was changed by somebody: whether by this operation. Only one entry of the directory names the
     /// child under its new link, so the change was this one exactly if that entry is this one.
-    async fn moved_by_me(
-        &self,
-        rename: Rename<'_>,
-        child: &Rc<Object>,
-        entry: &Dirent,
-    ) -> Result<bool, FsError> {
+    async fn moved_by_me(&self, rename: Rename<'_>, child: &Rc<Object>, entry: &Dirent) -> Result<bool, FsError> {
         self.objects.refresh(child).await?;
         let image: Rc<Image> = child.image();
         if image.link() != entry.child.link || image.root.parent != Some(rename.to.fd) {

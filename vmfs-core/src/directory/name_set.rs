@@ -26,7 +26,11 @@ impl NameSet {
         }
         if let Some(pair) = entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
             let value = name_hash(&pair[0].name);
-            return Err(FormatError::Value { structure: "directory", field: "hash of a name that is there twice", value });
+            return Err(FormatError::Value {
+                structure: "directory",
+                field: "hash of a name that is there twice",
+                value,
+            });
         }
         Ok(NameSet(entries))
     }

@@ -60,7 +60,11 @@ impl Names {
         check_new_name(name)?;
         check_new_name(new_name)?;
         if flags.exchange {
-            return Err(refused(FsErrorKind::Invalid, name, "two names cannot be exchanged; rename one after the other"));
+            return Err(refused(
+                FsErrorKind::Invalid,
+                name,
+                "two names cannot be exchanged; rename one after the other",
+            ));
         }
         loop {
             let replaced = match self.directory_named(new_directory, new_name).await {
@@ -152,11 +156,7 @@ impl Names {
         Ok(true)
     }
 
-    async fn rename_within(
-        &self,
-        rename: Rename<'_>,
-        marked: &mut Option<ObjectRef>,
-    ) -> Result<Outcome, FsError> {
+    async fn rename_within(&self, rename: Rename<'_>, marked: &mut Option<ObjectRef>) -> Result<Outcome, FsError> {
         let mut patience = self.patience();
         // What the last attempt wanted to put under the new name, when it is not certain that it was not there.
         let mut doubtful: Option<ObjectRef> = None;

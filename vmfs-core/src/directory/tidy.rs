@@ -135,7 +135,10 @@ impl Names {
                 Meaning::Object { entry, .. } if entry.pending.is_none() => return Ok(()),
                 Meaning::Dead(entry) if entry.pending.is_none() => {
                     let edits = [Edit::Remove(entry.name)];
-                    if matches!(self.commit_edits(directory, &resolved.image, &edits, &patience).await?, Committed::Done) {
+                    if matches!(
+                        self.commit_edits(directory, &resolved.image, &edits, &patience).await?,
+                        Committed::Done
+                    ) {
                         return Ok(());
                     }
                 }

@@ -326,12 +326,7 @@ impl Plan {
         Plan { cell, depth: 0, groups: vec![group], working, dropped: Vec::new(), growth }
     }
 
-    fn begin<S: Source>(
-        source: &S,
-        cell: CellSize,
-        depth: u8,
-        refs: &[Option<UnitRef>],
-    ) -> Result<Plan, FsError> {
+    fn begin<S: Source>(source: &S, cell: CellSize, depth: u8, refs: &[Option<UnitRef>]) -> Result<Plan, FsError> {
         if refs.len() != bucket_refs(depth) {
             let value = refs.len() as u64;
             return Err(source.corrupt(FormatError::Value { structure: "body of a directory", field: "count", value }));

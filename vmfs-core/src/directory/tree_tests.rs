@@ -50,7 +50,11 @@ impl Store {
             }
         };
         for (place, reference) in dropped {
-            assert_eq!(self.cells.borrow_mut().remove(&reference).map(|(p, _)| p), Some(place), "dropped twice or never stored");
+            assert_eq!(
+                self.cells.borrow_mut().remove(&reference).map(|(p, _)| p),
+                Some(place),
+                "dropped twice or never stored"
+            );
         }
         Ok((content, growth))
     }
@@ -120,7 +124,10 @@ fn a_directory_that_grew_past_one_level_of_references_finds_every_name_and_empti
         assert_eq!(growth, 60);
         content = after;
     }
-    assert!(matches!(content, Content::Buckets { depth, .. } if depth > DIRECT_DEPTH), "this many names need inner units");
+    assert!(
+        matches!(content, Content::Buckets { depth, .. } if depth > DIRECT_DEPTH),
+        "this many names need inner units"
+    );
     check_all(&store, &content, &model);
     let names: Vec<_> = model.keys().cloned().collect();
     for batch in names.chunks(700) {

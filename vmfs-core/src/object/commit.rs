@@ -212,13 +212,16 @@ impl Objects {
             token: Token(0),
             payload: root.encode(),
         };
-        match self.context.cas(&expected.cell, change).await {
+        // The own slot is read once more beside it, at no cost in time: evidence for the next change of the tables just changed.
+        let (outcome, _) =
+            futures_util::join!(self.context.cas(&expected.cell, change), self.context.prove_live([object.fd.lun()]));
+        match outcome {
             Ok(CasOutcome::Applied(cell)) => {
                 self.applied(object, cell, root, body, drops);
                 Ok(Committed::Done)
             }
-            Ok(CasOutcome::Lost(current)) => {
-                self.lost(object, current, units, &drops, drop_blocks).await?;
+            Ok(CasOutcome::Lost(_)) => {
+                self.lost(object, units, &drops, drop_blocks).await?;
                 Ok(Committed::Lost)
             }
             Ok(CasOutcome::Overtaken(current)) => {
@@ -227,6 +230,15 @@ impl Objects {
                 if mine || (units.is_empty() && now == root) {
                     self.applied(object, current, now, body, drops);
                     return Ok(Committed::Done);
+                }
+                // Whoever commits a body marks the one before it first: a new body without a mark was never the object's.
+                let body_unit = units.iter().find(|unit| unit.use_.kind == EntryKind::Body).map(|unit| unit.use_);
+                if now.body != root.body
+                    && let Some(unit) = body_unit
+                    && self.space.units.is_assigned(&unit).await?
+                {
+                    self.lost(object, units, &drops, drop_blocks).await?;
+                    return Ok(Committed::Lost);
                 }
                 // It may have been there in between: what it named is left to recovery, which re-stamps before it frees.
                 object_marks_unresolved(self, &units);
@@ -257,7 +269,6 @@ impl Objects {
     async fn lost(
         &self,
         object: &Object,
-        _current: Cell,
         units: Vec<PreparedUnit>,
         drops: &[UnitUse],
         drop_blocks: &[(u32, BlockAddress)],
@@ -295,7 +306,7 @@ impl Objects {
         let mut luns = new.luns;
         luns.insert(new.lun);
         for _ in 0..CREATE_TRIES {
-            let (fd, free) = self.space.roots.take(&self.space.blocks, new.lun).await?;
+            let (fd, free, known) = self.space.roots.take(&self.space.blocks, new.lun).await?;
             let old = self.decode_root(fd, &free)?;
             let link = free.header().link.next();
             let place = (EntryKind::Body, 0);
@@ -331,8 +342,8 @@ impl Objects {
             };
             let units = [unit];
             let edits = [(units[0].use_, UnitEdit::Assign)];
-            // The image of the free cell is old: the evidence goes first, everything else at once.
-            self.context.prove_live([new.lun]).await?;
+            // The image of the free cell is old, so there mostly is evidence from after it; everything else goes at once.
+            self.context.prove_live_since(new.lun, known).await?;
             let (written, edited, taken) = futures_util::join!(
                 self.space.units.write(&units),
                 self.space.units.edit(&edits),
@@ -345,13 +356,22 @@ impl Objects {
                     object.held.set(new.lock.is_some());
                     return Ok(object);
                 }
-                CasOutcome::Applied(_) | CasOutcome::Overtaken(_) => {
+                CasOutcome::Applied(_) => {
                     object_marks_unresolved(self, &units);
                     edited?;
                     written?;
                 }
-                CasOutcome::Lost(_) if sound => self.undo(fd, Vec::from(units), &[], &[]).await,
-                CasOutcome::Lost(_) => object_marks_unresolved(self, &units),
+                // Nobody but this incarnation changes a cell that it is creating: overtaken means that another host had it first.
+                CasOutcome::Lost(_) | CasOutcome::Overtaken(_) => {
+                    self.space.roots.forget_container(fd.container()).await;
+                    if sound {
+                        self.undo(fd, Vec::from(units), &[], &[]).await;
+                    } else {
+                        object_marks_unresolved(self, &units);
+                        edited?;
+                        written?;
+                    }
+                }
                 CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => {
                     object_marks_unresolved(self, &units);
                     return Err(error.into());

@@ -81,17 +81,14 @@ async fn probe(lun: Rc<dyn Lun>) -> Result<Probed, FsError> {
         return Err(FsError::Corrupt { structure, cause });
     }
     match cause {
-        FormatError::Magic { .. } => {
-            refuse(format!("{name} is no LUN of a VMFS volume ({cause}); check the path, or make a volume with mkfs.vmfs"))
-        }
+        FormatError::Magic { .. } => refuse(format!(
+            "{name} is no LUN of a VMFS volume ({cause}); check the path, or make a volume with mkfs.vmfs"
+        )),
         cause => Err(FsError::Corrupt { structure: format!("header of {name} and its copy"), cause }),
     }
 }
 
-async fn header_at(
-    lun: &Rc<dyn Lun>,
-    offset: u64,
-) -> Result<Result<(CellContext, LunHeader), FormatError>, FsError> {
+async fn header_at(lun: &Rc<dyn Lun>, offset: u64) -> Result<Result<(CellContext, LunHeader), FormatError>, FsError> {
     let bytes = lun.read(offset, FIXED_STRIDE as usize).await?;
     Ok(decode_header(offset, &bytes))
 }
@@ -147,7 +144,10 @@ fn check_against(before: &[Probed], probed: &Probed) -> Result<(), FsError> {
         } else {
             continue;
         };
-        return refuse(format!("{name} and {other_name} of volume {} have {differs}; run fsck.vmfs", probed.context.volume));
+        return refuse(format!(
+            "{name} and {other_name} of volume {} have {differs}; run fsck.vmfs",
+            probed.context.volume
+        ));
     }
     Ok(())
 }
@@ -175,7 +175,9 @@ fn check_alone(member: &Probed, read_only: bool) -> Result<(), FsError> {
     }
     let unknown = header.incompatible & !KNOWN_INCOMPATIBLE;
     if unknown != 0 {
-        return refuse(format!("{name} needs features {unknown:#x} that this release does not have; use a newer release"));
+        return refuse(format!(
+            "{name} needs features {unknown:#x} that this release does not have; use a newer release"
+        ));
     }
     let unknown = header.read_only_compatible & !KNOWN_READ_ONLY_COMPATIBLE;
     if unknown != 0 && !read_only {

@@ -74,11 +74,7 @@ impl Volume {
     /// given twice, two LUNs with one UUID (a clone or array snapshot), members that are missing, a LUN smaller than its header
     /// says, features or a lock mode or a cell size that do not fit. `Busy`: no slot is free. `Corrupt`: a damaged header.
     /// The caller polls [`Volume::background`] from now on.
-    pub async fn mount(
-        luns: Vec<Rc<dyn Lun>>,
-        options: MountOptions,
-        env: Rc<dyn Env>,
-    ) -> Result<Volume, FsError> {
+    pub async fn mount(luns: Vec<Rc<dyn Lun>>, options: MountOptions, env: Rc<dyn Env>) -> Result<Volume, FsError> {
         mount::mount(luns, options, env, GatePage::in_process()).await
     }
 
@@ -150,12 +146,7 @@ impl Volume {
     }
 
     /// Creates an object in every detail (virtual disks, raw device mappings). `Exists` when the name is taken.
-    pub async fn create_object(
-        &self,
-        directory: ObjectRef,
-        name: &[u8],
-        spec: NewObjectSpec,
-    ) -> Result<Stat, FsError> {
+    pub async fn create_object(&self, directory: ObjectRef, name: &[u8], spec: NewObjectSpec) -> Result<Stat, FsError> {
         self.inner.for_writing()?.names.create(directory, name, spec).await
     }
 

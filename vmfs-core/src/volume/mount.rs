@@ -115,18 +115,10 @@ async fn join_all(
 }
 
 fn is_former_self(heartbeat: &Heartbeat, options: &MountOptions, incarnation: u64) -> bool {
-    heartbeat.state != SlotState::Free
-        && heartbeat.host == options.host.host
-        && heartbeat.incarnation != incarnation
+    heartbeat.state != SlotState::Free && heartbeat.host == options.host.host && heartbeat.incarnation != incarnation
 }
 
-fn describe(
-    probed: &[Probed],
-    slots: &[OwnSlot],
-    read_only: bool,
-    incarnation: u64,
-    root: ObjectRef,
-) -> VolumeInfo {
+fn describe(probed: &[Probed], slots: &[OwnSlot], read_only: bool, incarnation: u64, root: ObjectRef) -> VolumeInfo {
     let first = &probed[0];
     VolumeInfo {
         uuid: first.context.volume,

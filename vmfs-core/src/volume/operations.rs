@@ -105,12 +105,7 @@ impl Inner {
         Ok((self.freshen(self.names.stat_object(&object)), file))
     }
 
-    async fn open_created(
-        &self,
-        object: &Rc<Object>,
-        is_new: bool,
-        mode: OpenMode,
-    ) -> Result<Arc<OpenFile>, FsError> {
+    async fn open_created(&self, object: &Rc<Object>, is_new: bool, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
         if !is_new {
             return self.open_file(object.reference(), mode).await;
         }

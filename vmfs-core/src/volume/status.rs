@@ -95,7 +95,10 @@ fn explain(inner: &Inner, info: &HolderInfo) -> String {
         return format!("{who}: open here");
     }
     if !info.is_live {
-        return format!("{who}: its slot is {:?}, so it writes no more, but its lock is not recovered; {NO_TAKEOVER}", info.heartbeat.state);
+        return format!(
+            "{who}: its slot is {:?}, so it writes no more, but its lock is not recovered; {NO_TAKEOVER}",
+            info.heartbeat.state
+        );
     }
     let h = &info.heartbeat;
     let watch = lease::takeover_after(&h.lease).as_secs();
