@@ -141,7 +141,7 @@ fn a_full_volume_reports_what_was_written_and_loses_nothing() {
             }
         };
         assert_eq!(error.kind(), FsErrorKind::NoSpace, "{error}");
-        assert!(at > 55 * MIB && at % (64 * KIB) == 0, "{at}");
+        assert!(at > 55 * MIB && at.is_multiple_of(64 * KIB), "{at}");
         assert_eq!(file.size(), at);
         // What is there can be overwritten, flushed, and read.
         write_all(&host, &file, MIB, &[0xee; 4096]).await;

@@ -133,7 +133,7 @@ impl Files {
         let end = end.min(first + GRANT_BLOCKS);
         self.load(open, range.start..end << block.shift()).await?;
         let mut taking = open.taking.lock().await;
-        let mut needed = {
+        let needed = {
             let state = open.shared.state.read();
             if state.runs.is_frozen(range) {
                 return Ok(());
@@ -144,7 +144,7 @@ impl Files {
             return Ok(());
         }
         let end = needed.last().map_or(end, |last| last + 1);
-        let spare = self.use_spares(open, &mut taking, &mut needed)?;
+        let spare = self.use_spares(open, &mut taking, &needed)?;
         if spare {
             taking.sequence.needs(first, end, block);
             return Ok(());
@@ -176,7 +176,7 @@ impl Files {
     }
 
     /// Puts spare blocks into the map for those of `needed` that have one; true when the first one did.
-    fn use_spares(&self, open: &Open, taking: &mut Taking, needed: &mut Vec<u64>) -> Result<bool, FsError> {
+    fn use_spares(&self, open: &Open, taking: &mut Taking, needed: &[u64]) -> Result<bool, FsError> {
         let mut state = open.shared.state.write();
         let mut used = false;
         for index in needed.iter() {

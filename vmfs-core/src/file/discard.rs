@@ -435,7 +435,7 @@ impl Files {
         let (block, clean) = (self.context.block_size(), open.clean_beyond.get());
         let granule = block.granule_bytes();
         let before = open.shared.size();
-        if clean && before % granule == 0 {
+        if clean && before.is_multiple_of(granule) {
             return Ok(());
         }
         let most = MAX_FILE_BLOCKS << block.shift();
@@ -447,7 +447,7 @@ impl Files {
             self.take_away(open, end.next_multiple_of(granule)..most, false, true).await?;
             open.clean_beyond.set(true);
         }
-        if end % granule != 0 && end < start + granule {
+        if !end.is_multiple_of(granule) && end < start + granule {
             self.load_in_change(open, end..end + 1).await?;
             let inside = (end & (block.bytes() - 1)) / granule;
             let known = open.shared.state.read().runs.block(end >> block.shift()).flatten();

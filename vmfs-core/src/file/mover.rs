@@ -184,7 +184,7 @@ impl Mover {
         let lun = self.lun(run.lun)?;
         let alignment = lun.alignment();
         self.pass(file, &run.permit)?;
-        if is_aligned(into, alignment) && run.offset % alignment as u64 == 0 {
+        if is_aligned(into, alignment) && run.offset.is_multiple_of(alignment as u64) {
             lun.read_at(run.offset, into).map_err(Stop::Failed)?;
             return self.pass(file, &run.permit);
         }
@@ -224,7 +224,7 @@ impl Mover {
             let whole = left - left % alignment;
             let _shared = edge.try_read().unwrap_or_else(|_| edge.blocking_read());
             self.pass(file, &run.permit)?;
-            if from[done..].as_ptr() as usize % alignment == 0 {
+            if (from[done..].as_ptr() as usize).is_multiple_of(alignment) {
                 lun.write_at(at, &from[done..done + whole]).map_err(Stop::Failed)?;
                 done += whole;
             } else {
@@ -258,7 +258,7 @@ fn pass(file: &SharedFile, permit: &Permit, now: &dyn Fn() -> Instant) -> Result
 }
 
 fn is_aligned(bytes: &[u8], alignment: usize) -> bool {
-    bytes.as_ptr() as usize % alignment == 0 && bytes.len() % alignment == 0
+    (bytes.as_ptr() as usize).is_multiple_of(alignment) && bytes.len().is_multiple_of(alignment)
 }
 
 /// Fills `chunk`, which begins at file offset `start`, with `from`, which begins at file offset `offset`, and zeros around it.

@@ -140,7 +140,6 @@ impl Files {
     }
 
     /// Parts a plan into what goes into pointer blocks that are there, and the blocks of new ones.
-    #[expect(clippy::type_complexity, reason = "two views of one plan, taken apart at once by the only caller")]
     async fn sort_by_attachment(
         &self,
         open: &Open,

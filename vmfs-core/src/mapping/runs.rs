@@ -164,7 +164,7 @@ impl RunMap {
     fn uniform_unfrozen(&self, offset: u64) -> Stretch {
         let shift = self.block.shift();
         let block = offset >> shift;
-        let bytes_at = |end_block: u64| end_block.checked_mul(self.block.bytes()).unwrap_or(u64::MAX);
+        let bytes_at = |end_block: u64| end_block.saturating_mul(self.block.bytes());
         let Some((start, extent)) = self.extent_at(block) else {
             let next = self.extents.range(block..).next().map_or(u64::MAX, |(start, _)| bytes_at(*start));
             return Stretch { class: Class::Unknown, end: next };

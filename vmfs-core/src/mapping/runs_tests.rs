@@ -172,7 +172,7 @@ fn agrees(map: &RunMap, model: &[Option<Option<BlockState>>]) {
     let mut at = 0;
     while at < model.len() as u64 * BLOCK.bytes() {
         let found = map.stretch(at, model.len() as u64 * BLOCK.bytes());
-        assert!(found.end > at && found.end % GRANULE == 0);
+        assert!(found.end > at && found.end.is_multiple_of(GRANULE));
         for granule in at / GRANULE..found.end / GRANULE {
             let expected = match model[granule as usize / 16] {
                 None => Class::Unknown,
