@@ -11,6 +11,8 @@ use vmfs_core::mkfs::{MkfsOptions, execute, plan};
 use vmfs_core::sim::{HostNo, MemoryDisk, Sim};
 use vmfs_core::units::{BlockSize, CellSize};
 
+#[path = "check/content.rs"]
+mod content;
 #[path = "check/damage.rs"]
 mod damage;
 
