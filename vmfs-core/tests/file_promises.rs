@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use data_world::{Host, World};
+use vmfs_core::env::Instant;
 use vmfs_core::error::FsErrorKind;
-use vmfs_core::file::{OpenFile, OpenMode, ReadSegment};
+use vmfs_core::file::{OpenFile, OpenMode, ReadSegment, Stop};
 use vmfs_core::format::body::{Content, DiskFormat};
 use vmfs_core::format::root_cell::{ObjectFlags, ObjectType};
+use vmfs_core::gate::GateState;
 use vmfs_core::object::Object;
-use vmfs_core::sim::{Command, HostNo, Rng};
-use vmfs_core::units::CellSize;
+use vmfs_core::sim::{Command, FaultRates, HostNo, Rng};
+use vmfs_core::units::{CellSize, LunIndex};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -456,5 +458,76 @@ fn a_small_file_lives_in_its_body_until_it_outgrows_it() {
         host.files.close(file).await.unwrap();
         assert_eq!(object.image().body.content, Content::Inline(Vec::new()));
         assert!(world.owned_blocks().is_empty());
+    });
+}
+
+#[test]
+fn a_write_that_lands_late_hits_no_other_file() {
+    for seed in 0..40 {
+        let world = World::new(seed, 1, 64 * MIB, CellSize::B512, 64 * KIB);
+        let sim = world.sim.clone();
+        let mut rng = Rng::new(seed);
+        sim.block_on(async {
+            let host = world.mount(1).await;
+            let (object, _) = written_file(&host, "f", &[1; 8000]).await;
+            let (_, other) = written_file(&host, "g", &[0x22; 8000]).await;
+            host.files.flush(&other).await.unwrap();
+            let mut refused = 0;
+            for round in 0..30u64 {
+                let file = match host.open(&object, OpenMode::WRITE).await {
+                    Ok(file) => file,
+                    Err(error) => {
+                        assert_eq!(error.kind(), FsErrorKind::Io, "seed {seed}: {error}");
+                        refused += 1;
+                        break;
+                    }
+                };
+                host.set_rates(FaultRates { late: if rng.chance(300) { 400 } else { 0 }, ..FaultRates::default() });
+                // Only what is written through the actor meets faults: data writes here, not the pointers after them.
+                let wrote = host.files.write(&file, 0, &vec![0x11; 192 << 10]).await;
+                host.set_rates(FaultRates::default());
+                assert!(wrote.is_ok() || wrote.is_err_and(|e| e.kind() == FsErrorKind::Io), "seed {seed}");
+                let _ = host.files.set_size(&file, 0).await;
+                let closed = host.files.close(file).await;
+                assert!(closed.is_ok() || closed.is_err_and(|e| e.kind() == FsErrorKind::Io), "seed {seed}");
+                write_all(&host, &other, 0, &vec![0x22; 256 << 10]).await;
+                host.env.sleep(Duration::from_secs(round % 3)).await;
+                let found = host.files.read(&other, 0, 256 << 10).await.unwrap();
+                assert!(found.iter().all(|byte| *byte == 0x22), "seed {seed} round {round}");
+                host.files.set_size(&other, 8000).await.unwrap();
+            }
+            host.env.sleep(Duration::from_secs(10)).await;
+            assert!(refused <= 1);
+        });
+    }
+}
+
+#[test]
+fn a_closed_gate_holds_data_back_and_a_poisoned_one_refuses_it() {
+    let world = World::new(3, 1, 64 * MIB, CellSize::B512, 64 * KIB);
+    world.sim.block_on(async {
+        let host = world.mount(1).await;
+        let (_, file) = written_file(&host, "f", &vec![1; 200 << 10]).await;
+        let member = host.context.member(LunIndex::new(1).unwrap()).unwrap();
+        let generation = member.slot.borrow().as_ref().unwrap().slot.generation;
+        let closed = |host: &Host| host.context.gate().extend(member.index, generation, Instant(1), 0);
+        assert!(closed(&host));
+        let mut mover = host.mover_at(Instant(5));
+        assert!(matches!(mover.write(&file, 0, &[2; 4096]).stop, Some(Stop::Gate(GateState::Frozen))));
+        assert!(matches!(mover.read(&file, 0, &mut [0; 4096]).stop, Some(Stop::Gate(GateState::Frozen))));
+        host.env.sleep(Duration::from_secs(1)).await;
+        let reopen = async {
+            host.env.sleep(Duration::from_secs(3)).await;
+            assert!(host.context.gate().extend(member.index, generation, Instant(u64::MAX), 0));
+        };
+        let (written, ()) = futures_util::join!(host.files.write(&file, 0, &[3; 4096]), reopen);
+        assert_eq!(written.unwrap(), 4096);
+        assert!(host.env.now() >= Instant(4_000_000_000));
+        assert_eq!(host.files.read(&file, 0, 4096).await.unwrap(), [3; 4096]);
+        host.context.gate().poison(member.index, generation);
+        assert!(matches!(mover.write(&file, 0, &[2; 4096]).stop, Some(Stop::Gate(GateState::Poisoned))));
+        let error = host.files.write(&file, 0, &[4; 4096]).await.unwrap_err();
+        assert_eq!(error.kind(), FsErrorKind::Fenced);
+        assert_eq!(host.files.read(&file, 0, 4096).await.unwrap_err().kind(), FsErrorKind::Fenced);
     });
 }

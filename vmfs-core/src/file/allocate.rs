@@ -11,6 +11,7 @@ use super::grant::Grant;
 use super::open_file::{Hold, SharedFile};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::MAX_INLINE;
+use crate::lun::{LunError, LunErrorKind};
 use crate::mapping::granules::{BlockState, GranuleEvent};
 use crate::mapping::runs::{Class, Known};
 use crate::mapping::tree::MAX_FILE_BLOCKS;
@@ -76,6 +77,9 @@ impl Files {
 
     pub(super) fn check_writable(&self, open: &Open, range: &Range<u64>) -> Result<(), FsError> {
         let shared = &open.shared;
+        if shared.doubt.load(Ordering::Acquire) {
+            return Err(in_doubt(open));
+        }
         if shared.hold() != Hold::Writing {
             return Err(FsError::refused(FsErrorKind::Invalid, format!("{} is not open for writing", shared.fd)));
         }
@@ -254,8 +258,8 @@ impl Files {
     }
 
     /// A data command of the actor failed: if it may still be carried out, nothing of the file is freed or unlocked any more.
-    pub(super) fn note_doubt(&self, open: &Open, error: &crate::lun::LunError) {
-        if error.kind == crate::lun::LunErrorKind::Unknown {
+    pub(super) fn note_doubt(&self, open: &Open, error: &LunError) {
+        if may_still_run(error) {
             open.shared.doubt.store(true, Ordering::Release);
         }
     }
@@ -277,4 +281,19 @@ impl Files {
         };
         self.free_blocks(open, &fresh).await
     }
+}
+
+/// Whether a data command that failed may still be carried out (rule R3). An error that the operating system gave is the command's
+/// definite end: its error handling has returned it.
+pub(super) fn may_still_run(error: &LunError) -> bool {
+    error.kind == LunErrorKind::Unknown && error.cause.raw_os_error().is_none()
+}
+
+/// No write may follow one whose end is not known.
+pub(super) fn in_doubt(open: &Open) -> FsError {
+    let message = format!(
+        "the end of an earlier write to {} is not known: it is not written to, and its lock stays, until this mount ends",
+        open.shared.fd
+    );
+    FsError::refused(FsErrorKind::Io, message)
 }

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use super::allocate::{in_doubt, may_still_run};
 use super::files::{Files, Open, touch};
 use super::open_file::{Hold, SharedFile};
 use super::publish::{BodyChange, contended};
@@ -67,6 +69,9 @@ impl Files {
     }
 
     fn check_discard(&self, open: &Open) -> Result<(), FsError> {
+        if open.shared.doubt.load(Ordering::Acquire) {
+            return Err(in_doubt(open));
+        }
         if open.shared.hold() != Hold::Writing {
             return Err(FsError::refused(FsErrorKind::Invalid, format!("{} is not open for writing", open.shared.fd)));
         }
@@ -350,7 +355,7 @@ impl Files {
             };
             if let Err(error) = member.lun.unmap(offset, length).await {
                 tracing::debug!(%error, "space was not given back to the storage");
-                certain &= error.kind != LunErrorKind::Unknown;
+                certain &= !may_still_run(&error);
                 self.note_doubt(open, &error);
             }
         }
@@ -371,7 +376,7 @@ impl Files {
         let shift = self.context.block_size().shift();
         let granule = self.context.block_size().granule_bytes();
         let frozen = self.freeze(open, &(size..u64::MAX)).await;
-        open.shared.size.store(size, std::sync::atomic::Ordering::Release);
+        open.shared.size.store(size, Ordering::Release);
         touch(open);
         self.modified(open);
         // Pointer blocks with nothing before the new end.

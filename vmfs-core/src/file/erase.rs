@@ -4,6 +4,7 @@
 
 use std::rc::Rc;
 
+use super::allocate::may_still_run;
 use super::files::Files;
 use super::load::UnitSource;
 use crate::alloc::units::UnitUse;
@@ -12,7 +13,6 @@ use crate::format::CellKind;
 use crate::format::body::{Content, MappingRoot};
 use crate::format::root_cell::ObjectState;
 use crate::format::table_entry::EntryKind;
-use crate::lun::LunErrorKind;
 use crate::mapping::publish::pointers;
 use crate::mapping::tree::{InnerCache, Tree};
 use crate::object::{Image, Object};
@@ -79,7 +79,7 @@ impl Files {
             blocks
                 .extend(found.into_iter().enumerate().filter_map(|(n, p)| p.map(|p| ((base + n as u64) as u32, p.at))));
         }
-        let certain = self.trim(&blocks).await?;
+        let certain = self.trim(&blocks).await? && !self.is_doubtful(object.fd);
         self.space.blocks.retire(object.fd, &blocks).await?;
         if certain {
             self.space.blocks.free(object.fd, &blocks).await
@@ -103,7 +103,7 @@ impl Files {
             let member = self.context.member(run[0].0)?;
             if let Err(error) = member.lun.unmap(run[0].1, run.len() as u64 * bytes).await {
                 tracing::debug!(%error, "space was not given back to the storage");
-                certain &= error.kind != LunErrorKind::Unknown;
+                certain &= !may_still_run(&error);
             }
         }
         Ok(certain)

@@ -3,13 +3,14 @@
 //! Must not know: names, how bytes are moved by other threads.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Mutex;
 
+use super::allocate::in_doubt;
 use super::cells::CellCache;
 use super::mover::DataLuns;
 use super::open_file::{Access, Hold, Inline, OpenFile, OpenMode, SharedFile};
@@ -32,6 +33,8 @@ pub struct Files {
     pub(super) shape: Shape,
     luns: Arc<DataLuns>,
     table: RefCell<HashMap<FdId, Rc<Open>>>,
+    /// Objects with a data command whose end is not known: they are not written, freed or unlocked by this mount any more.
+    doubtful: RefCell<HashSet<FdId>>,
 }
 
 /// The actor's half of an open file.
@@ -78,7 +81,8 @@ impl Files {
     pub fn new(context: Rc<Context>, space: Rc<Space>, objects: Rc<Objects>) -> Files {
         let luns = Arc::new(DataLuns::default());
         let shape = Shape::new(context.cell_size());
-        let files = Files { context, space, objects, shape, luns, table: RefCell::default() };
+        let files =
+            Files { context, space, objects, shape, luns, table: RefCell::default(), doubtful: RefCell::default() };
         files.refresh_luns();
         files
     }
@@ -142,6 +146,9 @@ impl Files {
 
     async fn open_in_turn(&self, open: &Rc<Open>, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
         let write = mode.write || mode.truncate;
+        if write && self.is_doubtful(open.shared.fd) {
+            return Err(in_doubt(open));
+        }
         self.check_same_host(open, write)?;
         match (self.needed(open, write), open.shared.hold()) {
             (None, _) | (Some(_), Hold::Writing) => {}
@@ -220,6 +227,10 @@ impl Files {
         if is_unlinked(open) { Ok(()) } else { self.objects.refresh(&open.object).await }
     }
 
+    pub(super) fn is_doubtful(&self, fd: FdId) -> bool {
+        self.doubtful.borrow().contains(&fd)
+    }
+
     fn needed(&self, open: &Open, write: bool) -> Option<HoldMode> {
         let flags = open.object.image().root.flags;
         match (open.shared.object_type, write) {
@@ -281,12 +292,9 @@ impl Files {
         shared.references.settled(&all).await;
         open.cells.borrow_mut().clear();
         if shared.doubt.load(Ordering::Acquire) {
-            let message = format!(
-                "the end of a write to {} is not known; its lock stays until this host is fenced or leaves",
-                shared.fd
-            );
+            self.doubtful.borrow_mut().insert(shared.fd);
             self.context.member(shared.fd.lun())?.set_unresolved();
-            return Err(FsError::refused(FsErrorKind::Io, message));
+            return Err(in_doubt(open));
         }
         self.objects.unlock(&open.object).await
     }

@@ -1,6 +1,8 @@
 //! Owns: the data path of a thread: resolve, check the gate, move the bytes on the LUN; unaligned edges are bounced.
 //! Promises: no allocation and no change of thread where the runs are known; a patched sector loses no neighbour's bytes.
 //! Must not know: who sends requests, how the metadata actor is reached: it stops with a [`Need`] and is called again.
+//!
+//! A blocking data command that has returned has ended, also with an error (rule R3: the kernel's error handling has returned it).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -323,7 +323,8 @@ impl SharedFile {
         let state = self.state.read();
         let size = self.size();
         let end = offset.saturating_add(length);
-        if state.access.hold != Hold::Writing || (self.object_type == ObjectType::Disk && end > size) {
+        let behind = self.object_type == ObjectType::Disk && end > size;
+        if state.access.hold != Hold::Writing || behind || self.doubt.load(Ordering::Relaxed) {
             return WriteSegment::Need(Need::Refused);
         }
         if state.inline.is_some() {

@@ -24,7 +24,7 @@ use vmfs_core::lun::Lun;
 use vmfs_core::mapping::tree::Shape;
 use vmfs_core::mkfs::MkfsOptions;
 use vmfs_core::object::{NewObject, Object, Objects};
-use vmfs_core::sim::{HostNo, MemoryDisk, Sim, format_disks};
+use vmfs_core::sim::{FaultRates, HostNo, MemoryDisk, MemoryLun, Sim, format_disks};
 use vmfs_core::slot::{self, HostIdentity};
 use vmfs_core::units::{BlockSize, CellSize, FdId, LunIndex, Uuid};
 
@@ -35,6 +35,7 @@ pub struct Host {
     pub files: Rc<Files>,
     pub root: FdId,
     pub env: Rc<dyn Env>,
+    paths: Vec<Rc<MemoryLun>>,
 }
 
 pub struct World {
@@ -74,13 +75,14 @@ impl World {
     async fn mount_with(&self, number: u32, latency: Duration) -> Host {
         let env: Rc<dyn Env> = self.sim.env(HostNo(number));
         let gate = GatePage::in_process();
-        let (mut members, mut root, mut io) = (Vec::new(), None, None);
+        let (mut members, mut paths, mut root, mut io) = (Vec::new(), Vec::new(), None, None);
         let incarnation = u64::from(number) + 100;
         for disk in &self.disks {
             let (header, context) = self.header_of(disk);
             let path = disk.connect(&self.sim, HostNo(number));
             path.set_latency(latency / 20, latency);
-            let lun: Rc<dyn Lun> = path;
+            let lun: Rc<dyn Lun> = path.clone();
+            paths.push(path);
             let cells = CellIo::new(context, env.clone());
             let layout = LunLayout {
                 lun: header.lun_index,
@@ -101,7 +103,7 @@ impl World {
         let space = Space::new(&context);
         let objects = Objects::new(context.clone(), space.clone());
         let files = Rc::new(Files::new(context.clone(), space.clone(), objects.clone()));
-        Host { context, space, objects, files, root: root.unwrap(), env }
+        Host { context, space, objects, files, root: root.unwrap(), env, paths }
     }
 
     /// Entries of the block tables that say "data" or "retiring": {fd, file block} by place.
@@ -199,7 +201,17 @@ impl Host {
     }
 
     pub fn mover(&self) -> Mover {
-        Mover::new(self.files.data_luns(), 64 << 10, Box::new(|| Instant(1)))
+        self.mover_at(Instant(0))
+    }
+
+    /// A thread whose clock stands still.
+    pub fn mover_at(&self, now: Instant) -> Mover {
+        Mover::new(self.files.data_luns(), 64 << 10, Box::new(move || now))
+    }
+
+    /// Faults of this host's commands, from now on.
+    pub fn set_rates(&self, rates: FaultRates) {
+        self.paths.iter().for_each(|path| path.set_rates(rates));
     }
 
     /// Leaves: pools are given back, the slots become free.
