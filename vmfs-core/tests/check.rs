@@ -15,6 +15,8 @@ use vmfs_core::units::{BlockSize, CellSize};
 mod content;
 #[path = "check/damage.rs"]
 mod damage;
+#[path = "check/lies.rs"]
+mod lies;
 
 const MIB: u64 = 1 << 20;
 
