@@ -80,6 +80,11 @@ impl Connection {
         }
     }
 
+    /// Hangs up when the mount's end is closed.
+    pub(super) fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
     /// What is needed for direct access to an open disk, the gate page and the revoke eventfd.
     pub fn attach(&mut self, ticket: Ticket) -> Result<(Attachment, OwnedFd, OwnedFd), ConnectionError> {
         let (answer, descriptors) = self.ask(&Request::Attach { ticket }, &mut |_, _| ())?;

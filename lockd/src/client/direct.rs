@@ -7,26 +7,27 @@
 //! before the data is used. `Unknown` segments need [`DirectFile::load`] first, writes to `Zero` segments [`DirectFile::allocate`],
 //! then all granules of the grant are written whole, then [`Grant::filled`]. [`DirectFile::flush`] makes it durable.
 
-use std::fs::{File, OpenOptions};
-use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs::OpenOptions;
+use std::ops::{Deref, Range};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::Notify;
 use vmfs_core::gate::{Gate, GateState};
 use vmfs_core::mapping::epoch::{References, RunRef, stripe_end};
 use vmfs_core::units::{Generation, LunIndex};
 
+use super::calls::{MountCalls, OpenDisk, Withdrawn};
 use super::mounted::{MountedDirectory, ask, connect, connection_error};
 use super::runs::{Known, RunCache};
 use super::{Connection, DirectError, DirectErrorKind, io_error};
 use crate::clock;
 use crate::gate_memory::ReadOnlyGateMemory;
-use crate::ioctl::{self, RunPage, kind, state};
+use crate::ioctl::{Run, RunPage, kind, state};
 use crate::protocol::{AdminRequest, Attachment, LunAccess, Ticket};
 
 /// One LUN behind a disk.
@@ -37,8 +38,10 @@ pub struct Lun {
     pub alignment: u32,
     /// Path or URL as given to mount, for messages.
     pub name: String,
-    index: LunIndex,
-    generation: Generation,
+    /// Its index in the volume.
+    pub index: LunIndex,
+    /// The generation of this host's slot there when the disk was opened.
+    pub generation: Generation,
 }
 
 /// A piece of a resolved range.
@@ -81,21 +84,41 @@ pub struct GrantPiece {
 }
 
 /// Space for a first write. Dropping it gives the space back: do that only when nothing of it is being written any more.
-pub struct Grant<'a> {
-    file: &'a DirectFile,
+pub struct Grant<F: Deref<Target = DirectFile>> {
+    file: F,
     id: u64,
     pieces: Vec<GrantPiece>,
     range: Range<u64>,
     done: bool,
 }
 
+/// What a mount says about an open disk, and the way to ask it for more.
+pub struct DiskParts {
+    /// The LUNs behind it.
+    pub luns: Vec<Lun>,
+    /// The mount.
+    pub mount: Box<dyn MountCalls>,
+    /// The disk's data file, for messages.
+    pub path: PathBuf,
+    /// Opened for writing.
+    pub writable: bool,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of a granule, a power of two.
+    pub granule: u64,
+    /// Bytes of a block, a power of two.
+    pub block: u64,
+    /// The gate page.
+    pub gate: Gate,
+    /// The LUN, one of `luns`, that vouches for the lock.
+    pub lock_lun: LunIndex,
+}
+
 /// An open disk of a mount.
 pub struct DirectFile {
-    // Dropped in this order: descriptors, then the connection, then the file, whose end lets the mount release the lock.
+    // The descriptors are dropped before the mount's calls, whose end lets the mount release the lock.
     luns: Vec<Lun>,
-    revoke: OwnedFd,
-    _connection: Mutex<Connection>,
-    file: File,
+    mount: Box<dyn MountCalls>,
     path: PathBuf,
     writable: bool,
     size: AtomicU64,
@@ -132,18 +155,50 @@ impl DirectFile {
         let (attachment, gate, revoke) = connection.attach(ticket).map_err(|error| connection_error(path, &error))?;
         let memory = ReadOnlyGateMemory::map(gate.as_fd()).map_err(|error| io_error(path, "its gate page", &error))?;
         let gate = Gate::open(Arc::new(memory)).map_err(|error| broken(path, error.to_string()))?;
-        let (luns, positions) = open_luns(path, &mut connection, ticket, &attachment)?;
-        let lock = lock_of(path, &attachment)?;
-        Ok(DirectFile {
+        let luns = open_luns(path, &mut connection, ticket, &attachment)?;
+        let lock_lun = LunIndex::new(attachment.lock_lun)
+            .ok_or_else(|| broken(path, format!("the mount says that LUN {} holds its lock", attachment.lock_lun)))?;
+        DirectFile::from_parts(DiskParts {
             luns,
-            revoke,
-            _connection: Mutex::new(connection),
-            file,
+            mount: Box::new(OpenDisk { revoke, connection, file }),
             path: path.to_owned(),
             writable: write,
-            size: AtomicU64::new(answer.size.get()),
-            granule: u64::from(answer.granule_bytes.get()).max(512),
-            block: u64::from(answer.block_bytes.get()).max(512),
+            size: answer.size.get(),
+            granule: answer.granule_bytes.get().into(),
+            block: answer.block_bytes.get().into(),
+            gate,
+            lock_lun,
+        })
+    }
+
+    /// An open disk of anything that answers as a mount does.
+    ///
+    /// # Errors
+    /// Kind `Io`: the parts contradict each other.
+    pub fn from_parts(parts: DiskParts) -> Result<DirectFile, DirectError> {
+        let DiskParts { luns, mount, path, writable, size, granule, block, gate, lock_lun } = parts;
+        let mut positions = [NO_LUN; 256];
+        for (position, lun) in luns.iter().enumerate() {
+            let place = &mut positions[usize::from(lun.index.get())];
+            if *place != NO_LUN || position >= usize::from(NO_LUN) {
+                return Err(broken(&path, format!("the mount names {} twice", lun.index)));
+            }
+            *place = position as u8;
+        }
+        let Some(lock) = luns.iter().find(|lun| lun.index == lock_lun).map(|lun| (lun.index, lun.generation)) else {
+            return Err(broken(&path, "the mount does not say which LUN vouches for the lock".to_owned()));
+        };
+        if granule < 512 || !granule.is_power_of_two() || !block.is_power_of_two() || block < granule {
+            return Err(broken(&path, format!("the mount says granules of {granule} and blocks of {block} bytes")));
+        }
+        Ok(DirectFile {
+            luns,
+            mount,
+            path,
+            writable,
+            size: AtomicU64::new(size),
+            granule,
+            block,
             gate,
             lock,
             positions,
@@ -154,6 +209,11 @@ impl DirectFile {
         })
     }
 
+    /// The disk's data file, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Size in bytes, as of the open or the last [`DirectFile::refresh_size`].
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Relaxed)
@@ -161,9 +221,9 @@ impl DirectFile {
 
     /// Asks the mount for the size: a disk may be extended while it is open.
     pub fn refresh_size(&self) -> Result<u64, DirectError> {
-        let metadata = self.file.metadata().map_err(|error| self.error("its size", &error))?;
-        self.size.store(metadata.len(), Ordering::Relaxed);
-        Ok(metadata.len())
+        let size = self.mount.size().map_err(|error| self.error("its size", &error))?;
+        self.size.store(size, Ordering::Relaxed);
+        Ok(size)
     }
 
     /// Opened for writing.
@@ -186,9 +246,14 @@ impl DirectFile {
         &self.luns
     }
 
-    /// Readable when the mount wants this program to stop using the disk: close it.
-    pub fn revoke_event(&self) -> BorrowedFd<'_> {
-        self.revoke.as_fd()
+    /// Why this program has to stop using the disk and close it, once it has to. One system call, never blocks.
+    pub fn withdrawn(&self) -> Option<Withdrawn> {
+        self.mount.withdrawn()
+    }
+
+    /// Whether the lock is vouched for. No lock, no system call.
+    pub fn lock_gate(&self) -> GateState {
+        self.gate.state(self.lock.0, self.lock.1, clock::now())
     }
 
     /// Whether a request on `luns()[lun]` may be sent, or the data that a read brought may be used. No lock, no system call.
@@ -230,7 +295,7 @@ impl DirectFile {
     pub fn load(&self, offset: u64, length: u64) -> Result<(), DirectError> {
         let version = self.cache.read().version();
         let mut page = RunPage::request(offset, length.max(LOAD_AHEAD));
-        ioctl::extents(&self.file, &mut page).map_err(|error| self.error("asking where it lies", &error))?;
+        self.mount.extents(&mut page).map_err(|error| self.error("asking where it lies", &error))?;
         let mut cache = self.cache.write();
         if cache.version() != version {
             return Ok(());
@@ -250,24 +315,33 @@ impl DirectFile {
     /// Space for a first write of a range. `None`: nothing has to be filled, resolve again. A grant may cover less than was asked
     /// for ([`Grant::range`]). Waits while another request of this program fills or discards a part of the range; it blocks
     /// for the time of one call.
-    pub async fn allocate(&self, offset: u64, length: u64) -> Result<Option<Grant<'_>>, DirectError> {
-        let start = offset - offset % self.granule;
-        let end = offset.saturating_add(length).next_multiple_of(self.granule);
+    pub async fn allocate(&self, offset: u64, length: u64) -> Result<Option<Grant<&DirectFile>>, DirectError> {
+        DirectFile::allocate_for(self, offset, length).await
+    }
+
+    /// As [`DirectFile::allocate`], with a grant that any thread can hold: `file` is for example an [`Arc`].
+    pub async fn allocate_for<F>(file: F, offset: u64, length: u64) -> Result<Option<Grant<F>>, DirectError>
+    where
+        F: Deref<Target = DirectFile>,
+    {
+        let start = offset - offset % file.granule;
+        let end = offset.saturating_add(length).next_multiple_of(file.granule);
         let range = start..end;
-        self.begin(&range).await;
-        let mut grant = Grant { file: self, id: 0, pieces: Vec::new(), range: range.clone(), done: false };
+        file.begin(&range).await;
+        let mut grant = Grant { file, id: 0, pieces: Vec::new(), range: range.clone(), done: false };
+        let file = &*grant.file;
         let mut page = RunPage::request(offset, length);
-        ioctl::allocate(&self.file, &mut page).map_err(|error| self.error("taking space", &error))?;
+        file.mount.allocate(&mut page).map_err(|error| file.error("taking space", &error))?;
         grant.id = page.epoch_or_grant.get();
         for run in page.answered() {
-            if let Known::Data { lun, offset } = self.data(run)? {
-                let lun = self.positions[usize::from(lun)].into();
+            if let Known::Data { lun, offset } = file.data(run)? {
+                let lun = file.positions[usize::from(lun)].into();
                 let (file_offset, length) = (run.offset.get(), run.length.get());
                 grant.pieces.push(GrantPiece { file_offset, length, lun, offset });
             }
         }
         if grant.id == 0 {
-            self.cache.write().forget(range);
+            file.cache.write().forget(range);
             return Ok(None);
         }
         Ok(Some(grant))
@@ -275,7 +349,7 @@ impl DirectFile {
 
     /// Makes everything written so far durable and publishes what was filled. Blocks.
     pub fn flush(&self) -> Result<(), DirectError> {
-        ioctl::flush(&self.file).map_err(|error| self.error("flushing it", &error))
+        self.mount.flush().map_err(|error| self.error("flushing it", &error))
     }
 
     /// Makes a range read as zeros and gives its space back. Waits until no reference overlaps it; then it blocks for one call.
@@ -287,20 +361,27 @@ impl DirectFile {
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
-            let mut cache = self.cache.write();
-            if !cache.is_changing(&range) {
-                cache.take_away(range.clone());
-                self.references.advance(&range);
+            if self.take_away(&range) {
                 break;
             }
-            drop(cache);
             changed.await;
         }
         let taken = Taken(self);
         self.references.settled(&range).await;
-        let result = ioctl::punch(&self.file, offset, length);
+        let result = self.mount.punch(offset, length);
         drop(taken);
         result.map_err(|error| self.error("discarding", &error))
+    }
+
+    /// Makes a range unknown to new requests, unless a part of it is being filled.
+    fn take_away(&self, range: &Range<u64>) -> bool {
+        let mut cache = self.cache.write();
+        let free = !cache.is_changing(range);
+        if free {
+            cache.take_away(range.clone());
+            self.references.advance(range);
+        }
+        free
     }
 
     async fn begin(&self, range: &Range<u64>) {
@@ -318,7 +399,7 @@ impl DirectFile {
         }
     }
 
-    fn data(&self, run: &ioctl::Run) -> Result<Known, DirectError> {
+    fn data(&self, run: &Run) -> Result<Known, DirectError> {
         let lun = u8::try_from(run.lun.get()).unwrap_or(NO_LUN);
         if self.positions[usize::from(lun)] == NO_LUN {
             let text = format!("its data lies on LUN {}, which joined after the open: open the disk again", run.lun);
@@ -342,7 +423,7 @@ impl Drop for Taken<'_> {
     }
 }
 
-impl Grant<'_> {
+impl<F: Deref<Target = DirectFile>> Grant<F> {
     /// What has to be written.
     pub fn pieces(&self) -> &[GrantPiece] {
         &self.pieces
@@ -356,7 +437,7 @@ impl Grant<'_> {
     /// Everything in [`Grant::pieces`] has been written: the granules are the disk's from now on.
     pub fn filled(mut self) -> Result<(), DirectError> {
         self.done = true;
-        let result = ioctl::filled(&self.file.file, self.id, true);
+        let result = self.file.mount.filled(self.id, true);
         if result.is_ok() {
             let mut cache = self.file.cache.write();
             for piece in &self.pieces {
@@ -368,11 +449,11 @@ impl Grant<'_> {
     }
 }
 
-impl Drop for Grant<'_> {
+impl<F: Deref<Target = DirectFile>> Drop for Grant<F> {
     fn drop(&mut self) {
         if !self.done
             && self.id != 0
-            && let Err(error) = ioctl::filled(&self.file.file, self.id, false)
+            && let Err(error) = self.file.mount.filled(self.id, false)
         {
             tracing::warn!("{}: space of a write that was given up: {error}", self.file.path.display());
         }
@@ -412,23 +493,13 @@ fn busy(path: &Path) -> DirectError {
     }
 }
 
-fn lock_of(path: &Path, attachment: &Attachment) -> Result<(LunIndex, Generation), DirectError> {
-    let index = LunIndex::new(attachment.lock_lun);
-    let access = attachment.luns.iter().find(|lun| lun.index == attachment.lock_lun);
-    match (index, access) {
-        (Some(index), Some(access)) => Ok((index, Generation(access.generation))),
-        _ => Err(broken(path, "the mount does not say which LUN vouches for the lock".to_owned())),
-    }
-}
-
 fn open_luns(
     path: &Path,
     connection: &mut Connection,
     ticket: Ticket,
     attachment: &Attachment,
-) -> Result<(Vec<Lun>, [u8; 256]), DirectError> {
+) -> Result<Vec<Lun>, DirectError> {
     let mut luns: Vec<Lun> = Vec::with_capacity(attachment.luns.len());
-    let mut positions = [NO_LUN; 256];
     for access in &attachment.luns {
         let LunAccess { index, generation, alignment, has_descriptor, name } = access;
         let Some(lun) = LunIndex::new(*index) else {
@@ -439,11 +510,7 @@ fn open_luns(
             let path = path.to_owned();
             return Err(DirectError { kind: DirectErrorKind::NotDirect, path, message, errno: None });
         }
-        if positions[usize::from(*index)] != NO_LUN || luns.len() >= usize::from(NO_LUN) {
-            return Err(broken(path, format!("the mount names LUN {index} twice")));
-        }
         let descriptor = connection.open_lun(ticket, *index).map_err(|error| connection_error(path, &error))?;
-        positions[usize::from(*index)] = luns.len() as u8;
         luns.push(Lun {
             descriptor,
             alignment: *alignment,
@@ -452,5 +519,5 @@ fn open_luns(
             generation: Generation(*generation),
         });
     }
-    Ok((luns, positions))
+    Ok(luns)
 }

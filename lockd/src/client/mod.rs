@@ -2,13 +2,15 @@
 //! Promises: a path that is on no mount of this file system is told apart by kind, so that callers use plain file I/O.
 //! Must not know: how the mount works; what io_uring or threads the caller moves its data with.
 
+mod calls;
 mod connection;
 mod direct;
 mod mounted;
 mod runs;
 
+pub use calls::{MountCalls, Withdrawn};
 pub use connection::{Connection, ConnectionError};
-pub use direct::{DirectFile, Grant, GrantPiece, Lun, Segment};
+pub use direct::{DirectFile, DiskParts, Grant, GrantPiece, Lun, Segment};
 pub use mounted::MountedDirectory;
 
 use std::future::Future;

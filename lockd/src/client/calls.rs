@@ -1,0 +1,95 @@
+//! Owns: what a program asks of a mount for one open disk, and the way to ask it: ioctls on the open file.
+//! Promises: an open disk whose mount has gone, or wants it back, says so without blocking.
+//! Must not know: what the answers are used for.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::Connection;
+use crate::ioctl::{self, RunPage};
+
+/// What a mount does for one open disk. Each call blocks until the mount has answered.
+pub trait MountCalls: Send + Sync {
+    /// The runs of a byte range ([`ioctl::EXTENTS`]).
+    fn extents(&self, page: &mut RunPage) -> io::Result<()>;
+
+    /// Space for a byte range ([`ioctl::ALLOCATE`]).
+    fn allocate(&self, page: &mut RunPage) -> io::Result<()>;
+
+    /// The granules of a grant are written, or given up ([`ioctl::FILLED`]).
+    fn filled(&self, grant: u64, written: bool) -> io::Result<()>;
+
+    /// Flushes the LUNs and publishes what was filled ([`ioctl::FLUSH`]).
+    fn flush(&self) -> io::Result<()>;
+
+    /// Makes a range read as zeros and gives its space back ([`ioctl::PUNCH`]).
+    fn punch(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// The size in bytes.
+    fn size(&self) -> io::Result<u64>;
+
+    /// Why the disk has to be closed, once it has to. Never blocks.
+    fn withdrawn(&self) -> Option<Withdrawn>;
+}
+
+/// Why a program has to stop using a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Withdrawn {
+    /// The mount wants it back.
+    #[error("the mount asks for the disk back")]
+    Revoked,
+    /// The program that mounted the volume has ended: nobody renews the lock any more.
+    #[error("the program that mounted the volume has ended")]
+    MountEnded,
+}
+
+/// A disk that is open on a mount.
+pub(super) struct OpenDisk {
+    // Dropped in this order: the file's end lets the mount release the lock.
+    pub(super) revoke: OwnedFd,
+    pub(super) connection: Connection,
+    pub(super) file: File,
+}
+
+impl MountCalls for OpenDisk {
+    fn extents(&self, page: &mut RunPage) -> io::Result<()> {
+        ioctl::extents(&self.file, page)
+    }
+
+    fn allocate(&self, page: &mut RunPage) -> io::Result<()> {
+        ioctl::allocate(&self.file, page)
+    }
+
+    fn filled(&self, grant: u64, written: bool) -> io::Result<()> {
+        ioctl::filled(&self.file, grant, written)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        ioctl::flush(&self.file)
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
+        ioctl::punch(&self.file, offset, length)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn withdrawn(&self) -> Option<Withdrawn> {
+        let mut events =
+            [PollFd::new(&self.revoke, PollFlags::IN), PollFd::new(self.connection.socket(), PollFlags::RDHUP)];
+        // A failure (no memory) is no answer: the caller asks again soon.
+        poll(&mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).ok()?;
+        if events[0].revents().contains(PollFlags::IN) {
+            return Some(Withdrawn::Revoked);
+        }
+        events[1]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
+            .then_some(Withdrawn::MountEnded)
+    }
+}
