@@ -63,7 +63,7 @@ impl Roots {
         }
         loop {
             if let Some((fd, cell, known)) = candidates.free.pop() {
-                self.arenas.note(lun, Place::FdContainer(fd.container().block.get())).await?;
+                self.note(fd).await?;
                 return Ok((fd, cell, known));
             }
             let known: Vec<BlockAddress> = self
@@ -116,6 +116,11 @@ impl Roots {
             candidates.exhausted.push(container);
         }
         Ok(!candidates.free.is_empty())
+    }
+
+    /// Lists the container of a root cell in the arena, before a mark is set in that cell.
+    pub async fn note(&self, fd: FdId) -> Result<(), FsError> {
+        self.arenas.note(fd.lun(), Place::FdContainer(fd.container().block.get())).await
     }
 
     /// Another host took a root cell of `container` first: what is remembered of it is old, and it is read again when it is needed.

@@ -133,6 +133,7 @@ impl Names {
                 if self.mark_owner(child.fd.lun(), mark).await? == MarkOwner::LivingHost {
                     return Ok(Decided::Other);
                 }
+                self.objects.space().roots.note(child.fd).await?;
                 let taken = self.change_root(child, &image, |root| root.state = ObjectState::Unlinking(own)).await?;
                 if !matches!(taken, Committed::Done) {
                     patience.lost(b"").await?;

@@ -55,6 +55,7 @@ impl Objects {
         next: impl Fn(&RootCell) -> Option<ObjectState>,
     ) -> Result<bool, FsError> {
         let _busy = object.busy.lock().await;
+        self.space.roots.note(object.fd).await?;
         for _ in 0..TRIES {
             let image = object.image();
             if expected.is_some_and(|expected| !Rc::ptr_eq(expected, &image)) {
