@@ -30,10 +30,9 @@ fn typed(length: usize, lines: &str) -> Vec<u8> {
     let mut bytes = vec![0u8; length];
     for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let (offset, values) = line.split_once(':').expect("a line is `offset: bytes`");
-        let mut at = usize::from_str_radix(offset.trim(), 16).expect("a hexadecimal offset");
-        for value in values.split_whitespace() {
+        let first = usize::from_str_radix(offset.trim(), 16).expect("a hexadecimal offset");
+        for (at, value) in (first..).zip(values.split_whitespace()) {
             bytes[at] = u8::from_str_radix(value, 16).expect("a hexadecimal byte");
-            at += 1;
         }
     }
     bytes

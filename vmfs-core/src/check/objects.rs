@@ -104,7 +104,11 @@ impl Checker<'_> {
                 self.unnamed.insert(fd.get());
                 self.tell_waiting(found, mark, "unlinking: it has its name or not");
             }
-            ObjectState::Creating(_) | ObjectState::Live => {
+            ObjectState::Creating(_) => {
+                self.creating.insert(fd);
+                self.unnamed.insert(fd.get());
+            }
+            ObjectState::Live => {
                 self.unnamed.insert(fd.get());
             }
         }

@@ -14,7 +14,7 @@ use crate::format::heartbeat::{Heartbeat, SlotState};
 use crate::format::layout::LunLayout;
 use crate::format::table_entry::TableEntry;
 use crate::format::{Cell, CellKind};
-use crate::units::{BlockAddress, BlockNo, CellAddress, FdId, LunIndex, SlotRef};
+use crate::units::{BlockAddress, BlockNo, CellAddress, FdId, LunIndex, SlotRef, UnitAddress};
 
 /// One member LUN as the check sees it.
 pub(super) struct MemberView {
@@ -52,6 +52,10 @@ pub(super) struct Checker<'a> {
     pub damaged: HashSet<FdId>,
     /// Objects whose space is being freed: what they reach need not be theirs any more.
     pub unlinked: HashSet<FdId>,
+    /// Objects in state creating: until they have a name, their body's unit may still be in its host's pool.
+    pub creating: HashSet<FdId>,
+    /// Bodies of such objects that are in a pool, and the finding if the object turns out to have a name.
+    pub pooled_bodies: Vec<(FdId, UnitAddress, String, String)>,
     /// Units that an object reaches, by container.
     pub units_reached: HashMap<BlockAddress, Vec<u64>>,
     told: HashSet<CellAddress>,
@@ -76,6 +80,8 @@ impl<'a> Checker<'a> {
             parents: HashMap::new(),
             damaged: HashSet::new(),
             unlinked: HashSet::new(),
+            creating: HashSet::new(),
+            pooled_bodies: Vec::new(),
             units_reached: HashMap::new(),
             told: HashSet::new(),
         }

@@ -264,7 +264,7 @@ impl Checker<'_> {
 
     /// What to make of space that names an owner which does not reach it.
     pub(super) fn judge_leak(&self, lun: LunIndex, owner: Option<FdId>, entry: &TableEntry, place: Place) -> Judgement {
-        if owner.is_some_and(|owner| self.damaged.contains(&owner) || self.members.get(&owner.lun()).is_none()) {
+        if owner.is_some_and(|owner| self.damaged.contains(&owner) || !self.members.contains_key(&owner.lun())) {
             let why = "nothing can be said: not everything of its owner could be read".to_owned();
             return Judgement { severity: Severity::Info, why };
         }

@@ -153,6 +153,15 @@ impl Checker<'_> {
         }
     }
 
+    /// Tells of bodies in a pool whose objects have a name: a name comes after the body left the pool.
+    pub(super) fn tell_pooled_bodies(&mut self) {
+        for (owner, at, found, expected) in std::mem::take(&mut self.pooled_bodies) {
+            if self.named.contains(owner.get()) {
+                self.error(Structure::UnitTable, at, Some(owner), "entry", found, expected);
+            }
+        }
+    }
+
     fn check_unit_reached(&mut self, at: UnitAddress, entry: &TableEntry) {
         if unit_entry_fault(entry, false).is_some() {
             return;
@@ -225,6 +234,13 @@ impl Checker<'_> {
             }
             Some(entry) if !claim.agrees(&entry) => {
                 let expected = format!("{}, named by {from}", claim.text());
+                if entry.kind == EntryKind::Pool && self.creating.contains(&claim.owner) && !again {
+                    // The creation was cut off, unless a directory names the object.
+                    self.units_reached.get_mut(&container).expect("just entered")[usize::from(at.unit) / 64] &=
+                        !(1 << (at.unit % 64));
+                    self.pooled_bodies.push((claim.owner, at, entry_text(&entry), expected));
+                    return false;
+                }
                 self.error(Structure::UnitTable, at, owner, "entry", entry_text(&entry), expected);
             }
             _ => {}

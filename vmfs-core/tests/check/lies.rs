@@ -98,8 +98,11 @@ fn told(world: &World, structure: Structure, field: &str) -> Vec<Finding> {
     findings
 }
 
-/// Runs a lie on the same volume again and again.
-fn each_lie(lies: &[(&str, Structure, &str, &dyn Fn(&World))]) {
+/// What it is, the structure and the field that tell it, and how it is made.
+type Lie<'a> = (&'a str, Structure, &'a str, &'a dyn Fn(&World));
+
+/// Tells lies about the same volume, one after another.
+fn each_lie(lies: &[Lie<'_>]) {
     let world = content();
     let sound = world.disks[0].snapshot();
     for (what, structure, field, lie) in lies {
