@@ -12,7 +12,7 @@ pub mod data_buffer;
 mod disk;
 pub mod inquiry;
 mod mode;
-mod range_lock;
+pub mod range_lock;
 mod reply;
 pub mod sense;
 pub mod target;

@@ -1,4 +1,4 @@
-//! Owns: the order between COMPARE AND WRITE and every other write to the same blocks of a disk.
+//! Owns: the order between what reads, then writes the same blocks of a disk (COMPARE AND WRITE) and every other write to them.
 //! Promises: an exclusive holder overlaps no other holder; waiting is first come, first served; no allocation in the
 //! steady state.
 //! Must not know: commands, storage, executors.
@@ -28,23 +28,23 @@ struct Inner {
 
 /// The ranges of one disk. Shared holders may overlap each other: SCSI does not order overlapping writes.
 #[derive(Debug, Default)]
-pub(crate) struct RangeLocks(RefCell<Inner>);
+pub struct RangeLocks(RefCell<Inner>);
 
 /// Holds a range until dropped.
 #[derive(Debug)]
-pub(crate) struct RangeGuard<'a> {
+pub struct RangeGuard<'a> {
     locks: &'a RangeLocks,
     ticket: u64,
 }
 
 impl RangeLocks {
     /// Waits until no exclusive holder that came before overlaps `range`.
-    pub(crate) async fn shared(&self, range: ByteRange) -> RangeGuard<'_> {
+    pub async fn shared(&self, range: ByteRange) -> RangeGuard<'_> {
         self.acquire(range, false).await
     }
 
     /// Waits until no holder that came before overlaps `range`.
-    pub(crate) async fn exclusive(&self, range: ByteRange) -> RangeGuard<'_> {
+    pub async fn exclusive(&self, range: ByteRange) -> RangeGuard<'_> {
         self.acquire(range, true).await
     }
 

@@ -187,6 +187,7 @@ fn run(seed: u64, cell_size: CellSize, disks: usize, ops: &[Op]) {
         assert!(status.warnings.is_empty() && status.unfinished == 0, "{status:?}");
         assert!(status.luns.iter().all(|lun| lun.hosts.len() == 1 && lun.hosts[0].own), "{status:?}");
         volume.unmount().await.unwrap();
+        assert_eq!(fsck(&sim, &disks, false).await, Vec::new());
     });
     sim.end();
 }

@@ -152,6 +152,7 @@ fn hammer(plan: Plan) {
             let unmounted = volume.unmount().await;
             assert!(plan.faults || unmounted.is_ok(), "seed {}: {unmounted:?}", plan.seed);
         }
+        assert_eq!(fsck(&sim, &disks, plan.faults).await, Vec::new(), "seed {}", plan.seed);
     });
     sim.end();
     check(history.take(), &format!("seed {}", plan.seed));

@@ -1,2 +1,32 @@
-//! mount.vmfs: FUSE callbacks, the extent ioctl and the gate page.
-#![forbid(unsafe_code)]
+//! `mount.vmfs`: a VMFS volume as a mount of this machine, by FUSE.
+//!
+//! ```text
+//! kernel ── /dev/fuse ──> workers (fuser threads)            filesystem: one callback a request
+//!                           │ names, attributes: a job ────> actor (one thread): the Volume; replies from there
+//!                           │ reads and writes: here ──────> data: run map, gate, pread/pwrite on the LUN
+//!                           └ ioctls: here or a job ───────> ioctl
+//! other programs ── Unix socket ──> control (lockd::server)  descriptors, gate page, administration
+//! ```
+
+pub mod command;
+
+mod actor;
+mod attributes;
+mod control;
+mod daemon;
+mod data;
+mod disks;
+mod filesystem;
+mod handles;
+mod host;
+mod inodes;
+mod ioctl;
+mod logging;
+mod mountpoint;
+mod names;
+mod opening;
+mod options;
+mod reports;
+mod session;
+mod space;
+mod state;

@@ -30,6 +30,8 @@ enum Wanted {
 
 struct State {
     wanted: Wanted,
+    /// No vCPU enters the guest whatever is wanted, except to end.
+    held: bool,
     /// vCPU threads that exist and are not parked: only these may be in the guest.
     in_guest: usize,
     outcome: Option<Outcome>,
@@ -45,7 +47,7 @@ pub struct Control {
 impl Control {
     /// A control for `vcpus` vCPUs, paused.
     pub fn new(vcpus: usize) -> Arc<Control> {
-        let state = State { wanted: Wanted::Pause, in_guest: 0, outcome: None };
+        let state = State { wanted: Wanted::Pause, held: false, in_guest: 0, outcome: None };
         let kicks = (0..vcpus).map(|_| Kick::default()).collect();
         Arc::new(Control { state: Mutex::new(state), changed: Condvar::new(), kicks })
     }
@@ -65,6 +67,25 @@ impl Control {
         self.change(Wanted::Pause);
         let mut state = self.state.lock();
         self.changed.wait_while(&mut state, |state| state.in_guest > 0);
+    }
+
+    /// Makes all vCPUs leave the guest and keeps them out until [`Self::release`], paused or not. Returns at once; safe on
+    /// any thread.
+    pub fn hold(&self) {
+        let mut state = self.state.lock();
+        state.held = true;
+        self.kicks.iter().for_each(Kick::kick);
+    }
+
+    /// Ends [`Self::hold`].
+    pub fn release(&self) {
+        self.state.lock().held = false;
+        self.changed.notify_all();
+    }
+
+    /// Has the machine been told to end?
+    pub fn has_ended(&self) -> bool {
+        self.state.lock().outcome.is_some()
     }
 
     /// Ends the machine for `outcome`, unless it has ended already. Returns at once; safe on any thread.
@@ -99,7 +120,8 @@ impl Control {
     /// earlier kick; it runs under the same lock as the next kick, so that none is lost.
     pub(crate) fn enter(&self, admit: impl FnOnce()) -> bool {
         let mut state = self.state.lock();
-        self.changed.wait_while(&mut state, |state| state.wanted == Wanted::Pause);
+        let out = |state: &mut State| state.wanted == Wanted::Pause || state.held && state.wanted == Wanted::Run;
+        self.changed.wait_while(&mut state, out);
         if state.wanted == Wanted::Stop {
             return false;
         }

@@ -8,25 +8,33 @@ use crate::hba::pvscsi::{Attachment, OpenError, PvScsi};
 use crate::hba::{Adapter, AdapterError, InterruptLine};
 use crate::holders;
 use crate::memory::GuestRam;
-use crate::storage::{self, DiskSource, Storage};
+use crate::storage::{self, DiskSource, Storage, Supervisor};
+use crate::supervision::Supervision;
 use scsi::DiskOptions;
 use std::sync::Arc;
 
-/// Starts an adapter with `disks` on it.
+/// Starts an adapter with `disks` on it; `supervision` hears of disks that this host may not use.
 ///
 /// # Errors
 /// [`Kind::Disk`] for the first disk that cannot be opened; [`Kind::Host`] when the adapter cannot be started.
-pub fn start_adapter(disks: Vec<PlacedDisk>, ram: Arc<GuestRam>, interrupt: Arc<dyn InterruptLine>) -> Result<Adapter> {
-    let attachments = disks.into_iter().map(attachment).collect();
+pub fn start_adapter(
+    disks: Vec<PlacedDisk>,
+    ram: Arc<GuestRam>,
+    interrupt: Arc<dyn InterruptLine>,
+    supervision: &Arc<Supervision>,
+) -> Result<Adapter> {
+    let attachments =
+        disks.into_iter().map(|placed| attachment(placed, Arc::clone(supervision) as Arc<dyn Supervisor>)).collect();
     let adapter: Arc<PvScsi<Storage>> =
         PvScsi::start("pvscsi0", ram, interrupt, attachments).map_err(|cause| refusal(&cause))?;
     Ok(adapter)
 }
 
-fn attachment(placed: PlacedDisk) -> Attachment<Storage> {
+fn attachment(placed: PlacedDisk, supervisor: Arc<dyn Supervisor>) -> Attachment<Storage> {
     let PlacedDisk { target, disk } = placed;
     let source = DiskSource { path: disk.path, read_only: disk.readonly, serial: disk.serial };
-    let open = move || async move { storage::open(source).await.map_err(|cause| Box::new(cause) as OpenError) };
+    let open =
+        move || async move { storage::open(source, supervisor).await.map_err(|cause| Box::new(cause) as OpenError) };
     Attachment::new(target, DiskOptions::default(), open)
 }
 

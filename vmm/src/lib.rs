@@ -23,4 +23,5 @@ pub mod pci;
 pub mod platform;
 pub mod serial;
 pub mod storage;
+pub mod supervision;
 pub mod vcpu;

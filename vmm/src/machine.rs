@@ -11,6 +11,7 @@ use crate::hba::{Adapter, InterruptLine};
 use crate::memory::{self, GuestRam};
 use crate::pci::function::MovableInterrupt;
 use crate::serial::{SerialPort, SerialSink};
+use crate::supervision::Supervision;
 use crate::{disks, kvm};
 use kvm_ioctls::Kvm;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,7 @@ pub struct Machine {
     input: Option<InputCarrier>,
     adapters: Vec<Plugged>,
     board: Board,
+    supervision: Arc<Supervision>,
     /// Exits of boards that a reset has replaced.
     earlier_exits: ExitTotals,
     started: bool,
@@ -62,7 +64,8 @@ impl Machine {
         let adapters = crate::config::adapters(&config.disks)?;
         let mut machine = Machine::without_disks(config)?;
         for placed in adapters {
-            machine.add_adapter(|ram, interrupt| disks::start_adapter(placed, ram, interrupt))?;
+            let supervision = Arc::clone(&machine.supervision);
+            machine.add_adapter(|ram, interrupt| disks::start_adapter(placed, ram, interrupt, &supervision))?;
         }
         Ok(machine)
     }
@@ -77,8 +80,20 @@ impl Machine {
         let ram = memory::allocate(config.memory)?;
         let serial = Arc::new(SerialPort::new()?);
         let board = Board::new(&kvm, &ram, config, &serial)?;
-        let (input, adapters, earlier_exits) = (None, Vec::new(), ExitTotals::default());
-        Ok(Machine { config: config.clone(), kvm, ram, serial, input, adapters, board, earlier_exits, started: false })
+        let supervision = Arc::new(Supervision::default());
+        supervision.govern(board.control());
+        Ok(Machine {
+            config: config.clone(),
+            kvm,
+            ram,
+            serial,
+            input: None,
+            adapters: Vec::new(),
+            board,
+            supervision,
+            earlier_exits: ExitTotals::default(),
+            started: false,
+        })
     }
 
     /// Puts the adapter that `make` makes, from guest memory and its way to interrupt, on the PCI bus. Adapters are
@@ -126,6 +141,7 @@ impl Machine {
         }
         kvm::clear(&self.ram)?;
         self.board = Board::new(&self.kvm, &self.ram, &self.config, &self.serial)?;
+        self.supervision.govern(self.board.control());
         for (index, plugged) in self.adapters.iter().enumerate() {
             self.board.plug(index, Arc::clone(&plugged.adapter), &plugged.interrupt)?;
         }
@@ -141,6 +157,11 @@ impl Machine {
     /// Lets paused vCPUs run again.
     pub fn resume(&self) {
         self.board.control().resume();
+    }
+
+    /// Does a disk whose lock cannot be renewed at the moment keep the vCPUs from running?
+    pub fn is_frozen(&self) -> bool {
+        self.supervision.is_frozen()
     }
 
     /// Waits until the machine ends and says why. It must have been started.

@@ -97,9 +97,10 @@ fn run_until_end(arguments: &RunArguments, stopper: &Mutex<Stopper>) -> Result<u
         resets += 1;
         machine.reset()?;
     };
-    machine.stop()?;
+    let stopped = machine.stop();
     let seconds = started.elapsed().as_secs_f64();
-    Ok(report(arguments.json, &outcome, resets, seconds, machine.exits()))
+    let status = report(arguments.json, &outcome, resets, seconds, machine.exits());
+    stopped.map(|()| status)
 }
 
 /// Says how the machine ended and returns the exit status.

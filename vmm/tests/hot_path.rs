@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm::hba::pvscsi::{Attachment, OpenError, PvScsi};
 use vmm::hba::{GuestMemory, HostBusAdapter, InterruptLine};
 use vmm::storage::{self, DiskSource};
+use vmm::supervision::Supervision;
 
 /// Counts the allocations of all threads but the guest's.
 struct Counting;
@@ -71,7 +72,7 @@ impl Guest {
         let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
         let source = DiskSource { path, read_only: false, serial: None };
         let disk = Attachment::new(0, DiskOptions::default(), move || async move {
-            storage::open(source).await.map_err(|error| Box::new(error) as OpenError)
+            storage::open(source, Arc::new(Supervision::default())).await.map_err(|error| Box::new(error) as OpenError)
         });
         let adapter = PvScsi::start("hot-path", memory.clone(), Arc::new(NoInterrupts), vec![disk]).unwrap();
         let mut words = vec![0u32; 133];

@@ -65,6 +65,7 @@ fn kind_of(errno: Option<i32>) -> DirectErrorKind {
     match errno {
         Some(libc::EBUSY) => DirectErrorKind::Busy,
         Some(libc::ENOSPC) => DirectErrorKind::NoSpace,
+        Some(libc::EOPNOTSUPP) => DirectErrorKind::NotDirect,
         Some(libc::EROFS | libc::EBADF) => DirectErrorKind::ReadOnly,
         Some(libc::ESTALE) => DirectErrorKind::LockLost,
         _ => DirectErrorKind::Io,

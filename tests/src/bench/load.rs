@@ -61,7 +61,7 @@ pub enum Target {
     /// A file or device, opened for direct I/O.
     File(OwnedFd),
     /// A disk of a mount, straight on the LUNs.
-    Direct(DirectFile),
+    Direct(Box<DirectFile>),
 }
 
 /// What a run did.

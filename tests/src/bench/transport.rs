@@ -198,7 +198,7 @@ impl Bench {
             Transport::Fuse => direct_io(&self.mount().at("fuse-flat.vmdk"))?,
             Transport::Direct => {
                 let path = self.mount().at("direct-flat.vmdk");
-                Target::Direct(DirectFile::open(&path, true).map_err(io::Error::other)?)
+                Target::Direct(Box::new(DirectFile::open(&path, true).map_err(io::Error::other)?))
             }
             Transport::Guest => return self.guest(workload, time).map(Some),
             Transport::QsdQcow2 => direct_io(&self.luns.beside("disk.qcow2.export"))?,
@@ -269,7 +269,9 @@ impl Bench {
                 let data = self.disk(&name, "thin", THIN_BYTES);
                 let measured = match transport {
                     Transport::Fuse => once(direct_io(&data)?),
-                    Transport::Direct => once(Target::Direct(DirectFile::open(&data, true).map_err(io::Error::other)?)),
+                    Transport::Direct => {
+                        once(Target::Direct(Box::new(DirectFile::open(&data, true).map_err(io::Error::other)?)))
+                    }
                     _ => {
                         let start = Instant::now();
                         let job = format!("job=write size={THIN_BYTES} bs={} depth={}", workload.block, workload.depth);

@@ -2,9 +2,9 @@
 //! Promises: the change of the child's root cell is the move; before it every host sees the old name, after it the new one.
 //! Must not know: the checks of rename(2) beyond those of a move.
 //!
-//! 1. read the child; 2. commit a pending entry to the new directory, and read the old one again; 3. the child's root cell gets the new
-//! parent and a new link; 4. the old entry goes, the pending one becomes plain. A loss at 3 begins again at 1, and 2 is then done
-//! again too: a host that cancels the pending entry relies on it (`marks`).
+//! First the child is read; second a pending entry is committed to the new directory, and the old one is read again; third the child's
+//! root cell gets the new parent and a new link; fourth the old entry goes and the pending one becomes plain. A loss at the third step
+//! begins again at the first, and the second is then done again too: a host that cancels the pending entry relies on it (`marks`).
 
 use std::rc::Rc;
 

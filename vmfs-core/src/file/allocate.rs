@@ -269,8 +269,7 @@ impl Files {
         let mut taking = open.taking.lock().await;
         self.free_spares(open, &mut taking).await?;
         taking.sequence = Default::default();
-        let all = 0..u64::MAX;
-        open.shared.references.settled(&all).await;
+        let frozen = self.freeze(open, &(0..u64::MAX)).await;
         let fresh: Vec<(u32, BlockAddress)> = {
             let mut state = open.shared.state.write();
             let fresh: Vec<_> = state.runs.unpublished(0).filter(|(_, block)| block.fresh).collect();
@@ -279,6 +278,7 @@ impl Files {
             }
             fresh.into_iter().map(|(index, block)| (index as u32, block.place.at)).collect()
         };
+        drop(frozen);
         self.free_blocks(open, &fresh).await
     }
 }

@@ -29,7 +29,7 @@ const TRIES: u32 = 64;
 const CUT_AT_ONCE: usize = 8;
 
 /// Makes a range unknown to data I/O until it is dropped.
-struct Frozen<'a> {
+pub(super) struct Frozen<'a> {
     shared: &'a Arc<SharedFile>,
 }
 
@@ -212,7 +212,8 @@ impl Files {
         Ok(found.filter(|(pb, _)| self.shape.first_block(*pb) <= last_block))
     }
 
-    async fn freeze<'a>(&self, open: &'a Open, range: &Range<u64>) -> Frozen<'a> {
+    /// Makes a range unknown to data I/O and waits until none of it is in flight. The caller holds the change lock.
+    pub(super) async fn freeze<'a>(&self, open: &'a Open, range: &Range<u64>) -> Frozen<'a> {
         let shared = &open.shared;
         shared.references.settled(range).await;
         {

@@ -281,15 +281,14 @@ impl Files {
     /// Waits until no data is in flight, then releases the lock. Nothing may be unpublished any more.
     async fn unlock(&self, open: &Rc<Open>) -> Result<(), FsError> {
         let shared = &open.shared;
-        let all = 0..u64::MAX;
-        shared.references.settled(&all).await;
+        let _change = open.change.lock().await;
+        let frozen = self.freeze(open, &(0..u64::MAX)).await;
         {
             let mut state = shared.state.write();
             state.access.hold = Hold::Nothing;
             state.runs.clear();
-            shared.references.advance(&all);
         }
-        shared.references.settled(&all).await;
+        drop(frozen);
         open.cells.borrow_mut().clear();
         if shared.doubt.load(Ordering::Acquire) {
             self.doubtful.borrow_mut().insert(shared.fd);

@@ -3,8 +3,9 @@
 //! Must not know: what is mapped where, what the waiter does afterwards.
 
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
@@ -26,11 +27,11 @@ struct Shard {
 /// All references on one open file.
 ///
 /// [`References::take`] is called with the file's map locked for reading and [`References::advance`] with it locked for writing, so
-/// that nobody takes a reference of an epoch that has ended. One waiter at a time: the file's change lock sees to that.
+/// that nobody takes a reference of an epoch that has ended. One epoch is ended at a time: the file's change lock sees to that.
 #[derive(Default)]
 pub struct References {
     shards: [Shard; SHARDS],
-    waiting: AtomicBool,
+    waiting: AtomicUsize,
     gone: Notify,
 }
 
@@ -77,14 +78,15 @@ impl References {
 
     /// Waits until no reference from before the last [`References::advance`] overlaps `range`.
     pub async fn settled(&self, range: &Range<u64>) {
+        let _waiting = Waiting::new(&self.waiting);
         loop {
-            self.waiting.store(true, Ordering::SeqCst);
-            let notified = self.gone.notified();
+            // From here on a drop of a last reference is heard, also one before the first poll.
+            let mut gone = pin!(self.gone.notified());
+            gone.as_mut().enable();
             if self.shards_of(range).all(|shard| shard.older() == 0) {
-                self.waiting.store(false, Ordering::SeqCst);
                 return;
             }
-            notified.await;
+            gone.await;
         }
     }
 
@@ -101,6 +103,22 @@ impl References {
     }
 }
 
+/// Counts a waiter while it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Waiting<'a> {
+        count.fetch_add(1, Ordering::SeqCst);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Shard {
     fn older(&self) -> u64 {
         let present = self.epoch.load(Ordering::SeqCst) & 1;
@@ -112,8 +130,8 @@ impl Drop for RunRef {
     fn drop(&mut self) {
         let references = &self.references;
         let count = &references.shards[usize::from(self.shard)].counts[usize::from(self.parity)];
-        if count.fetch_sub(1, Ordering::SeqCst) == 1 && references.waiting.load(Ordering::SeqCst) {
-            references.gone.notify_one();
+        if count.fetch_sub(1, Ordering::SeqCst) == 1 && references.waiting.load(Ordering::SeqCst) > 0 {
+            references.gone.notify_waiters();
         }
     }
 }
@@ -148,6 +166,18 @@ mod tests {
         assert!(references.settled(&all).now_or_never().is_none());
         drop(held);
         assert!(references.settled(&all).now_or_never().is_some());
+    }
+
+    #[test]
+    fn every_waiter_is_woken() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let references = Arc::new(References::default());
+        let held = references.take(0);
+        references.advance(&(0..10));
+        let thread = std::thread::spawn(move || drop(held));
+        runtime.block_on(async { futures_util::join!(references.settled(&(0..1)), references.settled(&(0..10))) });
+        thread.join().unwrap();
+        assert_eq!(references.waiting.load(Ordering::SeqCst), 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use vmfs_core::check::{Finding, Severity, check};
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::format::heartbeat::{Heartbeat, SlotState};
@@ -47,7 +48,7 @@ pub fn mount_options(number: u32) -> MountOptions {
 /// Mounts on a host and lets its background run. The paths come back for faults.
 pub async fn mount(sim: &Sim, disks: &[MemoryDisk], number: u32) -> (Volume, Vec<Rc<MemoryLun>>) {
     let paths: Vec<_> = disks.iter().map(|disk| disk.connect(sim, HostNo(number))).collect();
-    let luns = paths.iter().map(|path| -> Rc<dyn Lun> { path.clone() }).collect();
+    let luns = paths.iter().cloned().map(|path| path as Rc<dyn Lun>).collect();
     let volume = Volume::mount(luns, mount_options(number), sim.env(HostNo(number))).await.unwrap();
     let background = volume.clone();
     sim.spawn(HostNo(number), async move { background.background().await });
@@ -132,4 +133,13 @@ pub async fn break_slots(by: &Volume, slots: &[(LunIndex, SlotRef)]) {
         let outcome = by.context().cas(&cell, change).await.unwrap();
         assert!(matches!(outcome, vmfs_core::cas::CasOutcome::Applied(_)));
     }
+}
+
+/// What the checker finds on the unmounted volume; `lenient`: only what recovery would not repair.
+pub async fn fsck(sim: &Sim, disks: &[MemoryDisk], lenient: bool) -> Vec<Finding> {
+    let luns: Vec<Rc<dyn Lun>> = disks.iter().map(|disk| -> Rc<dyn Lun> { disk.connect(sim, HostNo(99)) }).collect();
+    let mut findings: Vec<Finding> = Vec::new();
+    check(&luns, &mut findings).await.unwrap();
+    findings.retain(|finding| !lenient || finding.severity == Severity::Error);
+    findings
 }

@@ -217,7 +217,7 @@ impl FileDisk {
 }
 
 /// What an error of the operating system means to a disk.
-fn failure(position: u64) -> impl FnOnce(std::io::Error) -> StorageError {
+pub(super) fn failure(position: u64) -> impl FnOnce(std::io::Error) -> StorageError {
     move |error| {
         tracing::warn!(%error, position, "the disk's file failed");
         match Errno::from_io_error(&error) {

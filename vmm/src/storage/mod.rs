@@ -5,15 +5,21 @@
 mod file;
 mod identity;
 mod ring;
+mod supervisor;
+mod vmfs;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use lockd::client::DirectError;
 use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, StorageError};
 use vmfs_core::disk::descriptor::{Access, Descriptor, DescriptorError, MAX_DESCRIPTOR_BYTES};
 
 pub use file::FileDisk;
+pub use supervisor::Supervisor;
+pub use vmfs::VmfsDisk;
 
 /// Which disk to open, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +50,18 @@ pub enum OpenError {
     InUse {
         /// The file.
         path: PathBuf,
+    },
+    /// It lies on a mounted VMFS volume, and another host or program holds its lock. The cause says which.
+    #[error("{source}; stop the machine that uses it, or wait until its host has given it up")]
+    Locked {
+        /// What the mount says.
+        source: DirectError,
+    },
+    /// It lies on a mounted VMFS volume, which does not give it.
+    #[error("{source}; check the volume (vmfs status) and the log of its mount")]
+    Direct {
+        /// What the mount says.
+        source: DirectError,
     },
     /// It holds less than one block.
     #[error("{} has {length} bytes: less than one block of {block}; create the disk with its size first", path.display())]
@@ -103,24 +121,34 @@ impl OpenError {
 pub enum Storage {
     /// A file or a block device.
     File(FileDisk),
+    /// A disk on a mounted VMFS volume, whose data does not pass through the mount.
+    Vmfs(VmfsDisk),
 }
 
-/// Opens a disk on the calling thread, which must run a tokio-uring runtime.
+/// Opens a disk on the calling thread, which must run a tokio-uring runtime. `supervisor` is told when it freezes or is lost.
 ///
 /// # Errors
 /// [`OpenError`]
-pub async fn open(source: DiskSource) -> Result<Storage, OpenError> {
+pub async fn open(source: DiskSource, supervisor: Arc<dyn Supervisor>) -> Result<Storage, OpenError> {
     let flat = find_flat_file(&source)?;
-    let disk = FileDisk::open(&flat.path, source.read_only || flat.read_only)?;
+    let read_only = source.read_only || flat.read_only;
+    let mut identity = flat.names;
+    if let Some(serial) = source.serial {
+        identity.serial = serial;
+    }
+    // A pipe or device is not even tried: to open it could wait or disturb.
+    if flat.path.is_file()
+        && let Some(file) = vmfs::open_direct(&flat.path, !read_only).await?
+    {
+        let appearance = vmfs::Appearance { identity, length: flat.length, thin: flat.thin };
+        return VmfsDisk::new(file, appearance, supervisor).map(Storage::Vmfs);
+    }
+    let disk = FileDisk::open(&flat.path, read_only)?;
     let disk = match flat.length {
         Some(length) => disk.limited_to(length, &flat.path)?,
         None => disk,
     };
-    let mut names = flat.names;
-    if let Some(serial) = source.serial {
-        names.serial = serial;
-    }
-    Ok(Storage::File(disk.named(names)))
+    Ok(Storage::File(disk.named(identity)))
 }
 
 /// The file that holds a disk's blocks.
@@ -129,6 +157,8 @@ struct FlatFile {
     read_only: bool,
     /// Its length in bytes if a descriptor says so.
     length: Option<u64>,
+    /// A descriptor says that space is taken at the first write.
+    thin: bool,
     names: Identity,
 }
 
@@ -136,75 +166,99 @@ struct FlatFile {
 fn find_flat_file(source: &DiskSource) -> Result<FlatFile, OpenError> {
     let path = source.path.canonicalize().map_err(OpenError::system("find", &source.path))?;
     let names = identity::from_path(&path);
-    if path.extension().is_none_or(|extension| extension != "vmdk") || is_flat_name(&path) {
-        return Ok(FlatFile { path, read_only: false, length: None, names });
+    if let Some(descriptor) = descriptor_of_flat(&path) {
+        // Only what the guest may do with it; its size is what the file itself says.
+        let thin = read_descriptor(&descriptor).is_ok_and(|descriptor| is_thin(&descriptor));
+        return Ok(FlatFile { path, read_only: false, length: None, thin, names });
     }
-    if !path.is_file() {
-        return Err(OpenError::NotADisk { path });
+    if path.extension().is_none_or(|extension| extension != "vmdk") {
+        return Ok(FlatFile { path, read_only: false, length: None, thin: false, names });
     }
-    let mut text = Vec::new();
-    let file = File::open(&path).map_err(OpenError::system("open", &path))?;
-    file.take(MAX_DESCRIPTOR_BYTES as u64 + 1).read_to_end(&mut text).map_err(OpenError::system("read", &path))?;
-    let descriptor = Descriptor::parse(&text).map_err(|source| OpenError::Descriptor { path: path.clone(), source })?;
+    let descriptor = read_descriptor(&path)?;
     let Some((name, sectors)) = descriptor.flat_extent() else {
         return Err(OpenError::Kind { path, kind: descriptor.create_type });
     };
     let flat = path.with_file_name(name);
     let names = descriptor.ddb_value("uuid").and_then(identity::from_uuid).unwrap_or(names);
     let read_only = descriptor.extents.iter().any(|extent| extent.access != Access::ReadWrite);
-    Ok(FlatFile { path: flat, read_only, length: Some(sectors.saturating_mul(512)), names })
+    let (length, thin) = (Some(sectors.saturating_mul(512)), is_thin(&descriptor));
+    Ok(FlatFile { path: flat, read_only, length, thin, names })
 }
 
-fn is_flat_name(path: &Path) -> bool {
-    path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("-flat"))
+fn read_descriptor(path: &Path) -> Result<Descriptor, OpenError> {
+    if !path.is_file() {
+        return Err(OpenError::NotADisk { path: path.to_owned() });
+    }
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(OpenError::system("open", path))?;
+    file.take(MAX_DESCRIPTOR_BYTES as u64 + 1).read_to_end(&mut text).map_err(OpenError::system("read", path))?;
+    Descriptor::parse(&text).map_err(|source| OpenError::Descriptor { path: path.to_owned(), source })
+}
+
+/// Where the descriptor of a flat file would be; `None` if its name is none of a flat file.
+fn descriptor_of_flat(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?.strip_suffix("-flat.vmdk")?;
+    Some(path.with_file_name(format!("{name}.vmdk")))
+}
+
+fn is_thin(descriptor: &Descriptor) -> bool {
+    descriptor.ddb_value("thinProvisioned") == Some("1")
 }
 
 impl BlockDevice for Storage {
     fn geometry(&self) -> Geometry {
         match self {
             Storage::File(disk) => disk.geometry(),
+            Storage::Vmfs(disk) => disk.geometry(),
         }
     }
 
     fn identity(&self) -> &Identity {
         match self {
             Storage::File(disk) => disk.identity(),
+            Storage::Vmfs(disk) => disk.identity(),
         }
     }
 
     async fn read(&self, position: u64, buffer: &DataBuffer) -> Result<(), StorageError> {
         match self {
             Storage::File(disk) => disk.read(position, buffer).await,
+            Storage::Vmfs(disk) => disk.read(position, buffer).await,
         }
     }
 
     async fn write(&self, position: u64, buffer: &DataBuffer, force_unit_access: bool) -> Result<(), StorageError> {
         match self {
             Storage::File(disk) => disk.write(position, buffer, force_unit_access).await,
+            Storage::Vmfs(disk) => disk.write(position, buffer, force_unit_access).await,
         }
     }
 
     async fn flush(&self) -> Result<(), StorageError> {
         match self {
             Storage::File(disk) => disk.flush().await,
+            Storage::Vmfs(disk) => disk.flush().await,
         }
     }
 
     async fn unmap(&self, ranges: &[ByteRange]) -> Result<(), StorageError> {
         match self {
             Storage::File(disk) => disk.unmap(ranges).await,
+            Storage::Vmfs(disk) => disk.unmap(ranges).await,
         }
     }
 
     async fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> Result<(), StorageError> {
         match self {
             Storage::File(disk) => disk.write_zeroes(range, may_unmap).await,
+            Storage::Vmfs(disk) => disk.write_zeroes(range, may_unmap).await,
         }
     }
 
     async fn block_status(&self, range: ByteRange) -> Result<BlockStatus, StorageError> {
         match self {
             Storage::File(disk) => disk.block_status(range).await,
+            Storage::Vmfs(disk) => disk.block_status(range).await,
         }
     }
 }

@@ -18,7 +18,7 @@ const MAX_SEGMENTS: usize = 1024;
 /// What must outlive an operation: the file, the memory, and the list that the kernel reads it from.
 struct Held {
     _file: Rc<File>,
-    _memory: Option<DataBuffer>,
+    _memory: [Option<DataBuffer>; 2],
     vectors: Vec<libc::iovec>,
 }
 
@@ -42,6 +42,17 @@ pub(super) enum Transfer {
     Write,
     /// A write that is durable when it has ended (RWF_DSYNC).
     DurableWrite,
+}
+
+/// Zeros around the bytes of a write.
+#[derive(Clone, Copy)]
+pub(super) struct Padding<'a> {
+    /// Zeros, as often as needed; not empty, and as aligned as the file wants its memory.
+    pub(super) zeros: &'a DataBuffer,
+    /// Bytes of zeros before the others.
+    pub(super) before: usize,
+    /// Bytes of zeros behind them.
+    pub(super) after: usize,
 }
 
 /// A file whose operations go through the io_uring of the thread that made it.
@@ -78,12 +89,7 @@ impl RingFile {
     async fn transfer_once(&self, way: Transfer, position: u64, buffer: DataBuffer) -> io::Result<u32> {
         let fd = types::Fd(self.file.as_raw_fd());
         let mut vectors = self.spare.borrow_mut().pop().unwrap_or_default();
-        vectors.extend(
-            buffer
-                .segments()
-                .take(MAX_SEGMENTS)
-                .map(|segment| libc::iovec { iov_base: segment.pointer().as_ptr().cast(), iov_len: segment.length() }),
-        );
+        extend(&mut vectors, &buffer);
         // The list's memory does not move with the vector, and `Held` keeps it and the segments until the operation ends.
         let (list, count) = (vectors.as_ptr(), vectors.len() as u32);
         let entry = match way {
@@ -93,27 +99,58 @@ impl RingFile {
                 opcode::Writev::new(fd, list, count).offset(position).rw_flags(libc::RWF_DSYNC).build()
             }
         };
-        self.submit(entry, Some(buffer), vectors).await
+        self.submit(entry, [Some(buffer), None], vectors).await
+    }
+
+    /// Writes `buffer` with zeros around it; the zeros begin at byte `position`.
+    pub(super) async fn write_padded(
+        &self,
+        position: u64,
+        buffer: &DataBuffer,
+        padding: Padding<'_>,
+    ) -> io::Result<()> {
+        let Padding { zeros, before, after } = padding;
+        let total = before + buffer.len() + after;
+        let mut done = 0;
+        while done < total {
+            let skipped = done.saturating_sub(before).min(buffer.len());
+            let rest = buffer.slice(skipped..buffer.len());
+            let behind = after - done.saturating_sub(before + buffer.len());
+            let mut vectors = self.spare.borrow_mut().pop().unwrap_or_default();
+            extend_zeros(&mut vectors, zeros, before.saturating_sub(done));
+            extend(&mut vectors, &rest);
+            extend_zeros(&mut vectors, zeros, behind);
+            let (list, count) = (vectors.as_ptr(), vectors.len() as u32);
+            let fd = types::Fd(self.file.as_raw_fd());
+            let entry = opcode::Writev::new(fd, list, count).offset(position + done as u64).build();
+            match self.submit(entry, [Some(rest), Some(zeros.clone())], vectors).await {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => done += count as usize,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Makes written data durable.
     pub(super) async fn sync_data(&self) -> io::Result<()> {
         let fd = types::Fd(self.file.as_raw_fd());
         let entry = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build();
-        self.submit(entry, None, Vec::new()).await.map(drop)
+        self.submit(entry, [None, None], Vec::new()).await.map(drop)
     }
 
     /// fallocate(2) with `mode`.
     pub(super) async fn allocate(&self, mode: i32, position: u64, length: u64) -> io::Result<()> {
         let fd = types::Fd(self.file.as_raw_fd());
         let entry = opcode::Fallocate::new(fd, length).offset(position).mode(mode).build();
-        self.submit(entry, None, Vec::new()).await.map(drop)
+        self.submit(entry, [None, None], Vec::new()).await.map(drop)
     }
 
     async fn submit(
         &self,
         entry: squeue::Entry,
-        memory: Option<DataBuffer>,
+        memory: [Option<DataBuffer>; 2],
         vectors: Vec<libc::iovec>,
     ) -> io::Result<u32> {
         let held = Held { _file: self.file.clone(), _memory: memory, vectors };
@@ -123,5 +160,21 @@ impl RingFile {
             self.spare.borrow_mut().push(held.vectors);
         }
         result
+    }
+}
+
+/// Adds the memory of `buffer`, as far as one operation takes it.
+fn extend(vectors: &mut Vec<libc::iovec>, buffer: &DataBuffer) {
+    let room = MAX_SEGMENTS - vectors.len();
+    let parts = buffer.segments().take(room);
+    vectors.extend(parts.map(|part| libc::iovec { iov_base: part.pointer().as_ptr().cast(), iov_len: part.length() }));
+}
+
+/// Adds `length` zeros, as far as one operation takes them.
+fn extend_zeros(vectors: &mut Vec<libc::iovec>, zeros: &DataBuffer, mut length: usize) {
+    while length > 0 && vectors.len() < MAX_SEGMENTS {
+        let part = zeros.slice(0..length.min(zeros.len()));
+        extend(vectors, &part);
+        length -= part.len();
     }
 }

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::storage::{DiskSource, Storage, open};
+use crate::storage::{DiskSource, OpenError, Storage};
+use crate::supervision::Supervision;
 
 const LENGTH: usize = 1 << 20;
 
@@ -22,6 +23,10 @@ fn image() -> (TempDir, PathBuf) {
 
 fn run<T>(future: impl Future<Output = T>) -> T {
     tokio_uring::start(future)
+}
+
+async fn open(source: DiskSource) -> Result<Storage, OpenError> {
+    crate::storage::open(source, std::sync::Arc::new(Supervision::default())).await
 }
 
 fn source(path: &Path) -> DiskSource {
@@ -160,7 +165,7 @@ fn a_descriptor_leads_to_its_flat_file() {
     };
     run(async {
         fs::write(&descriptor, text(1024, "VMFS")).unwrap();
-        let Storage::File(disk) = open(source(&descriptor)).await.unwrap();
+        let Storage::File(disk) = open(source(&descriptor)).await.unwrap() else { panic!("it is on no volume") };
         assert_eq!((disk.geometry().blocks, &disk.identity().serial[..8]), (1024, "6000c293"));
         drop(disk);
         let named = DiskSource { serial: Some("S1".into()), ..source(&flat) };

@@ -1,0 +1,165 @@
+//! Owns: the metadata actor: the one thread on which everything of the volume that is asynchronous runs, and the way to it.
+//! Promises: jobs begin in the order in which they were sent; after [`Actor::stop`] has returned the volume is unmounted.
+//! Must not know: FUSE, what the jobs do.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::{JoinSet, LocalSet};
+use vmfs_core::error::{FsError, FsErrorKind};
+use vmfs_core::gate::GatePage;
+use vmfs_core::lun::{Lun, OpenLun, open_lun};
+use vmfs_core::real_env::RealEnv;
+use vmfs_core::volume::{MountOptions, Volume};
+
+/// Threads for blocking commands of the metadata path.
+const BLOCKING_THREADS: usize = 32;
+/// How long operations that were begun may go on after the unmount was asked for.
+const LAST_OPERATIONS: Duration = Duration::from_secs(30);
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+type Job = Box<dyn FnOnce(Volume) -> Task + Send>;
+
+enum Message {
+    Run(Job),
+    Stop,
+}
+
+/// The way to the metadata actor. Jobs sent after it has stopped are dropped, and with them whatever must be answered.
+pub struct Actor {
+    sender: UnboundedSender<Message>,
+    thread: Mutex<Option<JoinHandle<Result<(), FsError>>>>,
+}
+
+impl Actor {
+    /// Starts the actor, opens the LUNs and mounts the volume, whose leases `gate` will show; `prepare` makes of it what the caller needs from the start.
+    pub fn start<T: Send + 'static>(
+        luns: Vec<String>,
+        options: MountOptions,
+        gate: GatePage,
+        prepare: impl FnOnce(&Volume) -> T + Send + 'static,
+    ) -> Result<(Actor, T), FsError> {
+        let (sender, receiver) = unbounded_channel();
+        let (mounted, is_mounted) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("vmfs-actor".to_owned())
+            .spawn(move || {
+                let runtime = runtime().map_err(|error| failed("the actor's runtime", &error))?;
+                runtime.block_on(LocalSet::new().run_until(async move {
+                    match mount(luns, options, gate).await {
+                        Ok(volume) => {
+                            // The receiver waits for this one message.
+                            let _ = mounted.send(Ok(prepare(&volume)));
+                            run(volume, receiver).await
+                        }
+                        Err(error) => {
+                            let _ = mounted.send(Err(error));
+                            Ok(())
+                        }
+                    }
+                }))
+            })
+            .map_err(|error| failed("the actor's thread", &error))?;
+        match is_mounted.recv() {
+            Ok(Ok(prepared)) => Ok((Actor { sender, thread: Mutex::new(Some(thread)) }, prepared)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => match thread.join() {
+                Ok(Err(error)) => Err(error),
+                _ => Err(FsError::refused(FsErrorKind::Io, "the metadata actor ended before the volume was mounted")),
+            },
+        }
+    }
+
+    /// Sends a job; its future runs beside the others.
+    pub fn send<F>(&self, job: impl FnOnce(Volume) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        // When the actor has ended the job is dropped, and its reply object answers with EIO.
+        let _ = self.sender.send(Message::Run(Box::new(move |volume| Box::pin(job(volume)))));
+    }
+
+    /// Sends a job and blocks until it has answered. Never called on the actor's own thread.
+    pub fn ask<T, F>(&self, job: impl FnOnce(Volume) -> F + Send + 'static) -> Result<T, FsError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, FsError>> + 'static,
+    {
+        let (answer, answered) = sync_channel(1);
+        self.send(move |volume| async move {
+            // Who asked may have ended with its thread.
+            let _ = answer.send(job(volume).await);
+        });
+        answered.recv().unwrap_or_else(|_| Err(FsError::refused(FsErrorKind::Io, "the volume is being unmounted")))
+    }
+
+    /// Ends the actor: lets operations finish, unmounts the volume, leaves its slots.
+    pub fn stop(&self) -> Result<(), FsError> {
+        let _ = self.sender.send(Message::Stop);
+        match self.thread.lock().take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(result)) => result,
+            Some(Err(_)) => {
+                Err(FsError::refused(FsErrorKind::Io, "the metadata actor panicked; the slots were not left"))
+            }
+        }
+    }
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(BLOCKING_THREADS).build()
+}
+
+fn failed(what: &str, error: &io::Error) -> FsError {
+    FsError::refused(FsErrorKind::Io, format!("{what} cannot be had: {error}"))
+}
+
+async fn mount(paths: Vec<String>, options: MountOptions, gate: GatePage) -> Result<Volume, FsError> {
+    let how = OpenLun { read_only: options.read_only, refuse_busy_device: false };
+    let luns = paths.iter().map(|path| open_lun(path, how)).collect::<Result<Vec<Rc<dyn Lun>>, _>>()?;
+    Volume::mount_with_gate(luns, options, Rc::new(RealEnv), gate).await
+}
+
+/// Runs jobs beside the volume's background work until it is told to stop; then unmounts.
+async fn run(volume: Volume, mut receiver: UnboundedReceiver<Message>) -> Result<(), FsError> {
+    let background = {
+        let volume = volume.clone();
+        tokio::task::spawn_local(async move { volume.background().await })
+    };
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            message = receiver.recv() => match message {
+                Some(Message::Run(job)) => drop(tasks.spawn_local(job(volume.clone()))),
+                Some(Message::Stop) | None => break,
+            },
+            Some(ended) = tasks.join_next() => report_panic(ended),
+        }
+    }
+    receiver.close();
+    let rest = async {
+        while let Some(ended) = tasks.join_next().await {
+            report_panic(ended);
+        }
+    };
+    if tokio::time::timeout(LAST_OPERATIONS, rest).await.is_err() {
+        tracing::warn!("operations did not end within {LAST_OPERATIONS:?}; the volume is unmounted all the same");
+    }
+    let result = volume.unmount().await;
+    // It ends by itself after the unmount.
+    report_panic(background.await);
+    result
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!("an operation of the metadata actor failed: {error}");
+    }
+}

@@ -1,0 +1,106 @@
+//! Owns: what a mount point and this machine must be for a mount, and unmounting.
+//! Promises: a refusal names the object, the cause and the next step; a mount point that is in use is never forced away.
+//! Must not know: volumes.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::mount::UnmountFlags;
+
+/// Checks the mount point and gives its absolute path.
+pub fn check(directory: &Path, nonempty: bool) -> Result<PathBuf, String> {
+    let shown = directory.display();
+    let metadata = fs::metadata(directory).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => format!("the mount point {shown} does not exist: make it with mkdir"),
+        io::ErrorKind::NotConnected => {
+            format!("at {shown} lies a dead mount: unmount it first with umount -l {shown}")
+        }
+        _ => format!("the mount point {shown}: {error}"),
+    })?;
+    if !metadata.is_dir() {
+        return Err(format!("the mount point {shown} is not a directory"));
+    }
+    let absolute = directory.canonicalize().map_err(|error| format!("the mount point {shown}: {error}"))?;
+    let mut entries = fs::read_dir(&absolute).map_err(|error| format!("the mount point {shown}: {error}"))?;
+    if !nonempty && entries.next().is_some() {
+        return Err(format!(
+            "the mount point {shown} is not empty: choose an empty directory, or hide what is there with -o nonempty"
+        ));
+    }
+    Ok(absolute)
+}
+
+/// Checks that this process can use FUSE.
+pub fn check_fuse() -> Result<(), String> {
+    const DEVICE: &str = "/dev/fuse";
+    match File::options().read(true).write(true).open(DEVICE) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(format!("{DEVICE} does not exist: load the kernel's module with modprobe fuse"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(format!(
+            "no permission for {DEVICE}: mount as root, or as a user who may open it (and has fusermount3)"
+        )),
+        Err(error) => Err(format!("{DEVICE} cannot be opened: {error}")),
+    }
+}
+
+/// How an unmount ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// The mount is gone.
+    Gone,
+    /// Programs still have files open: the mount has left the tree and ends with the last of them.
+    Detached,
+}
+
+/// Unmounts; when it is busy, takes it out of the tree, so that it ends when the last file is closed.
+pub fn unmount(directory: &Path) -> io::Result<Unmounted> {
+    match rustix::mount::unmount(directory, UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(Unmounted::Gone),
+        Err(rustix::io::Errno::BUSY) => {
+            rustix::mount::unmount(directory, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?;
+            Ok(Unmounted::Detached)
+        }
+        Err(rustix::io::Errno::PERM) => unmount_as_user(directory),
+        // It is no mount point any more: somebody else unmounted it.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(Unmounted::Gone),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn unmount_as_user(directory: &Path) -> io::Result<Unmounted> {
+    for (arguments, outcome) in [(&["-u"][..], Unmounted::Gone), (&["-u", "-z"][..], Unmounted::Detached)] {
+        let status = Command::new("fusermount3")
+            .args(arguments)
+            .arg("--")
+            .arg(directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()?;
+        if status.success() {
+            return Ok(outcome);
+        }
+    }
+    Err(io::Error::other("fusermount3 -u refused it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_point_is_an_empty_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(check(folder.path(), false).unwrap(), folder.path().canonicalize().unwrap());
+        assert!(check(&folder.path().join("nowhere"), false).unwrap_err().contains("mkdir"));
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(check(&file, false).unwrap_err().contains("not a directory"));
+        assert!(check(folder.path(), false).unwrap_err().contains("not empty"));
+        assert!(check(folder.path(), true).is_ok());
+    }
+}

@@ -1,0 +1,78 @@
+//! Owns: the facts about a mounted volume as JSON, for the administrator's command.
+//! Promises: the shapes below stay as they are; numbers are in bytes, times in seconds since 1970 or as named.
+//! Must not know: how the facts are found.
+
+use serde_json::{Value, json};
+use vmfs_core::volume::{HostStatus, LunStatus, VolumeStatus, WhyLocked};
+
+/// `vmfs status`.
+pub fn status(status: &VolumeStatus, open_files: usize) -> Value {
+    json!({
+        "volume": status.info.uuid.to_string(),
+        "label": status.info.label,
+        "block_bytes": status.info.block_size.bytes(),
+        "cell_bytes": status.info.cell_size.bytes(),
+        "lock_mode": format!("{:?}", status.info.lock_mode),
+        "read_only": status.info.read_only,
+        "lease_ms": status.info.lease.lease_ms,
+        "renew_ms": status.info.lease.renew_ms,
+        "margin_ms": status.info.lease.margin_ms,
+        "open_files": open_files,
+        "fenced": status.fenced,
+        "unfinished": status.unfinished,
+        "warnings": status.warnings,
+        "luns": status.luns.iter().map(lun).collect::<Vec<_>>(),
+    })
+}
+
+fn lun(lun: &LunStatus) -> Value {
+    json!({
+        "index": lun.info.index.get(),
+        "name": lun.info.name,
+        "uuid": lun.info.uuid.to_string(),
+        "bytes": lun.info.bytes,
+        "state": format!("{:?}", lun.info.state),
+        "slot": lun.info.slot.map(|slot| slot.to_string()),
+        "total_blocks": lun.total_blocks,
+        "free_blocks": lun.free_blocks,
+        "lease_left_ms": lun.lease_left_ms,
+        "error": lun.error,
+        "hosts": lun.hosts.iter().map(host).collect::<Vec<_>>(),
+    })
+}
+
+fn host(host: &HostStatus) -> Value {
+    json!({
+        "slot": host.slot.to_string(),
+        "state": format!("{:?}", host.state),
+        "host": host.host.to_string(),
+        "name": host.name,
+        "incarnation": format!("{:016x}", host.incarnation),
+        "beat": host.beat,
+        "live_since_s": host.live_since_s,
+        "fence_grade": format!("{:?}", host.fence_grade),
+        "lease_ms": host.lease.lease_ms,
+        "own": host.own,
+        "former_self": host.former_self,
+    })
+}
+
+/// `vmfs why-locked`. `programs` has this host's programs that have the file open, as text.
+pub fn why_locked(why: &WhyLocked, explanation: &str) -> Value {
+    let holders = why.holders.iter().map(|holder| {
+        json!({
+            "slot": holder.slot.to_string(),
+            "incarnation": format!("{:016x}", holder.incarnation),
+            "own": holder.own,
+            "counts": holder.counts,
+            "host": holder.host.as_ref().map(host),
+        })
+    });
+    json!({
+        "object": why.object.fd.to_string(),
+        "mode": format!("{:?}", why.mode),
+        "wanted": why.wanted,
+        "holders": holders.collect::<Vec<_>>(),
+        "explanation": explanation,
+    })
+}

@@ -1,0 +1,179 @@
+//! Owns: the life of one mount: volume, FUSE session, socket, signals, and their end in the right order.
+//! Promises: a mount that fails half-way leaves nothing mounted and its slots left; SIGTERM and umount end it cleanly.
+//! Must not know: single requests.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fuser::{Config, MountOption, Session, SessionACL};
+use lockd::gate_memory::SharedGateMemory;
+use lockd::server::Server;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use vmfs_core::error::FsError;
+use vmfs_core::gate::GatePage;
+use vmfs_core::volume::{MountOptions, Volume};
+
+use crate::actor::Actor;
+use crate::control::Control;
+use crate::filesystem::Vmfs;
+use crate::handles::Handle;
+use crate::host;
+use crate::mountpoint::{self, Unmounted};
+use crate::opening;
+use crate::options::Mount;
+use crate::state::State;
+
+/// Worker threads when nothing is said: enough to keep a LUN busy while each blocks in one command.
+const DEFAULT_THREADS: u16 = 16;
+
+/// Mounts, calls `up` once the mount is in the tree, and serves until it is unmounted.
+pub fn serve(mount: &Mount, up: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    let directory = mountpoint::check(&mount.directory, mount.nonempty)?;
+    mountpoint::check_fuse()?;
+    // From here on a signal ends the mount in order, also while it is being made.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
+    let state = mount_volume(mount)?;
+    let ended = run(mount, &directory, &state, signals, up);
+    state.end();
+    let unmounted = unmount_volume(&state);
+    ended?;
+    unmounted.map_err(|error| format!("{}: the unmount was not clean: {error}", mount.source))?;
+    tracing::info!("unmounted {} from {}", mount.source, directory.display());
+    Ok(())
+}
+
+fn mount_volume(mount: &Mount) -> Result<Arc<State>, String> {
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", mount.source);
+    let identity = host::identity(mount.host_id, mount.host_name.clone()).map_err(|error| error.to_string())?;
+    let gate = SharedGateMemory::create().map_err(|error| named(&format!("the gate page: {error}")))?;
+    let gate = Arc::new(gate);
+    let host = identity.host;
+    let page = GatePage::create(gate.clone()).map_err(|error| named(&error))?;
+    let options = MountOptions { read_only: mount.read_only, host: identity, slot_hint: None };
+    let prepare = |volume: &Volume| (volume.info().clone(), volume.files().data_luns());
+    let (actor, (info, luns)) =
+        Actor::start(mount.luns.clone(), options, page, prepare).map_err(|error| named(&error))?;
+    Ok(Arc::new(State::new(actor, info, luns, host, gate)))
+}
+
+/// Closes what is open and unmounts the volume.
+fn unmount_volume(state: &Arc<State>) -> Result<(), FsError> {
+    for (number, _) in state.handles.files() {
+        if let Some(Handle::File(handle)) = state.handles.remove(number) {
+            let shared = state.clone();
+            state.actor.send(move |volume| async move {
+                if let Err(error) = opening::close(&shared, &volume, &handle).await {
+                    tracing::error!("a file that was open at the unmount: {error}");
+                }
+            });
+        }
+    }
+    state.actor.stop()
+}
+
+fn run(
+    mount: &Mount,
+    directory: &Path,
+    state: &Arc<State>,
+    signals: Signals,
+    up: impl FnOnce() -> Result<(), String>,
+) -> Result<(), String> {
+    let _server = match Server::start(Arc::new(Control::new(state.clone()))) {
+        Ok(server) => {
+            // Set once: this is the only place.
+            let _ = state.socket.set(server.path().to_owned());
+            Some(server)
+        }
+        Err(error) => {
+            tracing::warn!("no socket for direct access and the vmfs command: {error}");
+            None
+        }
+    };
+    let session = Session::new(Vmfs { state: state.clone() }, directory, &config(mount))
+        .map_err(|error| explain(directory, &error))?;
+    let watch = Watch::start(signals, directory)?;
+    tracing::info!("mounted {} at {}", mount.source, directory.display());
+    let told = up();
+    if told.is_err()
+        && let Err(error) = mountpoint::unmount(directory)
+    {
+        tracing::error!("{}: {error}", directory.display());
+    }
+    let ended = session.run().map_err(|error| format!("{}: the FUSE session failed: {error}", directory.display()));
+    watch.stop();
+    told.and(ended)
+}
+
+fn explain(directory: &Path, error: &std::io::Error) -> String {
+    let shown = directory.display();
+    let text = error.to_string();
+    if text.contains("user_allow_other") {
+        return format!("{shown}: allow_other is for root, unless /etc/fuse.conf has user_allow_other");
+    }
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!("{shown}: cannot be mounted: {text}; a user other than root needs fusermount3 (package fuse3)")
+        }
+        _ => format!("{shown}: cannot be mounted: {}", text.trim_end()),
+    }
+}
+
+fn config(mount: &Mount) -> Config {
+    let mut config = Config::default();
+    config.acl = if mount.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(mount.threads.unwrap_or(DEFAULT_THREADS).into());
+    config.mount_options = vec![
+        MountOption::FSName(mount.source.clone()),
+        MountOption::Subtype("vmfs".to_owned()),
+        MountOption::DefaultPermissions,
+        if mount.read_only { MountOption::RO } else { MountOption::RW },
+    ];
+    config.mount_options.extend(mount.flags.iter().cloned());
+    config
+}
+
+/// The thread that turns signals into an unmount.
+struct Watch {
+    handle: signal_hook::iterator::Handle,
+    thread: std::thread::JoinHandle<()>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Watch {
+    fn start(mut signals: Signals, directory: &Path) -> Result<Watch, String> {
+        let handle = signals.handle();
+        let directory = directory.to_owned();
+        let ended = Arc::new(AtomicBool::new(false));
+        let session_ended = ended.clone();
+        let thread = std::thread::Builder::new()
+            .name("vmfs-signals".to_owned())
+            .spawn(move || {
+                for signal in signals.forever() {
+                    if session_ended.load(Ordering::Acquire) {
+                        return;
+                    }
+                    tracing::info!("signal {signal}: unmounting {}", directory.display());
+                    match mountpoint::unmount(&directory) {
+                        Ok(Unmounted::Gone) => {}
+                        Ok(Unmounted::Detached) => tracing::warn!(
+                            "{} is in use: it has left the tree, and the volume is left when the last file is closed",
+                            directory.display()
+                        ),
+                        Err(error) => tracing::error!("{}: {error}", directory.display()),
+                    }
+                }
+            })
+            .map_err(|error| format!("the signals' thread: {error}"))?;
+        Ok(Watch { handle, thread, ended })
+    }
+
+    fn stop(self) {
+        self.ended.store(true, Ordering::Release);
+        self.handle.close();
+        if self.thread.join().is_err() {
+            tracing::error!("the signals' thread panicked");
+        }
+    }
+}
