@@ -11,7 +11,7 @@ use lockd::drain;
 use lockd::protocol::{AdminRequest, Attachment, LunAccess, NameIn, Ticket};
 use lockd::server::{ClientId, Refusal, Service};
 use serde_json::{Value, json};
-use vmfs_core::error::{FsError, FsErrorKind};
+use vmfs_core::error::FsError;
 use vmfs_core::file::Hold;
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::units::{LunIndex, Uuid};
@@ -180,9 +180,4 @@ fn opened_here(state: &State, object: ObjectRef) -> String {
         0 => String::new(),
         all => format!(" On this host it is open {all} time(s), {writers} of them for writing."),
     }
-}
-
-/// A refusal of `kind` for a request that makes no sense.
-pub fn invalid(message: impl Into<String>) -> Refusal {
-    refusal(&FsError::refused(FsErrorKind::Invalid, message))
 }

@@ -1,6 +1,6 @@
-//! Owns: what the mount does with virtual disks for the `vmfs` command: create, info, extend, inflate, clone.
-//! Promises: the work runs on the metadata actor; its progress reaches whoever asked.
-//! Must not know: messages and sockets; what a disk consists of (`vmfs_core::disk`).
+//! Owns: the administrator's requests about virtual disks on a mounted volume.
+//! Promises: long work tells how far it is; it goes on when its client has left.
+//! Must not know: how a disk is made.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,24 +10,58 @@ use lockd::protocol::DiskKind;
 use lockd::server::Refusal;
 use serde_json::{Value, json};
 use vmfs_core::disk::descriptor::AdapterType;
-use vmfs_core::disk::{self, DiskSpec, Progress};
-use vmfs_core::error::FsError;
+use vmfs_core::disk::{self, DiskInfo, DiskSpec, Progress};
+use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::format::body::DiskFormat;
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::volume::Volume;
 
-use crate::control::{invalid, refusal};
+use crate::control::refusal;
 use crate::state::State;
 
+/// Permission bits of a new disk's two files.
+const MODE: u32 = 0o600;
+
 /// A name in a directory.
-type Place = (ObjectRef, Vec<u8>);
+pub type Place = (ObjectRef, Vec<u8>);
 
-/// Told {bytes done, bytes in all}.
-type Report<'a> = &'a mut dyn FnMut(u64, u64);
-
-enum Told {
+enum Step {
     Progress(Progress),
-    Done(Result<(), FsError>),
+    Done(Result<Value, FsError>),
+}
+
+/// Runs a job on the actor and hands its progress on.
+fn long<F>(
+    state: &Arc<State>,
+    progress: &mut dyn FnMut(u64, u64),
+    job: impl FnOnce(Volume, Teller) -> F + Send + 'static,
+) -> Result<Value, Refusal>
+where
+    F: Future<Output = Result<Value, FsError>> + 'static,
+{
+    let (sender, steps) = channel();
+    state.actor.send(move |volume| async move {
+        let done = job(volume, Teller(sender.clone())).await;
+        // The client's thread may have ended with the mount.
+        let _ = sender.send(Step::Done(done));
+    });
+    loop {
+        match steps.recv() {
+            Ok(Step::Progress(step)) => progress(step.done, step.total),
+            Ok(Step::Done(done)) => return done.map_err(|error| refusal(&error)),
+            Err(_) => return Err(refusal(&FsError::refused(FsErrorKind::Io, "the volume is being unmounted"))),
+        }
+    }
+}
+
+/// Tells a client's thread how far a job is.
+struct Teller(Sender<Step>);
+
+impl Teller {
+    fn tell(&self, progress: Progress) {
+        // The client's thread may have ended with the mount.
+        let _ = self.0.send(Step::Progress(progress));
+    }
 }
 
 fn format_of(kind: DiskKind) -> DiskFormat {
@@ -38,110 +72,95 @@ fn format_of(kind: DiskKind) -> DiskFormat {
     }
 }
 
-fn kind_name(format: DiskFormat) -> &'static str {
+fn format_name(format: Option<DiskFormat>) -> &'static str {
     match format {
-        DiskFormat::Thin => "thin",
-        DiskFormat::ZeroedThick => "zeroedthick",
-        DiskFormat::EagerZeroedThick => "eagerzeroedthick",
+        Some(DiskFormat::Thin) => "thin",
+        Some(DiskFormat::ZeroedThick) => "zeroedthick",
+        Some(DiskFormat::EagerZeroedThick) => "eagerzeroedthick",
+        None => "ordinary file",
     }
 }
 
-/// Only root reaches the socket: disks belong to root and are private, as ESX makes them.
-fn spec(size: u64, format: DiskFormat) -> DiskSpec {
-    DiskSpec { size, format, adapter: AdapterType::default(), multi_writer: false, mode: 0o600, uid: 0, gid: 0 }
+/// A disk that belongs to whom its directory belongs.
+async fn spec(volume: &Volume, directory: ObjectRef, size: u64, format: DiskFormat) -> Result<DiskSpec, FsError> {
+    let owner = volume.stat(directory).await?.attributes;
+    let (uid, gid) = (owner.uid, owner.gid);
+    Ok(DiskSpec { size, format, adapter: AdapterType::LsiLogic, multi_writer: false, mode: MODE, uid, gid })
 }
 
-/// Runs a job on the actor and passes its progress on until it has ended.
-fn long<F>(
-    state: &State,
-    report: Report<'_>,
-    job: impl FnOnce(Volume, Sender<Told>) -> F + Send + 'static,
-) -> Result<Value, Refusal>
-where
-    F: Future<Output = Result<(), FsError>> + 'static,
-{
-    let (sender, told) = channel();
-    state.actor.send(move |volume| async move {
-        let result = job(volume, sender.clone()).await;
-        // Who asked may have gone; the work is done all the same.
-        let _ = sender.send(Told::Done(result));
-    });
-    for message in told {
-        match message {
-            Told::Progress(Progress { done, total }) => report(done, total),
-            Told::Done(result) => return result.map(|()| json!({})).map_err(|error| refusal(&error)),
-        }
-    }
-    Err(Refusal { errno: libc::EIO, message: "the volume is being unmounted".to_owned() })
+fn report(info: &DiskInfo) -> Value {
+    json!({
+        "format": format_name(info.format),
+        "size_bytes": info.size,
+        "allocated_bytes": info.allocated,
+        "data_file": info.flat_name,
+        "object": info.flat.object.fd.to_string(),
+        "create_type": info.descriptor.create_type,
+        "content_id": format!("{:08x}", info.descriptor.cid),
+        "multi_writer": info.multi_writer,
+    })
 }
 
-fn pass_on(sender: Sender<Told>) -> impl FnMut(Progress) {
-    move |progress| {
-        // Who asked may have gone.
-        let _ = sender.send(Told::Progress(progress));
-    }
-}
-
-/// Makes a disk and its descriptor.
+/// `vmfs disk create`.
 pub fn create(
     state: &Arc<State>,
     (directory, name): Place,
     bytes: u64,
     kind: DiskKind,
-    report: Report<'_>,
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Value, Refusal> {
-    long(state, report, move |volume, sender| async move {
-        disk::create(&volume, directory, &name, spec(bytes, format_of(kind)), &mut pass_on(sender)).await
+    long(state, progress, move |volume, teller| async move {
+        let spec = spec(&volume, directory, bytes, format_of(kind)).await?;
+        disk::create(&volume, directory, &name, spec, &mut |step| teller.tell(step)).await?;
+        Ok(report(&disk::info(&volume, directory, &name).await?))
     })
 }
 
-/// What a disk is.
+/// `vmfs disk info`.
 pub fn info(state: &Arc<State>, (directory, name): Place) -> Result<Value, Refusal> {
-    let asked = state.actor.ask(move |volume| async move {
-        let info = disk::info(&volume, directory, &name).await?;
-        let flat = info.flat.object.fd.to_string();
-        Ok(json!({
-            "size_bytes": info.size,
-            "allocated_bytes": info.allocated,
-            "format": info.format.map_or("ordinary file", kind_name),
-            "multi_writer": info.multi_writer,
-            "data_file": info.flat_name,
-            "data_object": flat,
-            "adapter": info.descriptor.ddb_value("adapterType"),
-        }))
-    });
-    asked.map_err(|error| refusal(&error))
+    let asked = state.actor.ask(move |volume| async move { disk::info(&volume, directory, &name).await });
+    asked.map(|info| report(&info)).map_err(|error| refusal(&error))
 }
 
-/// Lets a disk grow.
-pub fn extend(state: &Arc<State>, (directory, name): Place, bytes: u64, report: Report<'_>) -> Result<Value, Refusal> {
-    long(state, report, move |volume, sender| async move {
-        disk::extend(&volume, directory, &name, bytes, &mut pass_on(sender)).await
+/// `vmfs disk extend`.
+pub fn extend(
+    state: &Arc<State>,
+    (directory, name): Place,
+    bytes: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Value, Refusal> {
+    long(state, progress, move |volume, teller| async move {
+        disk::extend(&volume, directory, &name, bytes, &mut |step| teller.tell(step)).await?;
+        Ok(report(&disk::info(&volume, directory, &name).await?))
     })
 }
 
-/// Makes a disk eagerzeroedthick.
-pub fn inflate(state: &Arc<State>, (directory, name): Place, report: Report<'_>) -> Result<Value, Refusal> {
-    long(state, report, move |volume, sender| async move {
-        disk::inflate(&volume, directory, &name, &mut pass_on(sender)).await
+/// `vmfs disk inflate`.
+pub fn inflate(
+    state: &Arc<State>,
+    (directory, name): Place,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Value, Refusal> {
+    long(state, progress, move |volume, teller| async move {
+        disk::inflate(&volume, directory, &name, &mut |step| teller.tell(step)).await?;
+        Ok(report(&disk::info(&volume, directory, &name).await?))
     })
 }
 
-/// Copies a disk, to the same kind unless another is asked for.
+/// `vmfs disk clone`.
 pub fn clone(
     state: &Arc<State>,
-    source: Place,
-    destination: Place,
+    (directory, name): Place,
+    (new_directory, new_name): Place,
     kind: Option<DiskKind>,
-    report: Report<'_>,
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Value, Refusal> {
-    if source == destination {
-        return Err(invalid("a disk cannot be copied onto itself"));
-    }
-    long(state, report, move |volume, sender| async move {
-        let (from, to) = ((source.0, source.1.as_slice()), (destination.0, destination.1.as_slice()));
-        let found = disk::info(&volume, from.0, from.1).await?;
-        let format = kind.map(format_of).or(found.format).unwrap_or(DiskFormat::ZeroedThick);
-        disk::clone(&volume, from, to, spec(found.size, format), &mut pass_on(sender)).await
+    long(state, progress, move |volume, teller| async move {
+        let source = disk::info(&volume, directory, &name).await?;
+        let format = kind.map(format_of).or(source.format).unwrap_or(DiskFormat::Thin);
+        let spec = spec(&volume, new_directory, source.size, format).await?;
+        let (from, to) = ((directory, name.as_slice()), (new_directory, new_name.as_slice()));
+        disk::clone(&volume, from, to, spec, &mut |step| teller.tell(step)).await?;
+        Ok(report(&disk::info(&volume, new_directory, &new_name).await?))
     })
 }

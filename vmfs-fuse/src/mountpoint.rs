@@ -2,12 +2,15 @@
 //! Promises: a refusal names the object, the cause and the next step; a mount point that is in use is never forced away.
 //! Must not know: volumes.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::mount::UnmountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 
 /// Checks the mount point and gives its absolute path.
 pub fn check(directory: &Path, nonempty: bool) -> Result<PathBuf, String> {
@@ -44,6 +47,37 @@ pub fn check_fuse() -> Result<(), String> {
             "no permission for {DEVICE}: mount as root, or as a user who may open it (and has fusermount3)"
         )),
         Err(error) => Err(format!("{DEVICE} cannot be opened: {error}")),
+    }
+}
+
+/// The type that the mount table shows.
+const TYPE: &str = "fuse.vmfs";
+
+/// What is to be mounted.
+pub struct NewMount<'a> {
+    /// As the mount table shows it.
+    pub source: &'a str,
+    /// Mount point.
+    pub directory: &'a Path,
+    /// Other users may use it.
+    pub allow_other: bool,
+    /// Flags of mount(2).
+    pub flags: MountFlags,
+}
+
+/// Mounts by mount(2) and gives the descriptor of the FUSE connection; `None` when only root may do that.
+pub fn mount(new: &NewMount<'_>) -> io::Result<Option<OwnedFd>> {
+    let device = OwnedFd::from(File::options().read(true).write(true).open("/dev/fuse")?);
+    let mode = fs::metadata(new.directory)?.mode() & rustix::fs::FileType::Directory.as_raw_mode();
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let other = if new.allow_other { ",allow_other" } else { "" };
+    let data =
+        format!("fd={},rootmode={mode:o},user_id={uid},group_id={gid},default_permissions{other}", device.as_raw_fd());
+    let data = CString::new(data)?;
+    match rustix::mount::mount(new.source, new.directory, TYPE, new.flags, data.as_c_str()) {
+        Ok(()) => Ok(Some(device)),
+        Err(rustix::io::Errno::PERM) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fuser::{Config, MountOption, Session, SessionACL};
 use lockd::gate_memory::SharedGateMemory;
 use lockd::server::Server;
+use rustix::mount::MountFlags;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmfs_core::error::FsError;
@@ -20,7 +21,7 @@ use crate::control::Control;
 use crate::filesystem::Vmfs;
 use crate::handles::Handle;
 use crate::host;
-use crate::mountpoint::{self, Unmounted};
+use crate::mountpoint::{self, NewMount, Unmounted};
 use crate::opening;
 use crate::options::Mount;
 use crate::state::State;
@@ -91,8 +92,7 @@ fn run(
             None
         }
     };
-    let session = Session::new(Vmfs { state: state.clone() }, directory, &config(mount))
-        .map_err(|error| explain(directory, &error))?;
+    let session = open_session(mount, directory, state).map_err(|error| explain(directory, &error))?;
     let watch = Watch::start(signals, directory)?;
     tracing::info!("mounted {} at {}", mount.source, directory.display());
     let told = up();
@@ -104,6 +104,38 @@ fn run(
     let ended = session.run().map_err(|error| format!("{}: the FUSE session failed: {error}", directory.display()));
     watch.stop();
     told.and(ended)
+}
+
+/// Mounts: as root directly, as another user by fusermount3.
+fn open_session(mount: &Mount, directory: &Path, state: &Arc<State>) -> std::io::Result<Session<Vmfs>> {
+    let (config, vmfs) = (config(mount), Vmfs { state: state.clone() });
+    let flags = flags(mount);
+    let new = NewMount { source: &mount.source, directory, allow_other: mount.allow_other, flags };
+    let Some(device) = mountpoint::mount(&new)? else { return Session::new(vmfs, directory, &config) };
+    let acl = config.acl;
+    Session::from_fd(vmfs, device, acl, config).inspect_err(|_| {
+        if let Err(error) = mountpoint::unmount(directory) {
+            tracing::error!("{}: {error}", directory.display());
+        }
+    })
+}
+
+/// Flags of mount(2): no devices and no set-user-id programs, unless asked for.
+fn flags(mount: &Mount) -> MountFlags {
+    let mut flags = MountFlags::NODEV | MountFlags::NOSUID;
+    flags.set(MountFlags::RDONLY, mount.read_only);
+    for option in &mount.flags {
+        match option {
+            MountOption::Dev => flags.remove(MountFlags::NODEV),
+            MountOption::Suid => flags.remove(MountFlags::NOSUID),
+            MountOption::NoExec => flags.insert(MountFlags::NOEXEC),
+            MountOption::NoAtime => flags.insert(MountFlags::NOATIME),
+            MountOption::Sync => flags.insert(MountFlags::SYNCHRONOUS),
+            MountOption::DirSync => flags.insert(MountFlags::DIRSYNC),
+            _ => {}
+        }
+    }
+    flags
 }
 
 fn explain(directory: &Path, error: &std::io::Error) -> String {
