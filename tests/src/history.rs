@@ -31,6 +31,9 @@ pub enum Answer {
     NotFound,
     /// EEXIST.
     Exists,
+    /// A rename that succeeded while another host's same rename did. The kernel looks both names up before it asks the file system, one after
+    /// the other; if the other rename happened in between, both lead to one file, and rename(2) then does nothing and succeeds.
+    DoneOrSame,
     /// EBUSY: refused, nothing was done. Explains nothing about names; leave such events out of a history.
     Busy,
 }
@@ -63,6 +66,13 @@ fn apply(names: &Names, event: &Event) -> Option<Names> {
                 true
             }
             None => false,
+        },
+        (Operation::Rename(from, to), Answer::DoneOrSame) => match after.remove(&from) {
+            Some(id) => {
+                after.insert(to, id);
+                true
+            }
+            None => names.contains_key(&to),
         },
         (Operation::Stat(name), Answer::Done(id)) => names.get(&name) == Some(&id),
         (Operation::Unlink(name) | Operation::Rename(name, _) | Operation::Stat(name), Answer::NotFound) => {

@@ -42,6 +42,22 @@ fn listing(folder: &Path) -> Names {
         .collect()
 }
 
+/// Renames that succeeded beside the same rename of another host may have done nothing ([`Answer::DoneOrSame`]).
+fn excuse_same_renames(events: &mut [Event]) {
+    let renames: Vec<Event> = events.iter().filter(|e| matches!(e.operation, Operation::Rename(..))).copied().collect();
+    for event in events.iter_mut().filter(|e| matches!(e.answer, Answer::Done(_))) {
+        let twins = renames.iter().filter(|other| {
+            other.operation == event.operation
+                && matches!(other.answer, Answer::Done(_))
+                && other.called <= event.answered
+                && event.called <= other.answered
+        });
+        if matches!(event.operation, Operation::Rename(..)) && twins.count() > 1 {
+            event.answer = Answer::DoneOrSame;
+        }
+    }
+}
+
 fn hammer(folders: &[&Path], threads_each: usize, rounds: u64, seed: u64) {
     const NAMES: u64 = 5;
     const STEPS: u64 = 4;
@@ -75,6 +91,7 @@ fn hammer(folders: &[&Path], threads_each: usize, rounds: u64, seed: u64) {
         });
         let mut events = events.into_inner().unwrap();
         events.retain(|e| e.answer != Answer::Busy);
+        excuse_same_renames(&mut events);
         let after = listing(folders[0]);
         assert_eq!(after, listing(folders[folders.len() - 1]), "round {round}: the hosts see different names");
         assert!(
