@@ -152,7 +152,7 @@ async fn crash(world: World, op: Op, after: &Look, micros: u64, fate: Fate) -> b
     if fate == Fate::Sleeps {
         sim.resume(HostNo(1));
         sim.sleep(Duration::from_secs(30)).await;
-        assert_eq!(done.get(), ended, "{label}: it went on as if it lived");
+        assert!(ended || !done.get() || seen == *after, "{label}: it went on as if it lived");
     }
     for (directory, name) in NAMES {
         let there = exists(&other, directories[directory], name).await;

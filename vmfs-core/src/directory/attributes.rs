@@ -2,9 +2,7 @@
 //! Promises: what is given was true at a moment during the call.
 //! Must not know: growth of open files that is not committed yet (`file` does).
 
-use std::rc::Rc;
-
-use super::image::Meaning;
+use super::image::{Found, Meaning};
 use super::names::{Names, check_new_name, not_found};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::{Body, Content};
@@ -30,7 +28,7 @@ impl Names {
         check_new_name(name)?;
         let parent = self.load_directory(directory).await?;
         match self.resolve(&parent, name).await?.meaning {
-            Meaning::Object { child, .. } => Ok(self.stat_object(&child)),
+            Meaning::Object { child, .. } => Ok(self.stat_object(child.object())),
             _ => Err(not_found(name)),
         }
     }
@@ -49,10 +47,10 @@ impl Names {
 
     /// Changes attributes other than the size. `Busy` while another host has the object locked.
     pub async fn set_attributes(&self, what: ObjectRef, change: &AttributeChange) -> Result<Stat, FsError> {
-        let object: Rc<Object> = self.objects.load(what).await?;
+        let object = Found::new(self.objects.load(what).await?, what);
         let mut patience = self.patience();
         loop {
-            let image = object.image();
+            let image = object.image()?;
             let mut attributes = image.body.attributes.clone();
             attributes.mode = change.mode.map_or(attributes.mode, |mode| mode & 0o7777);
             attributes.uid = change.uid.unwrap_or(attributes.uid);
@@ -67,9 +65,6 @@ impl Names {
             match self.objects.commit(&object, &image, Change { body, ..Change::default() }).await? {
                 Committed::Done => return Ok(self.stat_object(&object)),
                 Committed::Lost | Committed::Overtaken => patience.lost(&[]).await?,
-            }
-            if object.reference() != what {
-                return Err(FsError::Stale { fd: what.fd });
             }
         }
     }

@@ -5,6 +5,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::image::Found;
 use super::names::{Names, Patience, pause};
 use super::tree::{self, Bucket, Changed, Edit, Plan, UnitPlace};
 use crate::alloc::units::{PreparedUnit, Purpose, UnitUse};
@@ -34,7 +35,7 @@ impl Names {
     /// leaves it open whether the change is there.
     pub(super) async fn commit_edits(
         &self,
-        directory: &Rc<Object>,
+        directory: &Found,
         image: &Rc<Image>,
         edits: &[Edit],
         patience: &Patience,
@@ -88,8 +89,8 @@ impl Names {
     }
 
     /// Sets `wanted` in the root cell. Losing that too is no matter: it is tried again after the next loss.
-    async fn ask_to_be_let_in(&self, directory: &Rc<Object>) -> Result<(), FsError> {
-        let image = directory.image();
+    async fn ask_to_be_let_in(&self, directory: &Found) -> Result<(), FsError> {
+        let image = directory.image()?;
         if image.root.lock.wanted {
             return Ok(());
         }
@@ -97,7 +98,7 @@ impl Names {
     }
 
     /// Computes the new tree and prepares its units.
-    async fn build(&self, directory: &Object, image: &Image, edits: &[Edit]) -> Result<Built, FsError> {
+    async fn build(&self, directory: &Found, image: &Image, edits: &[Edit]) -> Result<Built, FsError> {
         let source = self.units_of(directory.fd, image);
         let mut plan: Plan = match tree::change(&source, self.context.cell_size(), &image.body.content, edits).await? {
             Changed::Small { content, dropped, growth } => {

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use super::commit::expect_live;
-use super::image::{Meaning, Resolved};
+use super::image::{Found, Meaning, Resolved};
 use super::names::{Names, check_new_name, refused};
 use super::tidy::Unfinished;
 use super::tree::Edit;
@@ -45,7 +45,7 @@ impl Names {
         let _guard = self.lock_directories(&[directory.fd]).await;
         let known = match self.objects.known(directory.fd) {
             // What is known of the directory is as good as a look: the commit goes from that image only.
-            Some(known) if known.reference() == directory && is_live_directory(&known) => known,
+            Some(known) if known.reference() == directory && is_live_directory(&known) => Found::new(known, directory),
             _ => self.load_directory(directory).await?,
         };
         let mut child: Option<Rc<Object>> = None;
@@ -73,7 +73,7 @@ impl Names {
 
     async fn create_loop(
         &self,
-        directory: &Rc<Object>,
+        directory: &Found,
         name: &[u8],
         spec: &NewObjectSpec,
         child: &mut Option<Rc<Object>>,
@@ -84,10 +84,10 @@ impl Names {
             let resolved = self.resolve_for_creation(directory, name, &mut patience).await?;
             if let Meaning::Object { child: found, .. } = resolved.meaning {
                 if child.as_ref().is_some_and(|mine| found.reference() == mine.reference()) {
-                    return Ok(Created::New(found));
+                    return Ok(Created::New(found.object().clone()));
                 }
                 if fresh {
-                    return Ok(Created::Existing(found));
+                    return Ok(Created::Existing(found.object().clone()));
                 }
                 self.objects.refresh(directory).await?;
                 fresh = true;
@@ -124,7 +124,7 @@ impl Names {
     /// What the name means to one who wants to create it: a removal that is under way still has the name.
     async fn resolve_for_creation(
         &self,
-        directory: &Rc<Object>,
+        directory: &Found,
         name: &[u8],
         patience: &mut super::names::Patience,
     ) -> Result<Resolved, FsError> {
@@ -145,9 +145,9 @@ impl Names {
     }
 
     /// Whether the directory names an object under any name.
-    pub(super) async fn is_named(&self, directory: &Rc<Object>, object: ObjectRef) -> Result<bool, FsError> {
+    pub(super) async fn is_named(&self, directory: &Found, object: ObjectRef) -> Result<bool, FsError> {
         loop {
-            let image = directory.image();
+            let image = directory.image()?;
             match self.entry_naming(directory, &image, |entry| entry.child == object).await {
                 Ok(entry) => return Ok(entry.is_some()),
                 Err(error) => self.changed_since(directory, &image, error).await?,
@@ -155,7 +155,7 @@ impl Names {
         }
     }
 
-    async fn make(&self, directory: &Rc<Object>, name: &[u8], spec: &NewObjectSpec) -> Result<Rc<Object>, FsError> {
+    async fn make(&self, directory: &Found, name: &[u8], spec: &NewObjectSpec) -> Result<Rc<Object>, FsError> {
         let now = self.context.env().wall_ns();
         let attributes = Attributes {
             mode: spec.mode & 0o7777,

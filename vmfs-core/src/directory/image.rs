@@ -107,6 +107,49 @@ impl Source for DirectoryUnits<'_> {
     }
 }
 
+/// An object under the link by which it was found: it is never taken for another one that gets its identity later.
+#[derive(Clone)]
+pub(super) struct Found {
+    object: Rc<Object>,
+    reference: ObjectRef,
+}
+
+impl Found {
+    /// `object` as `reference`; its image may have moved on already.
+    pub fn new(object: Rc<Object>, reference: ObjectRef) -> Found {
+        Found { object, reference }
+    }
+
+    /// What it was found as.
+    pub fn reference(&self) -> ObjectRef {
+        self.reference
+    }
+
+    /// Its newest image known here; `Stale` when it is gone, has moved or is another object by now.
+    pub fn image(&self) -> Result<Rc<Image>, FsError> {
+        let image = self.object.image();
+        if image.link() == self.reference.link { Ok(image) } else { Err(FsError::Stale { fd: self.reference.fd }) }
+    }
+
+    /// Its type, which never changes.
+    pub fn is_directory(&self) -> Result<bool, FsError> {
+        Ok(self.image()?.root.object_type == Some(ObjectType::Directory))
+    }
+
+    /// The object, whatever it is by now.
+    pub fn object(&self) -> &Rc<Object> {
+        &self.object
+    }
+}
+
+impl std::ops::Deref for Found {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        &self.object
+    }
+}
+
 /// A name as one directory image has it.
 pub(super) enum Meaning {
     /// There is no entry.
@@ -114,7 +157,7 @@ pub(super) enum Meaning {
     /// An entry that nothing stands behind: a leftover.
     Dead(Dirent),
     /// An object. `entry` may be pending; then the object is either the one that moved here or the one to be replaced.
-    Object { entry: Dirent, child: Rc<Object> },
+    Object { entry: Dirent, child: Found },
 }
 
 /// What a name meant, and in which image of the directory.
@@ -125,7 +168,7 @@ pub(super) struct Resolved {
 
 impl Names {
     /// Reads a directory. `NotDirectory`; `Stale` when it is gone.
-    pub(super) async fn load_directory(&self, directory: ObjectRef) -> Result<Rc<Object>, FsError> {
+    pub(super) async fn load_directory(&self, directory: ObjectRef) -> Result<Found, FsError> {
         let object = self.objects.load(directory).await?;
         self.recent.borrow_mut().keep(&object);
         let image = object.image();
@@ -136,7 +179,7 @@ impl Names {
         if matches!(image.root.state, ObjectState::Free | ObjectState::Unlinked(_)) {
             return Err(FsError::Stale { fd: directory.fd });
         }
-        Ok(object)
+        Ok(Found::new(object, directory))
     }
 
     pub(super) fn units_of(&self, fd: FdId, image: &Image) -> DirectoryUnits<'_> {
@@ -145,9 +188,9 @@ impl Names {
 
     /// The entry of a name in the newest image of the directory, and that image. A unit that fails its checks is believed to be
     /// damaged only if the directory has not changed meanwhile.
-    async fn entry_of(&self, directory: &Object, name: &[u8]) -> Result<(Rc<Image>, Option<Dirent>), FsError> {
+    async fn entry_of(&self, directory: &Found, name: &[u8]) -> Result<(Rc<Image>, Option<Dirent>), FsError> {
         loop {
-            let image = directory.image();
+            let image = directory.image()?;
             let units = self.units_of(directory.fd, &image);
             match tree::find(&units, &image.body.content, name).await {
                 Ok(entry) => return Ok((image, entry)),
@@ -157,16 +200,16 @@ impl Names {
     }
 
     /// After `error` at an image: refreshes; Ok when the directory has changed, so that it is to be read again.
-    pub(super) async fn changed_since(&self, directory: &Object, image: &Image, error: FsError) -> Result<(), FsError> {
+    pub(super) async fn changed_since(&self, directory: &Found, image: &Image, error: FsError) -> Result<(), FsError> {
         if error.kind() != FsErrorKind::Corrupt {
             return Err(error);
         }
         self.objects.refresh(directory).await?;
-        if same(&directory.image(), image) { Err(error) } else { Ok(()) }
+        if same(&*directory.image()?, image) { Err(error) } else { Ok(()) }
     }
 
     /// The object that an entry names, if its root cell agrees in parent and link. Reads the root cell.
-    pub(super) async fn believed(&self, child: ObjectRef, parent: FdId) -> Result<Option<Rc<Object>>, FsError> {
+    pub(super) async fn believed(&self, child: ObjectRef, parent: FdId) -> Result<Option<Found>, FsError> {
         let object = match self.objects.load(child).await {
             Ok(object) => object,
             Err(error) if error.kind() == FsErrorKind::Stale => return Ok(None),
@@ -177,14 +220,14 @@ impl Names {
         let named = image.root.parent == Some(parent)
             && image.link() == child.link
             && !matches!(image.root.state, ObjectState::Free | ObjectState::Unlinked(_));
-        Ok(named.then_some(object))
+        Ok(named.then(|| Found::new(object, child)))
     }
 
     /// What `name` means. `directory` was read by the caller.
     ///
     /// An object is believed from one read of the directory and one of the child. That there is none takes more: neither the
     /// directory nor, for a pending entry, the moving child may have changed between two looks.
-    pub(super) async fn resolve(&self, directory: &Object, name: &[u8]) -> Result<Resolved, FsError> {
+    pub(super) async fn resolve(&self, directory: &Found, name: &[u8]) -> Result<Resolved, FsError> {
         loop {
             let (image, entry) = self.entry_of(directory, name).await?;
             let Some(entry) = entry else {
@@ -203,7 +246,7 @@ impl Names {
                 None => None,
             };
             self.objects.refresh(directory).await?;
-            if !same(&directory.image(), &image) {
+            if !same(&*directory.image()?, &image) {
                 continue;
             }
             let meaning = match moved {

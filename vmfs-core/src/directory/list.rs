@@ -2,13 +2,12 @@
 //! Promises: cookies survive changes of the directory: a name that stays is given once, in whatever pieces the caller reads.
 //! Must not know: "." and "..", FUSE buffers.
 
-use super::image::Meaning;
+use super::image::{Found, Meaning};
 use super::name_set::prefix_of_cookie;
 use super::names::Names;
 use super::tree;
 use crate::error::FsError;
 use crate::format::dirent::{Dirent, ObjectRef};
-use crate::object::Object;
 use crate::volume::DirEntry;
 
 impl Names {
@@ -39,12 +38,12 @@ impl Names {
 
     async fn entries_behind(
         &self,
-        directory: &Object,
+        directory: &Found,
         cookie: u64,
         limit: usize,
     ) -> Result<Vec<(u64, Dirent)>, FsError> {
         loop {
-            let image = directory.image();
+            let image = directory.image()?;
             let units = self.units_of(directory.fd, &image);
             let mut found = Vec::new();
             let walked = tree::walk(&units, &image.body.content, prefix_of_cookie(cookie), |names| {
@@ -61,14 +60,14 @@ impl Names {
     }
 
     /// An entry for the caller. Children are not read, but for a pending entry: only the moving child tells whether it is there.
-    async fn shown_entry(&self, directory: &Object, cookie: u64, entry: Dirent) -> Result<Option<DirEntry>, FsError> {
+    async fn shown_entry(&self, directory: &Found, cookie: u64, entry: Dirent) -> Result<Option<DirEntry>, FsError> {
         let Dirent { name, object_type, child, pending } = entry;
         if pending.is_none() {
             return Ok(Some(DirEntry { name, object: child, object_type, cookie }));
         }
         Ok(match self.resolve(directory, &name).await?.meaning {
             Meaning::Object { child, .. } => {
-                let object_type = child.image().root.object_type.unwrap_or(object_type);
+                let object_type = child.image()?.root.object_type.unwrap_or(object_type);
                 Some(DirEntry { name, object: child.reference(), object_type, cookie })
             }
             _ => None,

@@ -11,7 +11,7 @@
 
 use std::rc::Rc;
 
-use super::image::{Meaning, Resolved};
+use super::image::{Found, Meaning, Resolved};
 use super::names::{Names, Patience, refused};
 use super::tidy::Unfinished;
 use super::tree::Edit;
@@ -69,17 +69,20 @@ impl Names {
 
     /// Makes every older compare-and-write on its way to the object's root cell void. False: somebody else changed it first, which
     /// does the same, and the object was refreshed.
-    pub(super) async fn restamp(&self, object: &Rc<Object>) -> Result<bool, FsError> {
+    pub(super) async fn restamp(&self, object: &Object) -> Result<bool, FsError> {
         let image = object.image();
         Ok(matches!(self.change_root(object, &image, |_| {}).await?, Committed::Done))
     }
 
     /// The directory that a root cell gives as its object's parent, whatever its link is.
-    pub(super) async fn parent_of(&self, image: &Image) -> Result<Option<Rc<Object>>, FsError> {
+    pub(super) async fn parent_of(&self, image: &Image) -> Result<Option<Found>, FsError> {
         match image.root.parent {
             None => Ok(None),
             Some(fd) => match self.objects.load_any(fd).await {
-                Ok(parent) if is_directory(&parent) => Ok(Some(parent)),
+                Ok(parent) if is_directory(&parent) => {
+                    let reference = parent.reference();
+                    Ok(Some(Found::new(parent, reference)))
+                }
                 Ok(_) => Ok(None),
                 Err(error) if error.kind() == FsErrorKind::Stale => Ok(None),
                 Err(error) => Err(error),
@@ -91,12 +94,12 @@ impl Names {
     /// incarnation that is over, waits for a living host. Ok(false): something was decided or waited for, look again.
     pub(super) async fn unmarked(
         &self,
-        directory: &Rc<Object>,
-        child: &Rc<Object>,
+        directory: &Found,
+        child: &Found,
         name: &[u8],
         patience: &mut Patience,
     ) -> Result<bool, FsError> {
-        let ObjectState::Unlinking(mark) = child.image().root.state else {
+        let ObjectState::Unlinking(mark) = child.image()?.root.state else {
             return Ok(true);
         };
         match self.mark_owner(child.fd.lun(), mark).await? {
@@ -115,17 +118,17 @@ impl Names {
     /// Decides a mark `unlinking` that is this host's own or of an incarnation that is over.
     pub(super) async fn decide_mark(
         &self,
-        directory: &Rc<Object>,
-        child: &Rc<Object>,
+        directory: &Found,
+        child: &Found,
         patience: &mut Patience,
     ) -> Result<Decided, FsError> {
         let what = child.reference();
         loop {
-            let image = child.image();
+            let image = child.image()?;
             let ObjectState::Unlinking(mark) = image.root.state else {
-                return Ok(if child.reference() == what { Decided::Restored } else { Decided::Other });
+                return Ok(Decided::Restored);
             };
-            if image.link() != what.link || image.root.parent != Some(directory.fd) {
+            if image.root.parent != Some(directory.fd) {
                 return Ok(Decided::Other);
             }
             let own = self.context.own_slot(child.fd.lun())?;
@@ -144,21 +147,21 @@ impl Names {
                 patience.lost(b"").await?;
                 continue;
             }
-            let now = directory.image();
+            let now = directory.image()?;
             match self.entry_naming(directory, &now, |entry| names_object(entry, what)).await {
                 Err(error) => self.changed_since(directory, &now, error).await?,
                 Ok(Some(entry)) if entry.pending.is_some() => {
                     self.settle_pending(directory, &now, &entry, patience).await?;
                 }
                 Ok(Some(_)) => {
-                    let image = child.image();
+                    let image = child.image()?;
                     let restored = self.change_root(child, &image, |root| root.state = ObjectState::Live).await?;
                     if !matches!(restored, Committed::Done) {
                         patience.lost(b"").await?;
                     }
                 }
                 Ok(None) => {
-                    self.finish_removal(child);
+                    self.finish_removal(child.object());
                     return Ok(Decided::Removed);
                 }
             }
@@ -169,7 +172,7 @@ impl Names {
     /// will by what is on its way now, and the entry goes, or becomes the one that it was to replace. Losing is no error: look again.
     pub(super) async fn settle_pending(
         &self,
-        directory: &Rc<Object>,
+        directory: &Found,
         image: &Rc<Image>,
         entry: &Dirent,
         patience: &mut Patience,
@@ -202,7 +205,7 @@ impl Names {
                     None => Edit::Remove(entry.name.clone()),
                     Some(object) => Edit::Set(Dirent {
                         name: entry.name.clone(),
-                        object_type: object.image().root.object_type.unwrap_or(entry.object_type),
+                        object_type: object.image()?.root.object_type.unwrap_or(entry.object_type),
                         child: replaced,
                         pending: None,
                     }),
@@ -223,7 +226,7 @@ impl Names {
     /// the entry is plain, and the object carries no mark but `marked`, this operation's own.
     pub(super) async fn resolve_settled(
         &self,
-        directory: &Rc<Object>,
+        directory: &Found,
         name: &[u8],
         marked: Option<ObjectRef>,
         patience: &mut Patience,
@@ -314,7 +317,7 @@ impl Names {
                         return Err(FsError::Stale { fd: what.fd });
                     };
                     let _guard = self.lock_directories(&[parent.fd]).await;
-                    self.decide_mark(&parent, &object, &mut patience).await?;
+                    self.decide_mark(&parent, &Found::new(object, what), &mut patience).await?;
                 }
             }
         }

@@ -8,15 +8,15 @@
 
 use std::rc::Rc;
 
-use super::image::Meaning;
+use super::image::{Found, Meaning};
 use super::names::{Names, Patience, refused};
 use super::rename::{Ends, Outcome, Rename};
 use super::tidy::Unfinished;
 use super::tree::Edit;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::dirent::{Dirent, ObjectRef};
-use crate::format::root_cell::{HoldMode, ObjectType, RootCell};
-use crate::object::{Change, Committed, HolderInfo, Image, Object};
+use crate::format::root_cell::{HoldMode, RootCell};
+use crate::object::{Change, Committed, HolderInfo, Image};
 use crate::volume::Renamed;
 
 impl Names {
@@ -62,7 +62,7 @@ impl Names {
             {
                 continue;
             }
-            let known = ends.child.image();
+            let known = ends.child.image()?;
             let before = ends.child.reference();
             let after = ObjectRef { fd: before.fd, link: known.link().next() };
             let entry = Dirent {
@@ -134,12 +134,12 @@ impl Names {
     }
 
     async fn check_move(&self, rename: Rename<'_>, ends: &Ends) -> Result<(), FsError> {
-        if ends.child.image().root.object_type == Some(ObjectType::Directory) {
+        if ends.child.is_directory()? {
             let cause = "a directory moves only within its parent; copy it and remove it";
             return Err(refused(FsErrorKind::CrossDirectory, rename.name, cause));
         }
         self.check_target(rename, ends)?;
-        let record = &ends.child.image().root.lock;
+        let record = &ends.child.image()?.root.lock;
         if record.mode == HoldMode::Free || record.holders.contains(&self.objects.own_holder(ends.child.fd)?) {
             return Ok(());
         }
@@ -192,9 +192,9 @@ impl Names {
 
     /// After the child's root cell was changed by somebody: whether by this operation. Only one entry of the directory names the
     /// child under its new link, so the change was this one exactly if that entry is this one.
-    async fn moved_by_me(&self, rename: Rename<'_>, child: &Rc<Object>, entry: &Dirent) -> Result<bool, FsError> {
+    async fn moved_by_me(&self, rename: Rename<'_>, child: &Found, entry: &Dirent) -> Result<bool, FsError> {
         self.objects.refresh(child).await?;
-        let image: Rc<Image> = child.image();
+        let image: Rc<Image> = child.object().image();
         if image.link() != entry.child.link || image.root.parent != Some(rename.to.fd) {
             return Ok(false);
         }
@@ -226,7 +226,7 @@ impl Names {
         }
         if let Some(target) = &ends.target {
             if settled {
-                self.finish_removal(target);
+                self.finish_removal(target.object());
             } else {
                 let (parent, child) = (rename.to.reference(), target.reference());
                 self.leave_for_later(Unfinished::Mark { parent, child });
@@ -237,14 +237,14 @@ impl Names {
     /// Takes the entry that names `child` out, or puts another in its place. True when it is no longer there.
     async fn replace_entry(
         &self,
-        directory: &Rc<Object>,
+        directory: &Found,
         name: &[u8],
         child: ObjectRef,
         by: Option<Dirent>,
         patience: &mut Patience,
     ) -> bool {
         loop {
-            let image = directory.image();
+            let Ok(image) = directory.image() else { return true };
             let found = self.entry_naming(directory, &image, |e| e.name == name).await;
             match found {
                 Ok(Some(entry)) if entry.child == child && Some(&entry) != by.as_ref() => {}

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use super::commit::expect_live;
-use super::image::{Meaning, expect_directory};
+use super::image::{Found, Meaning, expect_directory};
 use super::marks::Decided;
 use super::names::{Names, Patience, check_new_name, not_found, refused};
 use super::tidy::Unfinished;
@@ -13,7 +13,7 @@ use super::tree::{self, Edit};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::dirent::{Dirent, ObjectRef};
 use crate::format::root_cell::ObjectType;
-use crate::object::{Committed, Image, Object};
+use crate::object::{Committed, Image};
 
 /// What may be removed or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Names {
         let parent = self.load_directory(directory).await?;
         match self.resolve(&parent, name).await?.meaning {
             Meaning::Object { child, .. } => {
-                expect_directory(&child.image().body.content, name)?;
+                expect_directory(&child.image()?.body.content, name)?;
                 Ok(child.reference())
             }
             _ => Err(not_found(name)),
@@ -71,7 +71,7 @@ impl Names {
     /// Gives the object removed; none when the name means a directory now whose lock is not held.
     async fn remove_loop(
         &self,
-        parent: &Rc<Object>,
+        parent: &Found,
         name: &[u8],
         removal: Removal,
         locked: Option<crate::units::FdId>,
@@ -112,7 +112,7 @@ impl Names {
                 Committed::Done => {
                     let reference = child.reference();
                     *marked = None;
-                    self.finish_removal(&child);
+                    self.finish_removal(child.object());
                     return Ok(Some(reference));
                 }
                 Committed::Lost | Committed::Overtaken => patience.lost(name).await?,
@@ -123,12 +123,12 @@ impl Names {
     /// Marks what is to be removed. False: it changed meanwhile, look again.
     pub(super) async fn mark(
         &self,
-        child: &Rc<Object>,
+        child: &Found,
         name: &[u8],
         removal: Removal,
         patience: &mut Patience,
     ) -> Result<bool, FsError> {
-        let image = child.image();
+        let image = child.image()?;
         let is_directory = image.root.object_type == Some(ObjectType::Directory);
         match (removal, is_directory) {
             (Removal::File, true) => return Err(refused(FsErrorKind::IsDirectory, name, "it is a directory")),
@@ -143,7 +143,7 @@ impl Names {
 
     async fn mark_from(
         &self,
-        child: &Rc<Object>,
+        child: &Found,
         image: &Rc<Image>,
         name: &[u8],
         patience: &mut Patience,
@@ -156,9 +156,9 @@ impl Names {
     }
 
     /// Marks a directory from the very image that is empty, after what is left of moves was taken out of it. Its lock is held.
-    async fn mark_empty(&self, child: &Rc<Object>, name: &[u8], patience: &mut Patience) -> Result<bool, FsError> {
+    async fn mark_empty(&self, child: &Found, name: &[u8], patience: &mut Patience) -> Result<bool, FsError> {
         loop {
-            let image = child.image();
+            let image = child.image()?;
             expect_live(&image)?;
             if tree::is_empty(&image.body.content) {
                 return self.mark_from(child, &image, name, patience).await;
@@ -178,7 +178,7 @@ impl Names {
     /// Takes an entry of a directory that is to be removed out of it, if nothing stands behind it; `NotEmpty` if something does.
     async fn take_out_leftover(
         &self,
-        directory: &Rc<Object>,
+        directory: &Found,
         entry: &Dirent,
         name: &[u8],
         patience: &mut Patience,
@@ -201,7 +201,7 @@ impl Names {
     }
 
     /// Decides the mark of an operation that failed; later, if that fails too.
-    pub(super) async fn take_mark_back(&self, directory: &Rc<Object>, child: ObjectRef) {
+    pub(super) async fn take_mark_back(&self, directory: &Found, child: ObjectRef) {
         if let Err(error) = self.decide(directory, child, &mut self.patience()).await {
             tracing::warn!(object = %child.fd, %error, "the mark of a removal that failed is taken back later");
             self.leave_for_later(Unfinished::Mark { parent: directory.reference(), child });
@@ -211,12 +211,12 @@ impl Names {
     /// Decides this operation's own mark after the name turned out to mean something else.
     pub(super) async fn decide(
         &self,
-        directory: &Rc<Object>,
+        directory: &Found,
         marked: ObjectRef,
         patience: &mut Patience,
     ) -> Result<Decided, FsError> {
         match self.objects.load(marked).await {
-            Ok(child) => self.decide_mark(directory, &child, patience).await,
+            Ok(child) => self.decide_mark(directory, &Found::new(child, marked), patience).await,
             Err(error) if error.kind() == FsErrorKind::Stale => Ok(Decided::Removed),
             Err(error) => Err(error),
         }

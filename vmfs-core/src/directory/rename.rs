@@ -5,14 +5,13 @@
 use std::rc::Rc;
 
 use super::commit::expect_live;
-use super::image::Meaning;
+use super::image::{Found, Meaning};
 use super::names::{Names, Patience, check_new_name, not_found, refused};
 use super::remove::Removal;
 use super::tree::Edit;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::dirent::{Dirent, ObjectRef};
-use crate::format::root_cell::ObjectType;
-use crate::object::{Committed, Image, Object};
+use crate::object::{Committed, Image};
 use crate::units::FdId;
 use crate::volume::{RenameFlags, Renamed};
 
@@ -23,17 +22,17 @@ pub(super) struct Ends {
     /// The old entry.
     pub entry: Dirent,
     /// The object that is renamed.
-    pub child: Rc<Object>,
+    pub child: Found,
     /// The object that has the new name.
-    pub target: Option<Rc<Object>>,
+    pub target: Option<Found>,
 }
 
 /// Names and directories of a rename.
 #[derive(Clone, Copy)]
 pub(super) struct Rename<'a> {
-    pub from: &'a Rc<Object>,
+    pub from: &'a Found,
     pub name: &'a [u8],
-    pub to: &'a Rc<Object>,
+    pub to: &'a Found,
     pub new_name: &'a [u8],
     pub no_replace: bool,
     /// The directory to be replaced whose lock is held.
@@ -125,8 +124,7 @@ impl Names {
         if rename.no_replace {
             return Err(refused(FsErrorKind::Exists, rename.new_name, "the name is taken"));
         }
-        let is_directory = |object: &Object| object.image().root.object_type == Some(ObjectType::Directory);
-        match (is_directory(&ends.child), is_directory(target)) {
+        match (ends.child.is_directory()?, target.is_directory()?) {
             (true, false) => {
                 let cause = "a directory cannot replace something that is no directory";
                 Err(refused(FsErrorKind::NotDirectory, rename.new_name, cause))
@@ -140,15 +138,14 @@ impl Names {
     pub(super) async fn mark_target(
         &self,
         rename: Rename<'_>,
-        target: &Rc<Object>,
+        target: &Found,
         marked: &mut Option<ObjectRef>,
         patience: &mut Patience,
     ) -> Result<bool, FsError> {
         if *marked == Some(target.reference()) {
             return Ok(true);
         }
-        let is_directory = target.image().root.object_type == Some(ObjectType::Directory);
-        let removal = if is_directory { Removal::Directory } else { Removal::File };
+        let removal = if target.is_directory()? { Removal::Directory } else { Removal::File };
         if !self.mark(target, rename.new_name, removal, patience).await? {
             return Ok(false);
         }
@@ -186,8 +183,7 @@ impl Names {
             }
             self.check_target(rename, &ends)?;
             if let Some(target) = &ends.target {
-                let is_directory = target.image().root.object_type == Some(ObjectType::Directory);
-                if is_directory && rename.locked != Some(target.fd) {
+                if target.is_directory()? && rename.locked != Some(target.fd) {
                     return Ok(Outcome::LockFirst);
                 }
                 if !self.mark_target(rename, target, marked, &mut patience).await? {
@@ -201,7 +197,7 @@ impl Names {
                     let reference = ends.child.reference();
                     *marked = None;
                     if let Some(target) = ends.target {
-                        self.finish_removal(&target);
+                        self.finish_removal(target.object());
                     }
                     return Ok(Outcome::Done(Renamed { before: reference, after: reference, replaced: target }));
                 }
@@ -229,7 +225,7 @@ impl Names {
             *marked = None;
             replaced = Some(mine);
         } else {
-            let image = rename.to.image();
+            let image = rename.to.image()?;
             let entry = self.entry_naming(rename.to, &image, |entry| entry.child == child).await?;
             match entry {
                 Some(entry) if entry.name == rename.name => return Ok(None),

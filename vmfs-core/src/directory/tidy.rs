@@ -2,16 +2,14 @@
 //! Promises: nothing on the list is needed for a right answer: readers ignore leftovers; an entry stays listed until it is done.
 //! Must not know: when it is called.
 
-use std::rc::Rc;
-
-use super::image::Meaning;
+use super::image::{Found, Meaning};
 use super::marks::Decided;
 use super::names::Names;
 use super::tree::Edit;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::dirent::ObjectRef;
 use crate::format::root_cell::ObjectState;
-use crate::object::{Committed, Object};
+use crate::object::Committed;
 
 /// Something that an operation left behind.
 #[derive(Clone)]
@@ -72,13 +70,13 @@ impl Names {
         match what {
             Unfinished::Mark { parent, child } => {
                 let _guard = self.lock_directories(&[parent.fd]).await;
-                let directory = self.objects.load(*parent).await?;
-                let child = self.objects.load(*child).await?;
+                let directory = Found::new(self.objects.load(*parent).await?, *parent);
+                let child = Found::new(self.objects.load(*child).await?, *child);
                 self.finish_mark(&directory, &child).await
             }
             Unfinished::Created { parent, child } => {
                 let _guard = self.lock_directories(&[parent.fd]).await;
-                let directory = self.objects.load(*parent).await?;
+                let directory = Found::new(self.objects.load(*parent).await?, *parent);
                 self.finish_creation(&directory, *child).await
             }
             Unfinished::Entry { directory, name } => {
@@ -89,8 +87,8 @@ impl Names {
         }
     }
 
-    async fn finish_mark(&self, directory: &Rc<Object>, child: &Rc<Object>) -> Result<(), FsError> {
-        let ObjectState::Unlinking(mark) = child.image().root.state else {
+    async fn finish_mark(&self, directory: &Found, child: &Found) -> Result<(), FsError> {
+        let ObjectState::Unlinking(mark) = child.image()?.root.state else {
             return Ok(());
         };
         if self.context.own_slot(child.fd.lun())? != mark {
@@ -102,13 +100,13 @@ impl Names {
     }
 
     /// A creation whose commit ended unknown: after a re-stamp it cannot land any more; named or not decides.
-    async fn finish_creation(&self, directory: &Rc<Object>, child: ObjectRef) -> Result<(), FsError> {
+    async fn finish_creation(&self, directory: &Found, child: ObjectRef) -> Result<(), FsError> {
         let mut patience = self.patience();
         while !self.restamp(directory).await? {
             patience.lost(b"").await?;
         }
         loop {
-            let image = directory.image();
+            let image = directory.image()?;
             match self.entry_naming(directory, &image, |entry| entry.child == child).await {
                 Err(error) => self.changed_since(directory, &image, error).await?,
                 Ok(Some(_)) => return Ok(()),
@@ -126,7 +124,7 @@ impl Names {
     }
 
     /// Takes a leftover out, settles a pending entry; anything else stays. The directory's lock is held.
-    pub(super) async fn finish_entry(&self, directory: &Rc<Object>, name: &[u8]) -> Result<(), FsError> {
+    pub(super) async fn finish_entry(&self, directory: &Found, name: &[u8]) -> Result<(), FsError> {
         let mut patience = self.patience();
         loop {
             let resolved = self.resolve(directory, name).await?;
