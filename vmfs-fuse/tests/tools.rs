@@ -184,6 +184,7 @@ fn direct_io_and_holes_behave_as_on_other_file_systems() {
     let mut odd = vec![0; 1000];
     direct.read_exact_at(&mut odd[..777], (5 << 20) + 13).unwrap();
     assert_eq!(odd[..777], before[(5 << 20) + 13..(5 << 20) + 790]);
+    drop((thin, seeker, direct));
     mount.unmount();
 }
 
