@@ -5,6 +5,7 @@
 use std::cell::{Cell as StdCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::cas::{CasOutcome, CellChange, CellIo};
 use crate::env::{Env, Instant};
@@ -13,9 +14,13 @@ use crate::format::Cell;
 use crate::format::header::LunHeader;
 use crate::format::layout::LunLayout;
 use crate::gate::{Gate, GatePage, GateState};
-use crate::lun::Lun;
+use crate::lun::{Lun, LunErrorKind};
 use crate::slot::{self, OwnSlot};
 use crate::units::{BlockSize, CellAddress, CellSize, LunIndex, SlotRef};
+
+/// Attempts at a command that the storage provably did not carry out (busy, queue full).
+const NOT_DONE_TRIES: u32 = 7;
+const NOT_DONE_PAUSE: Duration = Duration::from_millis(1);
 
 /// A point in the order of this host's commands: evidence sent after a point was taken was read after what was known at it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -192,7 +197,22 @@ impl Context {
         let writer = self.own_slot(at.lun)?;
         let member = self.member(at.lun)?;
         let new = self.io.successor(expect, change, writer);
-        self.note(&member, self.io.cas(&member.lun, expect, new).await)
+        self.send(&member, vec![(expect.clone(), new)]).await.pop().expect("each pair has one outcome")
+    }
+
+    /// Sends compare-and-writes of one LUN; those that were provably not carried out are sent again a few times.
+    async fn send(&self, member: &Member, pairs: Vec<(Cell, Cell)>) -> Vec<Result<CasOutcome, FsError>> {
+        let mut outcomes = self.io.cas_many(&member.lun, pairs.clone()).await;
+        for attempt in 1..NOT_DONE_TRIES {
+            let again: Vec<usize> = (0..pairs.len()).filter(|nth| was_busy(&outcomes[*nth])).collect();
+            if again.is_empty() {
+                break;
+            }
+            self.env().sleep(NOT_DONE_PAUSE * (1 << attempt)).await;
+            let retried = self.io.cas_many(&member.lun, again.iter().map(|nth| pairs[*nth].clone()).collect()).await;
+            again.into_iter().zip(retried).for_each(|(nth, outcome)| outcomes[nth] = outcome);
+        }
+        outcomes.into_iter().map(|outcome| self.note(member, outcome)).collect()
     }
 
     /// Changes several cells at once, each if it holds what is expected; in the order given.
@@ -205,10 +225,7 @@ impl Context {
         let each = by_lun.into_iter().map(async |(lun, pairs)| {
             let (places, pairs): (Vec<usize>, Vec<_>) = pairs.into_iter().unzip();
             let outcomes = match (self.own_slot(lun), self.member(lun)) {
-                (Ok(_), Ok(member)) => {
-                    let outcomes = self.io.cas_many(&member.lun, pairs).await;
-                    outcomes.into_iter().map(|outcome| self.note(&member, outcome)).collect()
-                }
+                (Ok(_), Ok(member)) => self.send(&member, pairs).await,
                 (Err(error), _) | (_, Err(error)) => vec![Err(error); places.len()],
             };
             places.into_iter().zip(outcomes).collect::<Vec<_>>()
@@ -220,10 +237,13 @@ impl Context {
         all.into_iter().map(|outcome| outcome.expect("each pair has one outcome")).collect()
     }
 
-    /// An unknown outcome leaves a possible change behind that only recovery can judge.
+    /// An unknown outcome leaves a possible change behind that only recovery can judge; a refusal by the storage is a fence.
     fn note(&self, member: &Member, outcome: Result<CasOutcome, FsError>) -> Result<CasOutcome, FsError> {
         if matches!(outcome, Ok(CasOutcome::Unknown(_)) | Err(_)) {
             member.set_unresolved();
+        }
+        if matches!(&outcome, Ok(CasOutcome::NotDone(error)) if error.kind == LunErrorKind::Fenced) {
+            self.set_fenced(member.index);
         }
         outcome
     }
@@ -254,11 +274,13 @@ impl Context {
                 member.proven.set(member.proven.get().max(sent));
                 Ok(())
             }
-            Err(FsError::Fenced { lun }) => {
-                self.set_fenced(lun);
-                Err(FsError::Fenced { lun })
+            Err(error) => {
+                // `Stale`: the storage was rolled back; this host stops for good.
+                if matches!(error.kind(), FsErrorKind::Fenced | FsErrorKind::Stale) {
+                    self.set_fenced(lun);
+                }
+                Err(error)
             }
-            Err(other) => Err(other),
         }
     }
 
@@ -289,4 +311,8 @@ impl Context {
             )),
         }
     }
+}
+
+fn was_busy(outcome: &Result<CasOutcome, FsError>) -> bool {
+    matches!(outcome, Ok(CasOutcome::NotDone(error)) if error.kind == LunErrorKind::NotDone)
 }

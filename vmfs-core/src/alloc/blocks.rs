@@ -5,9 +5,13 @@
 use std::cell::{Cell as StdCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
+use super::all_done;
 use super::table::{TablePlace, Tables};
+use super::units::Purpose;
 use crate::context::{Context, Member};
+use crate::env::Instant;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::CellKind;
 use crate::format::arena::Place;
@@ -16,8 +20,13 @@ use crate::format::root_cell::LunSet;
 use crate::format::table_entry::{EntryKind, TableCell, TableEntry};
 use crate::units::{BlockAddress, BlockNo, FdId, LunIndex, SlotRef};
 
-/// Free blocks of a LUN that are kept for containers, so that removing works on a full volume.
+/// Blocks at the end of a LUN that are kept for containers, so that removing works on a full volume.
 const RESERVED: u64 = 2;
+/// Table cells looked at together when a search comes to those that are not known.
+const LOOK_CELLS: usize = 64;
+/// A LUN with more table cells than this is counted again at most once in [`LOOK_AGAIN_AFTER`] because it seems full.
+const SMALL_TABLE: u64 = 4096;
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Hint of a table cell whose free entries are not known.
 const UNKNOWN: u8 = u8::MAX;
 /// Table cells read with one command while the free space is counted.
@@ -29,6 +38,15 @@ struct Hints {
     counted: StdCell<u64>,
     known_cells: StdCell<u64>,
     cursor: StdCell<u64>,
+    /// Own changes so far: a count that was read while one was made is read again.
+    changes: StdCell<u64>,
+    looked_again: StdCell<Option<Instant>>,
+}
+
+impl Hints {
+    fn is_complete(&self) -> bool {
+        self.known_cells.get() == self.free.borrow().len() as u64
+    }
 }
 
 /// Containers found on the LUNs.
@@ -65,6 +83,12 @@ fn place_of(member: &Member, block: BlockNo) -> Result<(TablePlace, u64, usize),
     let (_, nth) = member.layout.table_entry(block).ok_or_else(missing)?;
     let number = cell_number(member, block).ok_or_else(missing)?;
     Ok((place_of_cell(member, number).ok_or_else(missing)?, number, nth))
+}
+
+/// How many of the last blocks of a LUN ordinary work leaves alone; a LUN of few blocks has none. Which blocks they are does not
+/// depend on what a host knows of the others, so no race uses them up.
+fn reserve_of(member: &Member) -> u64 {
+    RESERVED.min(member.layout.block_count() / 16)
 }
 
 fn cell_number(member: &Member, block: BlockNo) -> Option<u64> {
@@ -110,6 +134,8 @@ impl Blocks {
                 known_cells: StdCell::new(0),
                 // Neighbouring slots start far apart: bit-reversed slot number as a fraction of the LUN.
                 cursor: StdCell::new(u64::from((slot as u8).reverse_bits()) * cells / 256),
+                changes: StdCell::new(0),
+                looked_again: StdCell::new(None),
             })
         };
         all.entry(member.index).or_insert_with(make).clone()
@@ -140,7 +166,7 @@ impl Blocks {
         let Ok(member) = self.context.member(lun) else { return BlockCount::default() };
         let hints = self.hints(&member);
         let total = member.layout.block_count();
-        let complete = hints.known_cells.get() == member.layout.table_cell_count();
+        let complete = hints.is_complete();
         // What was not looked at yet is taken for free.
         let per = entries_per_cell(member.layout.cell_size) as u64;
         let unknown = (member.layout.table_cell_count() - hints.known_cells.get()) * per;
@@ -166,7 +192,13 @@ impl Blocks {
             {
                 run += 1;
             }
-            for (nth, cell) in self.context.io.read_span(&member.lun, at, run as usize).await?.into_iter().enumerate() {
+            let changes = hints.changes.get();
+            let cells = self.context.io.read_span(&member.lun, at, run as usize).await?;
+            if changes != hints.changes.get() {
+                // What was read may be older than what is known by now.
+                continue;
+            }
+            for (nth, cell) in cells.into_iter().enumerate() {
                 let number = number + nth as u64;
                 let table = match cell.as_ref().map(|cell| TableCell::decode(member.layout.cell_size, cell.payload())) {
                     Ok(Ok(table)) => table,
@@ -189,17 +221,43 @@ impl Blocks {
         allowed: &LunSet,
         near: Option<BlockAddress>,
     ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
-        let mut taken = Vec::with_capacity(indexes.len());
         let mut order: Vec<LunIndex> = allowed.iter().filter(|lun| *lun != prefer).collect();
         order.sort_by_key(|lun| std::cmp::Reverse(self.count(*lun).free));
-        for lun in std::iter::once(prefer).chain(order) {
+        order.insert(0, prefer);
+        let mut taken = self.take_in_order(owner, indexes, &order, near).await?;
+        if taken.is_empty() && !indexes.is_empty() {
+            for lun in &order {
+                match self.look_again(*lun).await {
+                    Ok(_) | Err(FsError::MissingLun { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            taken = self.take_in_order(owner, indexes, &order, near).await?;
+        }
+        if taken.is_empty() && !indexes.is_empty() {
+            let luns: Vec<String> = allowed.iter().map(|lun| lun.to_string()).collect();
+            let message = format!("no free block for {owner} on {}; remove files or add an extent", luns.join(", "));
+            return Err(FsError::refused(FsErrorKind::NoSpace, message));
+        }
+        Ok(taken)
+    }
+
+    /// As many as there are, on these LUNs in this order.
+    async fn take_in_order(
+        &self,
+        owner: FdId,
+        indexes: &[u32],
+        order: &[LunIndex],
+        near: Option<BlockAddress>,
+    ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
+        let mut taken: Vec<(u32, BlockAddress)> = Vec::with_capacity(indexes.len());
+        for lun in order {
             let rest = &indexes[taken.len()..];
             if rest.is_empty() {
                 break;
             }
-            let near = taken.last().map(|(_, at)| *at).or(near).filter(|at| at.lun == lun);
-            let found = self.take_on(lun, EntryKind::Data, owner.get(), rest, near, RESERVED).await;
-            match found {
+            let near = taken.last().map(|(_, at)| *at).or(near).filter(|at| at.lun == *lun);
+            match self.take_on(*lun, EntryKind::Data, owner.get(), rest, near, Purpose::Normal).await {
                 Ok(found) => taken.extend(found),
                 Err(FsError::MissingLun { .. }) => {}
                 Err(error) => {
@@ -207,11 +265,6 @@ impl Blocks {
                     return Err(error);
                 }
             }
-        }
-        if taken.is_empty() && !indexes.is_empty() {
-            let luns: Vec<String> = allowed.iter().map(|lun| lun.to_string()).collect();
-            let message = format!("no free block for {owner} on {}; remove files or add an extent", luns.join(", "));
-            return Err(FsError::refused(FsErrorKind::NoSpace, message));
         }
         Ok(taken)
     }
@@ -225,10 +278,26 @@ impl Blocks {
         }
     }
 
-    /// Takes one block for a container, in state formatting. `None`: the LUN is full.
-    pub async fn take_for_container(&self, lun: LunIndex) -> Result<Option<BlockAddress>, FsError> {
-        let found = self.take_on(lun, EntryKind::Formatting, 0, &[0], None, 0).await?;
+    /// Takes one block for a container, in state formatting. `None`: the LUN is full; ordinary work leaves the reserve.
+    pub async fn take_for_container(&self, lun: LunIndex, purpose: Purpose) -> Result<Option<BlockAddress>, FsError> {
+        let mut found = self.take_on(lun, EntryKind::Formatting, 0, &[0], None, purpose).await?;
+        if found.is_empty() && self.look_again(lun).await? {
+            found = self.take_on(lun, EntryKind::Formatting, 0, &[0], None, purpose).await?;
+        }
         Ok(found.first().map(|(_, at)| *at))
+    }
+
+    /// Counts a LUN again that seems full: other hosts may have freed blocks. `false`: that was done a moment ago.
+    async fn look_again(&self, lun: LunIndex) -> Result<bool, FsError> {
+        let member = self.context.member(lun)?;
+        let hints = self.hints(&member);
+        let (cells, now) = (member.layout.table_cell_count(), self.context.env().now());
+        if cells > SMALL_TABLE && hints.looked_again.get().is_some_and(|last| now < last.after(LOOK_AGAIN_AFTER)) {
+            return Ok(false);
+        }
+        hints.looked_again.set(Some(now));
+        self.scan(lun, 0, cells as usize).await?;
+        Ok(true)
     }
 
     /// A formatted block becomes a container (step three of rule R2), or goes back when `kind` is free.
@@ -252,45 +321,73 @@ impl Blocks {
         fd: u64,
         indexes: &[u32],
         near: Option<BlockAddress>,
-        reserve: u64,
+        purpose: Purpose,
     ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
         let member = self.context.member(lun)?;
         let by = self.context.own_slot(lun)?;
         let hints = self.hints(&member);
         let cells = member.layout.table_cell_count();
         let start = near.and_then(|at| cell_number(&member, at.block)).unwrap_or(hints.cursor.get()) % cells;
-        let mut taken = Vec::with_capacity(indexes.len());
+        let mut taken: Vec<(u32, BlockAddress)> = Vec::with_capacity(indexes.len());
         for step in 0..cells {
             let number = (start + step) % cells;
-            if taken.len() == indexes.len() || (reserve > 0 && self.count(lun).free <= reserve) {
+            if taken.len() == indexes.len() {
                 break;
             }
-            if hints.free.borrow()[number as usize] == 0 {
-                continue;
+            let found = async {
+                if hints.free.borrow()[number as usize] == UNKNOWN {
+                    self.scan(lun, number, LOOK_CELLS).await?;
+                }
+                if hints.free.borrow()[number as usize] == 0 {
+                    return Ok(Vec::new());
+                }
+                let rest = &indexes[taken.len()..];
+                let after = taken.last().map(|(_, at)| *at).or(near);
+                self.take_from_cell(&member, number, rest, after, purpose, |index| entry(kind, fd, index, by)).await
+            };
+            match found.await {
+                Ok(found) => taken.extend(found),
+                Err(error) if taken.is_empty() => return Err(error),
+                // What was taken so far is the caller's; the next call meets the error again.
+                Err(_) => break,
             }
-            let (_, first, used) = member.layout.table_cell(number).expect("the number is below the count");
-            let rest = &indexes[taken.len()..];
-            let room = if reserve > 0 { self.count(lun).free.saturating_sub(reserve) as usize } else { rest.len() };
-            let rest = &rest[..rest.len().min(room)];
-            let after = taken.last().map(|(_, at): &(u32, BlockAddress)| *at).or(near);
-            let from = after.filter(|at| at.block >= first).map_or(0, |at| (at.block.get() - first.get() + 1) as usize);
-            let mut chosen = Vec::new();
-            let place = place_of_cell(&member, number).expect("the number is below the count");
-            let table = self
-                .tables
-                .edit(place, |table| {
-                    chosen = choose(&mut table.entries[..used], from, rest, |index| entry(kind, fd, index, by));
-                    Ok(())
-                })
-                .await?;
-            self.learn(&member, &hints, number, &table);
-            for (index, nth) in chosen {
-                let block = BlockNo::new(first.get() + nth as u64).expect("the layout has the block");
-                taken.push((index, BlockAddress { lun, block }));
-            }
-            hints.cursor.set(number);
         }
         Ok(taken)
+    }
+
+    /// Takes free blocks of one table cell, from the one behind `after` on.
+    async fn take_from_cell(
+        &self,
+        member: &Member,
+        number: u64,
+        indexes: &[u32],
+        after: Option<BlockAddress>,
+        purpose: Purpose,
+        make: impl Fn(u32) -> TableEntry,
+    ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
+        let hints = self.hints(member);
+        let (_, first, used) = member.layout.table_cell(number).expect("the number is below the count");
+        let reserve = if purpose == Purpose::Freeing { 0 } else { reserve_of(member) };
+        let used = used.min((member.layout.block_count() - reserve).saturating_sub(first.get()) as usize);
+        if used == 0 {
+            return Ok(Vec::new());
+        }
+        let from = after.filter(|at| at.block >= first).map_or(0, |at| (at.block.get() - first.get() + 1) as usize);
+        let mut chosen = Vec::new();
+        let place = place_of_cell(member, number).expect("the number is below the count");
+        let table = self
+            .tables
+            .edit(place, |table| {
+                chosen = choose(&mut table.entries[..used], from, indexes, &make);
+                Ok(())
+            })
+            .await?;
+        hints.changes.set(hints.changes.get() + 1);
+        self.learn(member, &hints, number, &table);
+        hints.cursor.set(number);
+        let place_of = |nth: usize| BlockNo::new(first.get() + nth as u64).expect("the layout has the block");
+        let at = |nth| BlockAddress { lun: member.index, block: place_of(nth) };
+        Ok(chosen.into_iter().map(|(index, nth)| (index, at(nth))).collect())
     }
 
     /// Marks blocks that `owner` is about to drop, before its pointers to them go.
@@ -355,7 +452,7 @@ impl Blocks {
             })
             .await
         });
-        futures_util::future::try_join_all(each).await.map(|_| ())
+        all_done(futures_util::future::join_all(each).await)
     }
 
     /// Runs `change(nth, entry)` on the entries of these blocks of one LUN.
@@ -378,10 +475,12 @@ impl Blocks {
                 entries.iter().for_each(|(nth, in_cell)| change(*nth, &mut table.entries[*in_cell]));
                 Ok(())
             });
-            self.learn(&member, &hints, number, &edited.await?);
+            let table = edited.await?;
+            hints.changes.set(hints.changes.get() + 1);
+            self.learn(&member, &hints, number, &table);
             Ok::<(), FsError>(())
         });
-        futures_util::future::try_join_all(each).await.map(|_| ())
+        all_done(futures_util::future::join_all(each).await)
     }
 }
 

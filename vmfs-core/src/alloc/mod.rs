@@ -8,6 +8,13 @@ pub mod roots;
 pub mod table;
 pub mod units;
 
+/// The first error of several changes that have all ended.
+///
+/// A change that was sent is always heard out: one that is dropped half way could land unnoticed.
+pub(crate) fn all_done(results: Vec<Result<(), crate::error::FsError>>) -> Result<(), crate::error::FsError> {
+    results.into_iter().collect()
+}
+
 use std::rc::Rc;
 
 use crate::context::Context;

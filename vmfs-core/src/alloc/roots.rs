@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 
 use super::arena::Arenas;
 use super::blocks::{Blocks, Containers};
+use super::units::Purpose;
 use crate::container::Formatter;
 use crate::context::{Context, Moment};
 use crate::error::{FsError, FsErrorKind};
@@ -52,8 +53,9 @@ impl Roots {
         self.candidates.borrow_mut().entry(lun).or_default().clone()
     }
 
-    /// A root cell of `lun` that was free when last seen, with its image and since when that was known; its container is listed in the arena. Another host may have
-    /// taken it: then the compare-and-write is lost and the next one is asked for. `NoSpace` when the LUN is full.
+    /// A root cell of `lun` that was free when last seen, with its image and when that was known; its container is listed in the
+    /// arena. Another host may have taken it: then the compare-and-write is lost and the next one is asked for. `NoSpace` when the
+    /// LUN is full.
     pub async fn take(&self, blocks: &Blocks, lun: LunIndex) -> Result<(FdId, Cell, Moment), FsError> {
         let candidates = self.of(lun);
         let mut candidates = candidates.lock().await;
@@ -61,10 +63,11 @@ impl Roots {
             blocks.scan(lun, 0, LOOKED_THROUGH).await?;
             candidates.looked = true;
         }
+        let mut looked_again = false;
         loop {
-            if let Some((fd, cell, known)) = candidates.free.pop() {
+            if let Some((fd, cell, moment)) = candidates.free.pop() {
                 self.note(fd).await?;
-                return Ok((fd, cell, known));
+                return Ok((fd, cell, moment));
             }
             let known: Vec<BlockAddress> = self
                 .containers
@@ -80,7 +83,13 @@ impl Roots {
                 }
             }
             if candidates.free.is_empty() {
-                let Some(at) = blocks.take_for_container(lun).await? else {
+                let Some(at) = blocks.take_for_container(lun, Purpose::Normal).await? else {
+                    // Other hosts may have freed root cells since the containers were read.
+                    if !candidates.exhausted.is_empty() && !looked_again {
+                        looked_again = true;
+                        candidates.exhausted.clear();
+                        continue;
+                    }
                     let message = format!("no room for another file on {lun}; remove files or add an extent");
                     return Err(FsError::refused(FsErrorKind::NoSpace, message));
                 };
@@ -97,7 +106,7 @@ impl Roots {
         let first = FdId::new(container, 0).and_then(|fd| member.layout.root_cell(fd));
         let missing = || FsError::refused(FsErrorKind::Corrupt, format!("there is no FD container {container}"));
         let cells = self.context.io.read_span(&member.lun, first.ok_or_else(missing)?, count as usize).await?;
-        let known = self.context.now();
+        let moment = self.context.now();
         let start = u64::from(slot.slot.0.reverse_bits()) * count / 256;
         for step in 0..count {
             let nth = ((start + step) % count) as usize;
@@ -107,7 +116,7 @@ impl Roots {
                     .is_ok_and(|root| root.state == ObjectState::Free);
             if is_free && candidates.free.len() < REMEMBERED {
                 let fd = FdId::new(container, nth as u16).expect("a container has at most 2^15 root cells");
-                candidates.free.push((fd, cell.clone(), known));
+                candidates.free.push((fd, cell.clone(), moment));
             }
         }
         // The first of the list is taken last: neighbours of the start come first.
@@ -164,7 +173,10 @@ pub async fn format_container(
     let (Some(image), Some(offset)) = (image, offset) else {
         return Err(FsError::refused(FsErrorKind::Corrupt, format!("{} has no block {}", at.lun, at.block.get())));
     };
-    context.gate_is_open(at.lun, context.env().now())?;
+    if let Err(error) = context.gate_is_open(at.lun, context.env().now()) {
+        member.set_unresolved();
+        return Err(error);
+    }
     if let Err(error) = member.lun.write(offset, image).await {
         // A plain write may be alive still: the block stays in state formatting until recovery (rule R3).
         member.set_unresolved();

@@ -37,7 +37,33 @@ pub struct TablePlace {
 struct Known {
     cell: Cell,
     table: TableCell,
+    /// When the image was read from the LUN that this one descends from by own changes alone.
+    ///
+    /// Evidence that was sent after that counts for this image too. Seen live at t1 after the first image E was known: whoever
+    /// breaks this host claims its slot after t1 and re-stamps the cell after that. An own change E to E' that was Applied shows
+    /// that the re-stamp was not in between, so it comes after E' and kills whatever builds on E'.
     moment: Moment,
+}
+
+/// An edit that failed.
+#[derive(Debug)]
+pub struct EditFailed {
+    /// Why.
+    pub error: FsError,
+    /// The change may be there, or may yet land. Else certain: the cell was not changed.
+    pub in_doubt: bool,
+}
+
+impl From<FsError> for EditFailed {
+    fn from(error: FsError) -> EditFailed {
+        EditFailed { error, in_doubt: false }
+    }
+}
+
+impl From<EditFailed> for FsError {
+    fn from(failed: EditFailed) -> FsError {
+        failed.error
+    }
 }
 
 #[derive(Default)]
@@ -102,7 +128,7 @@ impl Tables {
         &self,
         place: TablePlace,
         mut edit: impl FnMut(&mut TableCell) -> Result<(), FsError>,
-    ) -> Result<TableCell, FsError> {
+    ) -> Result<TableCell, EditFailed> {
         let entry = self.entry(place.at);
         let mut guard = entry.known.lock().await;
         let mut fresh = false;
@@ -116,7 +142,8 @@ impl Tables {
             let edited = edit(&mut wanted);
             if edited.is_err() || wanted == known.table {
                 if fresh {
-                    return edited.map(|()| wanted);
+                    edited?;
+                    return Ok(wanted);
                 }
                 *guard = None;
                 continue;
@@ -124,11 +151,11 @@ impl Tables {
             self.arenas.note(place.at.lun, place.place).await?;
             self.context.prove_live_since(place.at.lun, known.moment).await?;
             let change = CellChange::payload(&known.cell, wanted.encode());
-            let before = known.table.clone();
+            let (before, moment) = (known.table.clone(), known.moment);
             let outcome = self.context.cas(&known.cell, change).await;
             match outcome {
                 Ok(CasOutcome::Applied(cell)) => {
-                    *guard = Some(Known { cell, table: wanted.clone(), moment: self.context.now() });
+                    *guard = Some(Known { cell, table: wanted.clone(), moment });
                     return Ok(wanted);
                 }
                 Ok(CasOutcome::Lost(current)) => *guard = Some(self.decode(place, current)?),
@@ -145,22 +172,22 @@ impl Tables {
                 }
                 Ok(CasOutcome::NotDone(error)) => {
                     *guard = None;
-                    return Err(error.into());
+                    return Err(FsError::from(error).into());
                 }
                 Ok(CasOutcome::Unknown(error)) => {
                     *guard = None;
-                    return Err(error.into());
+                    return Err(EditFailed { error: error.into(), in_doubt: true });
                 }
                 Err(error) => {
                     *guard = None;
-                    return Err(error);
+                    return Err(EditFailed { error, in_doubt: true });
                 }
             }
             fresh = true;
         }
         let message =
             format!("{:?} cell {}: other hosts changed it {TRIES} times in a row; try again", place.kind, place.at);
-        Err(FsError::refused(FsErrorKind::Busy, message))
+        Err(FsError::refused(FsErrorKind::Busy, message).into())
     }
 
     /// Forgets everything: this host was fenced.

@@ -4,12 +4,12 @@
 //! Must not know: what the streams mean, when a commit is sent.
 
 use std::cell::RefCell;
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use tokio::sync::Mutex;
 
+use super::all_done;
 use super::blocks::Containers;
 use super::roots::{LOOKED_THROUGH, format_container};
 use super::table::{TablePlace, Tables};
@@ -100,6 +100,8 @@ pub struct Units {
     pools: RefCell<BTreeMap<LunIndex, Rc<Mutex<Vec<FreshUnit>>>>>,
     full: RefCell<BTreeSet<CellAddress>>,
     looked: RefCell<BTreeSet<LunIndex>>,
+    /// Table cells in which this host has taken units.
+    taken_from: RefCell<BTreeMap<CellAddress, TablePlace>>,
 }
 
 /// The cell kind of a unit of this use.
@@ -122,6 +124,7 @@ impl Units {
             pools: RefCell::default(),
             full: RefCell::default(),
             looked: RefCell::default(),
+            taken_from: RefCell::default(),
         }
     }
 
@@ -139,7 +142,7 @@ impl Units {
         let pool = self.pool(lun);
         let mut pool = pool.lock().await;
         if pool.len() <= RESERVED {
-            match self.refill(blocks, lun, &mut pool).await {
+            match self.refill(blocks, lun, purpose, &mut pool).await {
                 Ok(()) => {}
                 Err(error)
                     if error.kind() == FsErrorKind::NoSpace && !pool.is_empty() && purpose == Purpose::Freeing => {}
@@ -156,11 +159,13 @@ impl Units {
         &self,
         blocks: &super::blocks::Blocks,
         lun: LunIndex,
+        purpose: Purpose,
         pool: &mut Vec<FreshUnit>,
     ) -> Result<(), FsError> {
         if self.looked.borrow_mut().insert(lun) {
             blocks.scan(lun, 0, LOOKED_THROUGH).await?;
         }
+        let mut looked_again = false;
         loop {
             let candidates: Vec<BlockAddress> =
                 self.containers.units.borrow().iter().filter(|at| at.lun == lun).copied().collect();
@@ -169,7 +174,15 @@ impl Units {
                     return Ok(());
                 }
             }
-            let Some(at) = blocks.take_for_container(lun).await? else { return Err(full(lun)) };
+            let Some(at) = blocks.take_for_container(lun, purpose).await? else {
+                // Other hosts may have freed units since the tables were read.
+                if looked_again {
+                    return Err(full(lun));
+                }
+                looked_again = true;
+                self.full.borrow_mut().retain(|at| at.lun != lun);
+                continue;
+            };
             format_container(&self.context, blocks, at, EntryKind::UnitContainer).await?;
         }
     }
@@ -192,6 +205,7 @@ impl Units {
                 continue;
             }
             let mut chosen = Vec::new();
+            self.taken_from.borrow_mut().insert(place.at, place);
             self.tables
                 .edit(place, |table| {
                     chosen.clear();
@@ -326,9 +340,10 @@ impl Units {
             let edited = self.tables.edit(place, |table| {
                 edits.iter().try_for_each(|(nth, unit, edit)| apply(&mut table.entries[*nth], unit, *edit, by))
             });
-            edited.await.map(|_| ())
+            edited.await?;
+            Ok(())
         });
-        futures_util::future::try_join_all(each).await.map(|_| ())
+        all_done(futures_util::future::join_all(each).await)
     }
 
     /// Whether the entry of a unit still is as this host's `Assign` left it, by what is on the LUN now.
@@ -341,60 +356,105 @@ impl Units {
     }
 
     /// Dropped units go to the own pool, or are freed when that is full enough.
-    pub async fn recycle(&self, units: &[UnitUse]) -> Result<(), FsError> {
-        let mut room: BTreeMap<LunIndex, usize> = BTreeMap::new();
-        for unit in units {
-            if let Entry::Vacant(vacant) = room.entry(unit.at.lun) {
-                let pool = self.pool(unit.at.lun);
-                let length = pool.lock().await.len();
-                vacant.insert(POOLED.saturating_sub(length));
+    ///
+    /// Gives those that are certainly as they were, and the first error. One whose change is in doubt is given up: taken a second
+    /// time, a unit that is in use again by then would be lost.
+    pub async fn recycle(&self, units: &[UnitUse]) -> (Vec<UnitUse>, Result<(), FsError>) {
+        let mut by_lun: BTreeMap<LunIndex, Vec<UnitUse>> = BTreeMap::new();
+        units.iter().for_each(|unit| by_lun.entry(unit.at.lun).or_default().push(*unit));
+        let (mut unchanged, mut result) = (Vec::new(), Ok(()));
+        for (lun, units) in by_lun {
+            let pooled = self.pool(lun).lock().await.len();
+            let (kept, freed) = units.split_at(units.len().min(POOLED.saturating_sub(pooled)));
+            let mut recycled = Vec::new();
+            for (units, edit) in [(kept, UnitEdit::Recycle), (freed, UnitEdit::Free)] {
+                let (done, again, outcome) = self.recycle_as(units, edit).await;
+                unchanged.extend(again);
+                result = result.and(outcome);
+                if edit == UnitEdit::Recycle {
+                    recycled = done;
+                }
+            }
+            if !recycled.is_empty() {
+                recycled.sort();
+                match self.remember(&recycled).await {
+                    Ok(fresh) => self.pool_back(fresh).await,
+                    // They stay `Pool` of this host until it leaves.
+                    Err(error) => result = result.and(Err(error)),
+                }
             }
         }
-        let mut kept = Vec::new();
-        let mut edits = Vec::with_capacity(units.len());
-        for unit in units {
-            let room = room.get_mut(&unit.at.lun).expect("filled above");
-            if *room > 0 {
-                *room -= 1;
-                kept.push(unit.at);
-                edits.push((*unit, UnitEdit::Recycle));
-            } else {
-                edits.push((*unit, UnitEdit::Free));
-            }
-        }
-        self.edit(&edits).await?;
-        kept.sort();
-        for lun in kept.chunk_by(|a, b| a.lun == b.lun) {
-            let fresh = self.remember(lun).await?;
-            self.pool_back(fresh).await;
-        }
-        Ok(())
+        (unchanged, result)
     }
 
-    /// Gives all pooled units back: the slot is about to be left.
+    /// One edit for all of these units, cell by cell: {changed, certainly unchanged, first error}.
+    async fn recycle_as(
+        &self,
+        units: &[UnitUse],
+        edit: UnitEdit,
+    ) -> (Vec<UnitAddress>, Vec<UnitUse>, Result<(), FsError>) {
+        let mut by_cell: BTreeMap<CellAddress, (TablePlace, Vec<(usize, UnitUse)>)> = BTreeMap::new();
+        let mut result = Ok(());
+        for unit in units {
+            match self.place_of(unit.at) {
+                Ok((place, nth)) => {
+                    by_cell.entry(place.at).or_insert_with(|| (place, Vec::new())).1.push((nth, *unit));
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        let each = by_cell.into_values().map(async |(place, units)| {
+            let by = self.context.own_slot(place.at.lun).map_err(|error| (Vec::new(), error))?;
+            self.full.borrow_mut().remove(&place.at);
+            self.taken_from.borrow_mut().insert(place.at, place);
+            let mut changed = Vec::new();
+            let edited = self.tables.edit(place, |table| {
+                changed.clear();
+                for (nth, unit) in &units {
+                    let before = table.entries[*nth];
+                    apply(&mut table.entries[*nth], unit, edit, by)?;
+                    if table.entries[*nth] != before {
+                        changed.push(unit.at);
+                    }
+                }
+                Ok(())
+            });
+            let edited = edited.await;
+            match edited {
+                Ok(_) => Ok(changed),
+                Err(failed) if failed.in_doubt => Err((Vec::new(), failed.error)),
+                Err(failed) => Err((units.into_iter().map(|(_, unit)| unit).collect::<Vec<_>>(), failed.error)),
+            }
+        });
+        let (mut done, mut again) = (Vec::new(), Vec::new());
+        for outcome in futures_util::future::join_all(each).await {
+            match outcome {
+                Ok(changed) => done.extend(changed),
+                Err((unchanged, error)) => {
+                    again.extend(unchanged);
+                    result = result.and(Err(error));
+                }
+            }
+        }
+        (done, again, result)
+    }
+
+    /// Gives all units of the own pool back, also those that an error left outside it: the slot is about to be left, and nothing is
+    /// being changed any more.
     pub async fn drain_pools(&self) -> Result<(), FsError> {
         let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
         for pool in pools {
-            let mut pool = pool.lock().await;
-            let places: Vec<UnitAddress> = pool.iter().map(|unit| unit.at).collect();
-            let mut by_cell: BTreeMap<CellAddress, (TablePlace, Vec<usize>)> = BTreeMap::new();
-            for at in places {
-                let (place, nth) = self.place_of(at)?;
-                by_cell.entry(place.at).or_insert_with(|| (place, Vec::new())).1.push(nth);
-            }
-            for (place, entries) in by_cell.into_values() {
-                let mine = pooled(self.context.own_slot(place.at.lun)?);
-                let edited = self.tables.edit(place, |table| {
-                    for nth in &entries {
-                        if table.entries[*nth] == mine {
-                            table.entries[*nth] = TableEntry::FREE;
-                        }
-                    }
-                    Ok(())
-                });
-                edited.await?;
-            }
-            pool.clear();
+            pool.lock().await.clear();
+        }
+        let places: Vec<TablePlace> = self.taken_from.borrow().values().copied().collect();
+        for place in places {
+            let mine = pooled(self.context.own_slot(place.at.lun)?);
+            let edited = self.tables.edit(place, |table| {
+                table.entries.iter_mut().filter(|entry| **entry == mine).for_each(|entry| *entry = TableEntry::FREE);
+                Ok(())
+            });
+            edited.await?;
+            self.taken_from.borrow_mut().remove(&place.at);
         }
         Ok(())
     }

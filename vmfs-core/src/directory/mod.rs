@@ -18,12 +18,12 @@ mod image;
 mod list;
 mod marks;
 mod moving;
-pub mod name_set;
+mod name_set;
 mod names;
 mod remove;
 mod rename;
 mod tidy;
-pub mod tree;
+mod tree;
 
 pub use create::Created;
 pub(crate) use create::plain;

@@ -33,7 +33,6 @@ pub struct Bucket {
 }
 
 /// Reads the units of one directory. An implementation checks the unit's owner, index and checksum.
-#[expect(async_fn_in_trait, reason = "everything of a volume runs on one thread")]
 pub trait Source {
     /// The bucket with this index.
     async fn bucket(&self, reference: &UnitRef, index: u32) -> Result<Rc<Bucket>, FsError>;

@@ -111,6 +111,8 @@ impl Files {
                 change.attach.insert(pb, new_stream(self.shape, blocks.iter().copied()));
                 published.extend(blocks);
             }
+            // What was written is there to stay: the units that lead to it may come out of the reserve.
+            change.freeing = true;
             self.commit_body(open, std::mem::take(&mut change)).await?;
             self.note_published(open, &published);
         }

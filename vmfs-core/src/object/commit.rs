@@ -5,8 +5,8 @@
 
 use std::rc::Rc;
 
-use super::{Image, Object, Objects};
-use crate::alloc::units::{PreparedUnit, Purpose, UnitEdit, UnitUse};
+use super::{Image, Object, Objects, TIDY_FROM};
+use crate::alloc::units::{FreshUnit, PreparedUnit, Purpose, UnitEdit, UnitUse};
 use crate::cas::{CasOutcome, CellChange};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::Body;
@@ -73,7 +73,8 @@ pub struct NewObject {
 }
 
 impl Objects {
-    /// Builds a unit for a change of `object`, on the LUN of its root cell. Nothing is written yet.
+    /// Builds a unit for a change of `object`, on the LUN of its root cell, or when that is full on another one that it may use.
+    /// Nothing is written yet.
     pub async fn prepare(
         &self,
         object: &Object,
@@ -85,7 +86,8 @@ impl Objects {
         let image = object.image();
         let header = image.cell.header();
         let token = image.root.lock.token;
-        self.prepare_for(object.fd, header.link, header.seq.0 as u32, token, (kind, index), stream, purpose).await
+        let birth = header.seq.0 as u32;
+        self.prepare_for(object.fd, header.link, birth, token, (kind, index), stream, purpose, &image.root.luns).await
     }
 
     #[expect(clippy::too_many_arguments, reason = "they are the fields of a cell's header")]
@@ -98,10 +100,33 @@ impl Objects {
         (kind, index): (EntryKind, u32),
         stream: &[u8],
         purpose: Purpose,
+        luns: &LunSet,
     ) -> Result<PreparedUnit, FsError> {
         let token = if kind == EntryKind::PointerBlock { token } else { Token(0) };
-        let unit = self.space.units.take(&self.space.blocks, fd.lun(), purpose).await?;
+        let unit = self.take_unit(fd.lun(), luns, purpose).await?;
         self.space.units.prepare(unit, fd, link, kind, index, birth, token, stream)
+    }
+
+    /// A unit on `prefer`, else on another LUN of the set. Before there is none, what commits have dropped is given back.
+    async fn take_unit(&self, prefer: LunIndex, luns: &LunSet, purpose: Purpose) -> Result<FreshUnit, FsError> {
+        if self.deferred() >= TIDY_FROM {
+            self.tidy().await?;
+        }
+        let mut refused = None;
+        for tidied in [false, true] {
+            if tidied {
+                self.tidy().await?;
+            }
+            for lun in std::iter::once(prefer).chain(luns.iter().filter(|lun| *lun != prefer)) {
+                match self.space.units.take(&self.space.blocks, lun, purpose).await {
+                    Err(error) if error.kind() == FsErrorKind::NoSpace => refused = refused.or(Some(error)),
+                    // A LUN that is not there cannot help; the preferred one has to be.
+                    Err(FsError::MissingLun { .. }) if lun != prefer => {}
+                    other => return other,
+                }
+            }
+        }
+        Err(refused.expect("the preferred LUN was refused"))
     }
 
     /// Gives prepared units back that were not committed and not written.
@@ -118,7 +143,9 @@ impl Objects {
         mut change: Change<'_>,
     ) -> Result<Committed, FsError> {
         let _busy = object.busy.lock().await;
-        let purpose = if change.freeing { Purpose::Freeing } else { Purpose::Normal };
+        // A body alone gives back as many units as it takes, so a full volume never keeps what was written from being committed.
+        let within_reserve = change.freeing || change.units.is_empty();
+        let purpose = if within_reserve { Purpose::Freeing } else { Purpose::Normal };
         if object.doubtful.get() || !Rc::ptr_eq(&object.image(), expected) {
             let refreshed = self.refresh(object).await;
             self.discard(change.units).await;
@@ -140,7 +167,8 @@ impl Objects {
         if let Some(new) = change.body.take() {
             let birth = expected.cell.header().seq.0 as u32;
             let place = (EntryKind::Body, 0);
-            match self.prepare_for(object.fd, link, birth, Token(0), place, &new.encode(), purpose).await {
+            let (stream, luns) = (new.encode(), &root.luns);
+            match self.prepare_for(object.fd, link, birth, Token(0), place, &stream, purpose, luns).await {
                 Ok(unit) => {
                     if let Some(old) = root.body.replace(unit.reference) {
                         drops.push(UnitUse { at: old.at, owner: object.fd, kind: EntryKind::Body, index: 0 });
@@ -156,6 +184,13 @@ impl Objects {
         }
         if let Some(edit) = change.root.take() {
             edit(&mut root);
+        }
+        change.units.iter().for_each(|unit| root.luns.insert(unit.reference.at.lun));
+        if !matches!(root.state, ObjectState::Live)
+            && let Err(error) = self.space.roots.note(object.fd).await
+        {
+            self.discard(change.units).await;
+            return Err(error);
         }
         self.carry_out(object, expected, root, link, body, change.units, drops, &change.drop_blocks).await
     }
@@ -192,14 +227,14 @@ impl Objects {
         match ready {
             Ok(true) => {}
             Ok(false) => {
-                // Some unit is not this host's any more: give all of them up.
-                object_marks_unresolved(self, &units);
+                // Some cell was not as remembered: all of them are given up.
+                self.give_up(&units).await;
                 self.undo(object.fd, Vec::new(), &drops, drop_blocks).await;
                 self.refresh(object).await?;
                 return Ok(Committed::Lost);
             }
             Err(error) => {
-                object_marks_unresolved(self, &units);
+                self.give_up(&units).await;
                 self.undo(object.fd, Vec::new(), &drops, drop_blocks).await;
                 return Err(error);
             }
@@ -212,10 +247,7 @@ impl Objects {
             token: Token(0),
             payload: root.encode(),
         };
-        // The own slot is read once more beside it, at no cost in time: evidence for the next change of the tables just changed.
-        let (outcome, _) =
-            futures_util::join!(self.context.cas(&expected.cell, change), self.context.prove_live([object.fd.lun()]));
-        match outcome {
+        match self.context.cas(&expected.cell, change).await {
             Ok(CasOutcome::Applied(cell)) => {
                 self.applied(object, cell, root, body, drops);
                 Ok(Committed::Done)
@@ -281,6 +313,16 @@ impl Objects {
         }
     }
 
+    /// Frees units that no commit was sent for, though their cells are in doubt: only compare-and-write reaches cells of units, and
+    /// one that lands late makes the next taker's remembered images mismatch, no more.
+    async fn give_up(&self, units: &[PreparedUnit]) {
+        let edits: Vec<(UnitUse, UnitEdit)> = units.iter().map(|unit| (unit.use_, UnitEdit::Free)).collect();
+        if let Err(error) = self.space.units.edit(&edits).await {
+            tracing::warn!(%error, "units of a change that did not happen stay behind; recovery frees them");
+            object_marks_unresolved(self, units);
+        }
+    }
+
     /// Takes a commit back that certainly did not and will not happen: its units, all written, go back to the pool, marks are
     /// taken off.
     async fn undo(&self, fd: FdId, units: Vec<PreparedUnit>, drops: &[UnitUse], blocks: &[(u32, BlockAddress)]) {
@@ -306,12 +348,13 @@ impl Objects {
         let mut luns = new.luns;
         luns.insert(new.lun);
         for _ in 0..CREATE_TRIES {
-            let (fd, free, known) = self.space.roots.take(&self.space.blocks, new.lun).await?;
+            let (fd, free, moment) = self.space.roots.take(&self.space.blocks, new.lun).await?;
             let old = self.decode_root(fd, &free)?;
             let link = free.header().link.next();
             let place = (EntryKind::Body, 0);
             let birth = free.header().seq.0 as u32;
-            let unit = self.prepare_for(fd, link, birth, Token(0), place, &stream, Purpose::Normal).await?;
+            let unit = self.prepare_for(fd, link, birth, Token(0), place, &stream, Purpose::Normal, &luns).await?;
+            luns.insert(unit.reference.at.lun);
             let by = self.context.own_slot(new.lun)?;
             let lock = match new.lock {
                 None => LockRecord { mode: HoldMode::Free, token: old.lock.token, holders: Vec::new(), wanted: false },
@@ -342,8 +385,16 @@ impl Objects {
             };
             let units = [unit];
             let edits = [(units[0].use_, UnitEdit::Assign)];
-            // The image of the free cell is old, so there mostly is evidence from after it; everything else goes at once.
-            self.context.prove_live_since(new.lun, known).await?;
+            // The evidence goes first, unless some was sent since the free cell was read; then everything else at once. That the
+            // root cell may be there before its body does not show: no directory names the object before all of it is there.
+            let live = futures_util::future::try_join(
+                self.context.prove_live_since(new.lun, moment),
+                self.context.prove_live_since(units[0].reference.at.lun, moment),
+            );
+            if let Err(error) = live.await {
+                self.discard(Vec::from(units)).await;
+                return Err(error);
+            }
             let (written, edited, taken) = futures_util::join!(
                 self.space.units.write(&units),
                 self.space.units.edit(&edits),

@@ -101,6 +101,8 @@ pub struct Objects {
     tidying: Mutex<()>,
 }
 
+/// Dropped units from which on a change gives them back before it takes another one.
+const TIDY_FROM: usize = 256;
 /// Dropped units that are given back with one batch.
 const TIDY_BATCH: usize = 64;
 
@@ -131,7 +133,7 @@ impl Objects {
         self.dropped.borrow().len()
     }
 
-    /// Gives back what commits dropped. Call it now and then, and before leaving. What fails stays on the list.
+    /// Gives back what commits dropped. Call it now and then, and before leaving. What certainly failed stays on the list.
     pub async fn tidy(&self) -> Result<(), FsError> {
         let _one = self.tidying.lock().await;
         loop {
@@ -143,10 +145,9 @@ impl Objects {
             if batch.is_empty() {
                 return Ok(());
             }
-            if let Err(error) = self.space.units.recycle(&batch).await {
-                self.dropped.borrow_mut().extend(batch);
-                return Err(error);
-            }
+            let (unchanged, result) = self.space.units.recycle(&batch).await;
+            self.dropped.borrow_mut().extend(unchanged);
+            result?;
         }
     }
 
