@@ -272,7 +272,7 @@ fn hosts_that_allocate_at_once_never_get_one_block_twice_and_a_freed_volume_is_e
             let before: u64 = [1, 2].map(|n| hosts[0].space.blocks.count(LunIndex::new(n).unwrap()).free).iter().sum();
             for ((fd, blocks), host) in all.iter().zip(&hosts) {
                 host.space.blocks.retire(*fd, blocks).await.unwrap();
-                host.space.blocks.free(*fd, blocks).await.unwrap();
+                host.space.blocks.free_retired(*fd, blocks).await.unwrap();
             }
             let after: u64 = [1, 2].map(|n| hosts[0].space.blocks.count(LunIndex::new(n).unwrap()).free).iter().sum();
             assert!(after >= before + 60);
@@ -300,7 +300,7 @@ fn a_full_lun_gives_what_it_has_then_says_so_and_still_lets_objects_go() {
         a.objects.begin_unlink(&object, None).await.unwrap();
         a.objects.mark_unlinked(&object).await.unwrap();
         a.space.blocks.retire(object.fd, &taken).await.unwrap();
-        a.space.blocks.free(object.fd, &taken).await.unwrap();
+        a.space.blocks.free_retired(object.fd, &taken).await.unwrap();
         a.objects.free(&object).await.unwrap();
         a.objects.tidy().await.unwrap();
         let gone = a.objects.load(ObjectRef { fd: object.fd, link: object.image().link() }).await;
@@ -442,7 +442,7 @@ fn blocks_that_another_host_freed_are_found_before_a_lun_is_called_full() {
         let taken = fill(&a, fd).await;
         assert_eq!(take(&b, mine, 0, 1).await, Err(FsErrorKind::NoSpace));
         a.space.blocks.retire(fd, &taken).await.unwrap();
-        a.space.blocks.free(fd, &taken).await.unwrap();
+        a.space.blocks.free_retired(fd, &taken).await.unwrap();
         assert_eq!(take(&b, mine, 0, 8).await.map(|taken| taken.len()), Ok(8));
     });
 }
@@ -456,7 +456,7 @@ fn a_host_that_has_just_mounted_leaves_the_reserve_too() {
         let taken = fill(&a, fd).await;
         let back = &taken[taken.len() - 5..];
         a.space.blocks.retire(fd, back).await.unwrap();
-        a.space.blocks.free(fd, back).await.unwrap();
+        a.space.blocks.free_retired(fd, back).await.unwrap();
         let b = mount(&sim, &disks, HostNo(2), CellSize::B512).await;
         fill(&b, fd).await;
         assert!(free_blocks(&disks[0], &b) >= 2);
@@ -532,7 +532,8 @@ fn units_and_root_cells_that_another_host_freed_are_used_again() {
         }
         while b.objects.create(new(b.root)).await.is_ok() {}
         for object in &made {
-            a.objects.abandon(object).await.unwrap();
+            a.objects.mark_unlinked(object).await.unwrap();
+            a.objects.free(object).await.unwrap();
         }
         a.objects.tidy().await.unwrap();
         a.space.units.drain_pools().await.unwrap();

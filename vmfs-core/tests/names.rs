@@ -332,7 +332,26 @@ fn attributes_and_symbolic_links_are_kept() {
 }
 
 #[test]
-fn an_uncontended_creation_in_a_known_directory_takes_three_round_trips() {
+fn a_directory_made_under_the_root_goes_to_the_lun_with_the_most_room_and_its_files_follow_it() {
+    let (sim, disks) = world(7, 3, CellSize::B512);
+    sim.block_on(async {
+        let (volume, _) = mount(&sim, &disks, 1).await;
+        let mut luns = std::collections::BTreeSet::new();
+        for n in 0..12 {
+            let directory = mkdir(&volume, volume.root(), format!("vm{n}").as_bytes()).await.unwrap().object;
+            let file = create(&volume, directory, b"disk").await.unwrap().object;
+            let below = mkdir(&volume, directory, b"below").await.unwrap().object;
+            assert_eq!((file.fd.lun(), below.fd.lun()), (directory.fd.lun(), directory.fd.lun()));
+            luns.insert(directory.fd.lun());
+        }
+        assert_eq!(luns.len(), 3, "directories are spread");
+        volume.unmount().await.unwrap();
+    });
+    sim.end();
+}
+
+#[test]
+fn an_uncontended_creation_in_a_known_directory_takes_at_most_four_round_trips() {
     use std::time::Duration;
     let (sim, disks) = world(6, 1, CellSize::B512);
     sim.block_on(async {

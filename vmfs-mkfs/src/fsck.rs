@@ -16,7 +16,7 @@ use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::lun::OpenLun;
 use vmfs_core::real_env::RealEnv;
 
-use crate::terminal::{block_on, fail, open_luns, progress_bar, say, say_json, usage};
+use crate::terminal::{block_on, fail, open_luns, progress_bar, say, say_json, usage, watching};
 
 /// fsck(8): errors left uncorrected.
 const UNCORRECTED: u8 = 4;
@@ -84,7 +84,7 @@ async fn run_check(arguments: &Arguments) -> Result<Report, FsError> {
     let env: Rc<dyn Env> = Rc::new(RealEnv);
     let luns = open_luns(&arguments.luns, OpenLun { read_only: true, refuse_busy_device: false })?;
     if !arguments.force {
-        let users = hosts_in_use(&env, &luns).await?;
+        let users = watching("fsck.vmfs", hosts_in_use(&env, &luns)).await?;
         if !users.is_empty() {
             let message = format!(
                 "the volume is in use by {}; unmount it there first, or look all the same with --force",

@@ -5,7 +5,6 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use serde_json::json;
@@ -18,7 +17,7 @@ use vmfs_core::real_env::RealEnv;
 use vmfs_core::units::{BlockSize, CellSize};
 
 use crate::size;
-use crate::terminal::{FAILED, USAGE, block_on, fail, open_luns, progress_bar, say, say_json, usage};
+use crate::terminal::{FAILED, USAGE, block_on, fail, open_luns, progress_bar, say, say_json, usage, watching};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -126,16 +125,7 @@ async fn make(arguments: &Arguments) -> Result<(), FsError> {
     let env: Rc<dyn Env> = Rc::new(RealEnv);
     let how = OpenLun { read_only: arguments.dry_run, refuse_busy_device: true };
     let luns = open_luns(&arguments.luns, how)?;
-    let planning = plan(&env, &luns, options(arguments));
-    let notice = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        eprintln!("mkfs.vmfs: a LUN looks in use; watching its heartbeats for some seconds");
-        std::future::pending::<()>().await;
-    };
-    let plan = tokio::select! {
-        plan = planning => plan?,
-        () = notice => unreachable!("the notice never ends"),
-    };
+    let plan = watching("mkfs.vmfs", plan(&env, &luns, options(arguments))).await?;
     if !arguments.json {
         say(plan.to_string().trim_end());
     }

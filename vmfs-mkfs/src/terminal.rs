@@ -27,6 +27,19 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(work)
 }
 
+/// Waits for work that may watch heartbeats, and says so when it takes longer than a second.
+pub async fn watching<T>(command: &str, work: impl Future<Output = T>) -> T {
+    let notice = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let _ = writeln!(std::io::stderr(), "{command}: a LUN looks in use; watching its heartbeats for some seconds");
+        std::future::pending::<T>().await
+    };
+    tokio::select! {
+        done = work => done,
+        never = notice => never,
+    }
+}
+
 /// Opens LUNs by path or URL; one named twice is refused.
 pub fn open_luns(paths: &[String], how: OpenLun) -> Result<Vec<Rc<dyn Lun>>, FsError> {
     for (nth, path) in paths.iter().enumerate() {

@@ -270,11 +270,8 @@ impl Blocks {
     }
 
     async fn give_back(&self, owner: FdId, taken: &[(u32, BlockAddress)]) {
-        if let Err(error) = self.free(owner, taken).await {
+        if let Err(error) = self.free_unpublished(owner, taken).await {
             tracing::warn!(%error, "blocks that were just taken could not be given back; recovery will");
-            for (_, at) in taken {
-                let _ = self.context.member(at.lun).map(|member| member.set_unresolved());
-            }
         }
     }
 
@@ -311,6 +308,7 @@ impl Blocks {
             }
         })
         .await
+        .map(|_| ())
     }
 
     /// Takes up to `indexes.len()` blocks of one LUN; fewer when it has no more.
@@ -390,31 +388,57 @@ impl Blocks {
         Ok(chosen.into_iter().map(|(index, nth)| (index, at(nth))).collect())
     }
 
-    /// Marks blocks that `owner` is about to drop, before its pointers to them go.
-    pub async fn retire(&self, owner: FdId, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
-        self.for_each_owned(owner, blocks, |by, found| {
-            if found.kind == EntryKind::Data {
-                *found = TableEntry { was: EntryKind::Data, ..entry(EntryKind::Retiring, found.fd, found.index, by) };
-            }
-        })
-        .await
+    /// Marks blocks that `owner` is about to drop, before its pointers to them go. Gives those that carry this host's mark now: a block
+    /// that is free or somebody else's by now is none of them.
+    pub async fn retire(
+        &self,
+        owner: FdId,
+        blocks: &[(u32, BlockAddress)],
+    ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
+        let after = self
+            .for_each_owned(owner, blocks, |by, found| {
+                if found.kind == EntryKind::Data {
+                    *found =
+                        TableEntry { was: EntryKind::Data, ..entry(EntryKind::Retiring, found.fd, found.index, by) };
+                }
+            })
+            .await?;
+        Ok(after.into_iter().filter(|(_, _, retired)| *retired).map(|(index, at, _)| (index, at)).collect())
     }
 
     /// Takes a retiring mark of this host back: the pointers stay.
     pub async fn keep(&self, owner: FdId, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
         self.for_each_owned(owner, blocks, |by, found| {
-            let mine = (found.slot, found.generation_low) == (by.slot, by.generation.low());
-            if found.kind == EntryKind::Retiring && mine {
+            if is_retired_by(by, found) {
                 *found = entry(found.was, found.fd, found.index, by);
             }
         })
         .await
+        .map(|_| ())
     }
 
-    /// Frees blocks, each only while its entry still names `owner` and its index. No pointer reaches them any more, no write to
-    /// them is on its way (rule R3), and they have been unmapped if they are to be.
-    pub async fn free(&self, owner: FdId, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
-        self.for_each_owned(owner, blocks, |_, found| *found = TableEntry::FREE).await
+    /// Frees blocks that this host has retired. No pointer reaches them any more, no write to them is on its way (rule R3), and they
+    /// have been unmapped if they are to be. A block that was taken again meanwhile carries no such mark and is left alone.
+    pub async fn free_retired(&self, owner: FdId, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
+        self.for_each_owned(owner, blocks, |by, found| {
+            if is_retired_by(by, found) {
+                *found = TableEntry::FREE;
+            }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Frees blocks that `owner` took and no pointer ever named; otherwise as [`Blocks::free_retired`]. Call it once: another call could
+    /// meet a block that was taken again for the same place.
+    pub async fn free_unpublished(&self, owner: FdId, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
+        self.for_each_owned(owner, blocks, |_, found| {
+            if found.kind == EntryKind::Data {
+                *found = TableEntry::FREE;
+            }
+        })
+        .await
+        .map(|_| ())
     }
 
     /// Keeps blocks from use until this incarnation is proven fenced: the end of a write to them is not known (rule R3).
@@ -426,42 +450,60 @@ impl Blocks {
             *found = entry(EntryKind::Quarantine, by.pack(), found.index, by);
         })
         .await
+        .map(|_| ())
     }
 
-    /// Runs `change` on the entries that still name `owner` and the index given, one compare-and-write a table cell, cells in parallel.
+    /// Runs `change` on the entries that still name `owner` and the index given, one compare-and-write a table cell, cells in
+    /// parallel. Gives each block and whether it is retired by this host afterwards. After an error marks may stay behind: the slots
+    /// of these LUNs are left dirty.
     async fn for_each_owned(
         &self,
         owner: FdId,
         blocks: &[(u32, BlockAddress)],
         change: impl Fn(SlotRef, &mut TableEntry),
-    ) -> Result<(), FsError> {
+    ) -> Result<Vec<(u32, BlockAddress, bool)>, FsError> {
         let mut by_lun: BTreeMap<LunIndex, Vec<(u32, BlockNo)>> = BTreeMap::new();
         for (index, at) in blocks {
             by_lun.entry(at.lun).or_default().push((*index, at.block));
         }
+        let owns = |entry: &TableEntry, index| {
+            entry.fd == owner.get()
+                && entry.index == index
+                && matches!(entry.kind, EntryKind::Data | EntryKind::Retiring)
+        };
         let each = by_lun.into_iter().map(async |(lun, owned)| {
             let by = self.context.own_slot(lun)?;
             let numbers: Vec<BlockNo> = owned.iter().map(|(_, block)| *block).collect();
-            self.edit(lun, &numbers, |nth, entry| {
-                if entry.fd == owner.get()
-                    && entry.index == owned[nth].0
-                    && matches!(entry.kind, EntryKind::Data | EntryKind::Retiring)
-                {
+            let edited = self.edit(lun, &numbers, |nth, entry| {
+                if owns(entry, owned[nth].0) {
                     change(by, entry);
                 }
-            })
-            .await
+            });
+            match edited.await {
+                Ok(entries) => Ok(entries
+                    .into_iter()
+                    .map(|(nth, entry)| {
+                        let (index, block) = owned[nth];
+                        let retired = owns(&entry, index) && is_retired_by(by, &entry);
+                        (index, BlockAddress { lun, block }, retired)
+                    })
+                    .collect::<Vec<_>>()),
+                Err(error) => {
+                    self.context.member(lun)?.set_unresolved();
+                    Err(error)
+                }
+            }
         });
-        all_done(futures_util::future::join_all(each).await)
+        Ok(all_done(futures_util::future::join_all(each).await)?.into_iter().flatten().collect())
     }
 
-    /// Runs `change(nth, entry)` on the entries of these blocks of one LUN.
+    /// Runs `change(nth, entry)` on the entries of these blocks of one LUN. Gives the entries as they are afterwards.
     async fn edit(
         &self,
         lun: LunIndex,
         blocks: &[BlockNo],
         change: impl Fn(usize, &mut TableEntry),
-    ) -> Result<(), FsError> {
+    ) -> Result<Vec<(usize, TableEntry)>, FsError> {
         let member = self.context.member(lun)?;
         let hints = self.hints(&member);
         let mut by_cell: BTreeMap<u64, (TablePlace, Vec<(usize, usize)>)> = BTreeMap::new();
@@ -478,10 +520,14 @@ impl Blocks {
             let table = edited.await?;
             hints.changes.set(hints.changes.get() + 1);
             self.learn(&member, &hints, number, &table);
-            Ok::<(), FsError>(())
+            Ok(entries.iter().map(|(nth, in_cell)| (*nth, table.entries[*in_cell])).collect::<Vec<_>>())
         });
-        all_done(futures_util::future::join_all(each).await)
+        Ok(all_done(futures_util::future::join_all(each).await)?.into_iter().flatten().collect())
     }
+}
+
+fn is_retired_by(by: SlotRef, entry: &TableEntry) -> bool {
+    entry.kind == EntryKind::Retiring && (entry.slot, entry.generation_low) == (by.slot, by.generation.low())
 }
 
 /// Fills free entries for `indexes`, from entry `from` on and then round; entries that are filled so already count (an edit may run

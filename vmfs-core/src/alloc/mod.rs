@@ -11,7 +11,7 @@ pub mod units;
 /// The first error of several changes that have all ended.
 ///
 /// A change that was sent is always heard out: one that is dropped half way could land unnoticed.
-pub(crate) fn all_done(results: Vec<Result<(), crate::error::FsError>>) -> Result<(), crate::error::FsError> {
+pub(crate) fn all_done<T>(results: Vec<Result<T, crate::error::FsError>>) -> Result<Vec<T>, crate::error::FsError> {
     results.into_iter().collect()
 }
 

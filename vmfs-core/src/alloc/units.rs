@@ -343,7 +343,7 @@ impl Units {
             edited.await?;
             Ok(())
         });
-        all_done(futures_util::future::join_all(each).await)
+        all_done(futures_util::future::join_all(each).await).map(|_: Vec<()>| ())
     }
 
     /// Whether the entry of a unit still is as this host's `Assign` left it, by what is on the LUN now.
@@ -357,8 +357,9 @@ impl Units {
 
     /// Dropped units go to the own pool, or are freed when that is full enough.
     ///
-    /// Gives those that are certainly as they were, and the first error. One whose change is in doubt is given up: taken a second
-    /// time, a unit that is in use again by then would be lost.
+    /// Gives those to call this with again, and the first error. One that may have become free is not among them: it could be in use
+    /// again by then, even by the same owner. One that may be in the own pool is: nobody takes it from there but through
+    /// this host's memory.
     pub async fn recycle(&self, units: &[UnitUse]) -> (Vec<UnitUse>, Result<(), FsError>) {
         let mut by_lun: BTreeMap<LunIndex, Vec<UnitUse>> = BTreeMap::new();
         units.iter().for_each(|unit| by_lun.entry(unit.at.lun).or_default().push(*unit));
@@ -387,7 +388,7 @@ impl Units {
         (unchanged, result)
     }
 
-    /// One edit for all of these units, cell by cell: {changed, certainly unchanged, first error}.
+    /// One edit for all of these units, cell by cell: {changed, to be tried again, first error}.
     async fn recycle_as(
         &self,
         units: &[UnitUse],
@@ -422,7 +423,7 @@ impl Units {
             let edited = edited.await;
             match edited {
                 Ok(_) => Ok(changed),
-                Err(failed) if failed.in_doubt => Err((Vec::new(), failed.error)),
+                Err(failed) if failed.in_doubt && edit == UnitEdit::Free => Err((Vec::new(), failed.error)),
                 Err(failed) => Err((units.into_iter().map(|(_, unit)| unit).collect::<Vec<_>>(), failed.error)),
             }
         });

@@ -73,7 +73,7 @@ pub async fn check(luns: &[Rc<dyn Lun>], observer: &mut dyn Observer) -> Result<
     checker.scan_unit_containers().await;
     checker.scan_objects().await;
     checker.check_names().await;
-    checker.tell_pooled_bodies();
+    checker.tell_of_named();
     checker.find_unreached_units().await;
     checker.find_unreached_blocks().await;
     Ok(checker.into_report())

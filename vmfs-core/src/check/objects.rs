@@ -94,6 +94,7 @@ impl Checker<'_> {
 
     async fn check_object(&mut self, found: &Found) {
         let (fd, root) = (found.fd, &found.root);
+        let mut creating = None;
         match root.state {
             ObjectState::Free => return self.check_free(found),
             ObjectState::Unlinked(mark) => {
@@ -105,7 +106,7 @@ impl Checker<'_> {
                 self.tell_waiting(found, mark, "unlinking: it has its name or not");
             }
             ObjectState::Creating(_) => {
-                self.creating.insert(fd);
+                creating = Some(fd);
                 self.unnamed.insert(fd.get());
             }
             ObjectState::Live => {
@@ -124,7 +125,10 @@ impl Checker<'_> {
         if object_type == ObjectType::Directory && !matches!(root.state, ObjectState::Unlinked(_)) {
             self.parents.insert(fd, root.parent.unwrap_or(fd));
         }
-        if let Some(body) = self.read_body(found).await {
+        self.being_created = creating;
+        let body = self.read_body(found).await;
+        self.being_created = None;
+        if let Some(body) = body {
             self.check_body(found, object_type, &body).await;
         }
     }

@@ -5,6 +5,7 @@
 use std::rc::Rc;
 
 use super::finding::{Finding, Severity, Structure};
+use super::state::expect_plain;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::cell::probe;
 use crate::format::header::{LunHeader, MemberState};
@@ -136,7 +137,7 @@ async fn header_at(lun: &Rc<dyn Lun>, offset: u64) -> Result<Result<Found, Forma
         let (context, index) = probe(offset, &bytes)?;
         let at = CellAddress { lun: index, offset };
         let cell = Cell::decode(&context, at, &bytes[..context.cell_size.bytes()])?;
-        cell.expect_kind(CellKind::Header)?;
+        expect_plain(&cell, CellKind::Header)?;
         let header = LunHeader::decode(context.cell_size, cell.payload())?;
         if header.lun_index != index {
             let (found, expected) = (header.lun_index.to_string(), index.to_string());

@@ -13,8 +13,8 @@ use crate::format::header::LunHeader;
 use crate::format::heartbeat::{Heartbeat, SlotState};
 use crate::format::layout::LunLayout;
 use crate::format::table_entry::TableEntry;
-use crate::format::{Cell, CellKind};
-use crate::units::{BlockAddress, BlockNo, CellAddress, FdId, LunIndex, SlotRef, UnitAddress};
+use crate::format::{Cell, CellKind, FormatError};
+use crate::units::{BlockAddress, BlockNo, CellAddress, FdId, LunIndex, SlotRef};
 
 /// One member LUN as the check sees it.
 pub(super) struct MemberView {
@@ -52,13 +52,30 @@ pub(super) struct Checker<'a> {
     pub damaged: HashSet<FdId>,
     /// Objects whose space is being freed: what they reach need not be theirs any more.
     pub unlinked: HashSet<FdId>,
-    /// Objects in state creating: until they have a name, their body's unit may still be in its host's pool.
-    pub creating: HashSet<FdId>,
-    /// Bodies of such objects that are in a pool, and the finding if the object turns out to have a name.
-    pub pooled_bodies: Vec<(FdId, UnitAddress, String, String)>,
+    /// The object in state creating whose body is being read. Until it has a name its body need not be there: root cell, unit entry
+    /// and the unit's cells go out together.
+    pub being_created: Option<FdId>,
+    /// What is wrong with bodies of such objects, should they turn out to have a name.
+    pub if_named: Vec<(FdId, Finding)>,
     /// Units that an object reaches, by container.
     pub units_reached: HashMap<BlockAddress, Vec<u64>>,
     told: HashSet<CellAddress>,
+}
+
+/// The error of a cell that is not of `kind`, or that says it belongs to an object where such a cell belongs to none.
+pub(super) fn expect_plain(cell: &Cell, kind: CellKind) -> Result<(), FormatError> {
+    cell.expect_kind(kind)?;
+    let header = cell.header();
+    let stray = |field, value| Err(FormatError::Value { structure: "cell", field, value });
+    match kind {
+        CellKind::Root | CellKind::Blank | CellKind::Body => Ok(()),
+        CellKind::PointerBlock | CellKind::Inner | CellKind::Bucket => Ok(()),
+        _ if header.owner.is_some() => stray("owner", header.owner.map_or(0, FdId::get)),
+        _ if header.index != 0 => stray("index", header.index.into()),
+        _ if header.link.0 != 0 => stray("link", header.link.0),
+        _ if header.token.0 != 0 => stray("token", header.token.0),
+        _ => Ok(()),
+    }
 }
 
 /// Whether somebody will take a mark away.
@@ -80,20 +97,35 @@ impl<'a> Checker<'a> {
             parents: HashMap::new(),
             damaged: HashSet::new(),
             unlinked: HashSet::new(),
-            creating: HashSet::new(),
-            pooled_bodies: Vec::new(),
+            being_created: None,
+            if_named: Vec::new(),
             units_reached: HashMap::new(),
             told: HashSet::new(),
         }
     }
 
     pub fn tell(&mut self, finding: Finding) {
+        if let Some(fd) = self.being_created
+            && finding.severity == Severity::Error
+        {
+            self.if_named.push((fd, finding));
+            return;
+        }
         match finding.severity {
             Severity::Error => self.report.errors += 1,
             Severity::Recoverable => self.report.recoverable += 1,
             Severity::Info => self.report.infos += 1,
         }
         self.observer.finding(finding);
+    }
+
+    /// Tells what is wrong with bodies of objects in state creating that have a name all the same: a name comes after the body.
+    pub fn tell_of_named(&mut self) {
+        for (owner, finding) in std::mem::take(&mut self.if_named) {
+            if self.named.contains(owner.get()) {
+                self.tell(finding);
+            }
+        }
     }
 
     pub fn error(
@@ -146,7 +178,7 @@ impl<'a> Checker<'a> {
         object: Option<FdId>,
     ) -> Option<Cell> {
         let read = match self.reader.cell(at).await {
-            Ok(cell) => cell.expect_kind(kind).map(|()| cell).map_err(Unread::Damaged),
+            Ok(cell) => expect_plain(&cell, kind).map(|()| cell).map_err(Unread::Damaged),
             Err(unread) => Err(unread),
         };
         match read {

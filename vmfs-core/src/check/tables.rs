@@ -5,7 +5,7 @@
 
 use super::finding::{Finding, Phase, Severity, Structure};
 use super::reader::Unread;
-use super::state::{Checker, Judgement};
+use super::state::{Checker, Judgement, expect_plain};
 use crate::format::arena::Place;
 use crate::format::table_entry::{EntryKind, TableCell, TableEntry};
 use crate::format::{Cell, CellKind, FormatError};
@@ -110,7 +110,7 @@ impl Checker<'_> {
     async fn scan_table_cell(&mut self, lun: LunIndex, read: TableRead, cell: Result<Cell, Unread>, first_pass: bool) {
         let size = self.reader.context.cell_size;
         let table = cell.and_then(|cell| {
-            cell.expect_kind(CellKind::BlockTable).map_err(Unread::Damaged)?;
+            expect_plain(&cell, CellKind::BlockTable).map_err(Unread::Damaged)?;
             if cell.payload().iter().all(|byte| *byte == 0) {
                 return Ok(None);
             }

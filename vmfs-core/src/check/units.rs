@@ -4,7 +4,7 @@
 
 use super::finding::{Phase, Structure};
 use super::reader::Unread;
-use super::state::Checker;
+use super::state::{Checker, expect_plain};
 use crate::container::first_unit;
 use crate::format::arena::Place;
 use crate::format::layout::entries_per_cell;
@@ -115,7 +115,7 @@ impl Checker<'_> {
     fn table_entries(&mut self, at: CellAddress, cell: Result<Cell, Unread>) -> Vec<Option<TableEntry>> {
         let size = self.reader.context.cell_size;
         let table = cell.and_then(|cell| {
-            cell.expect_kind(CellKind::UnitTable).map_err(Unread::Damaged)?;
+            expect_plain(&cell, CellKind::UnitTable).map_err(Unread::Damaged)?;
             TableCell::decode(size, cell.payload()).map_err(Unread::Damaged)
         });
         match table {
@@ -150,15 +150,6 @@ impl Checker<'_> {
                 self.check_unit_reached(at, &entry);
             }
             self.progress(Phase::Space, nth as u64 + 1, total);
-        }
-    }
-
-    /// Tells of bodies in a pool whose objects have a name: a name comes after the body left the pool.
-    pub(super) fn tell_pooled_bodies(&mut self) {
-        for (owner, at, found, expected) in std::mem::take(&mut self.pooled_bodies) {
-            if self.named.contains(owner.get()) {
-                self.error(Structure::UnitTable, at, Some(owner), "entry", found, expected);
-            }
         }
     }
 
@@ -234,11 +225,10 @@ impl Checker<'_> {
             }
             Some(entry) if !claim.agrees(&entry) => {
                 let expected = format!("{}, named by {from}", claim.text());
-                if entry.kind == EntryKind::Pool && self.creating.contains(&claim.owner) && !again {
-                    // The creation was cut off, unless a directory names the object.
+                if self.being_created == owner && !again {
                     self.units_reached.get_mut(&container).expect("just entered")[usize::from(at.unit) / 64] &=
                         !(1 << (at.unit % 64));
-                    self.pooled_bodies.push((claim.owner, at, entry_text(&entry), expected));
+                    self.error(Structure::UnitTable, at, owner, "entry", entry_text(&entry), expected);
                     return false;
                 }
                 self.error(Structure::UnitTable, at, owner, "entry", entry_text(&entry), expected);

@@ -12,7 +12,7 @@ use super::tree::Edit;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::{Attributes, Body, Content};
 use crate::format::dirent::{Dirent, ObjectRef};
-use crate::format::root_cell::{HoldMode, LunSet, ObjectFlags, ObjectType};
+use crate::format::root_cell::{HoldMode, LunSet, ObjectFlags, ObjectState, ObjectType};
 use crate::object::{Committed, NewObject, Object};
 use crate::units::LunIndex;
 use crate::volume::{NewObjectSpec, Stat};
@@ -58,17 +58,10 @@ impl Names {
                     let child = child.reference();
                     self.leave_for_later(Unfinished::Created { parent: directory, child });
                 }
-                Ok(Created::Existing(_)) | Err(_) => self.abandon(directory, &child).await,
+                Ok(Created::Existing(_)) | Err(_) => self.finish_removal(&child),
             }
         }
         result
-    }
-
-    async fn abandon(&self, parent: ObjectRef, child: &Rc<Object>) {
-        if let Err(error) = self.objects.abandon(child).await {
-            tracing::warn!(object = %child.fd, %error, "an object that got no name is freed later");
-            self.leave_for_later(Unfinished::Created { parent, child: child.reference() });
-        }
     }
 
     async fn create_loop(
@@ -111,7 +104,7 @@ impl Names {
                 Committed::Done => return Ok(Created::New(object)),
                 Committed::Lost => patience.lost(name).await?,
                 Committed::Overtaken => {
-                    if self.is_named(directory, reference).await? {
+                    if self.is_named(directory, reference).await? || self.was_named(&object, reference).await? {
                         return Ok(Created::New(object));
                     }
                     patience.lost(name).await?;
@@ -144,6 +137,16 @@ impl Names {
         }
     }
 
+    /// Whether a new object that the directory does not name has had its name: whoever moves or removes it changes its root cell first.
+    async fn was_named(&self, object: &Rc<Object>, reference: ObjectRef) -> Result<bool, FsError> {
+        let own = self.context.own_slot(object.fd.lun())?;
+        match self.objects.refresh(object).await {
+            Ok(()) => Ok(object.reference() != reference || object.image().root.state != ObjectState::Creating(own)),
+            Err(error) if error.kind() == FsErrorKind::Stale => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the directory names an object under any name.
     pub(super) async fn is_named(&self, directory: &Found, object: ObjectRef) -> Result<bool, FsError> {
         loop {
@@ -170,17 +173,32 @@ impl Names {
             disk: spec.disk,
             name: name.to_vec(),
         };
-        self.objects
-            .create(NewObject {
+        let luns = spec.luns.unwrap_or_else(|| self.all_luns());
+        let mut full = None;
+        for lun in self.luns_to_try(spec.prefer.unwrap_or(directory.lun()), &luns) {
+            let new = NewObject {
                 parent: directory.fd,
                 object_type: spec.object_type,
                 flags: spec.flags,
-                luns: spec.luns.unwrap_or_else(|| self.all_luns()),
-                body: Body { attributes, content: spec.content.clone() },
+                luns,
+                body: Body { attributes: attributes.clone(), content: spec.content.clone() },
                 lock: spec.lock,
-                lun: spec.prefer.unwrap_or(directory.lun()),
-            })
-            .await
+                lun,
+            };
+            match self.objects.create(new).await {
+                Err(error) if error.kind() == FsErrorKind::NoSpace => full = full.or(Some(error)),
+                made => return made,
+            }
+        }
+        Err(full.unwrap_or(FsError::MissingLun { lun: directory.lun() }))
+    }
+
+    /// The LUNs on which a new object may be made: the preferred one, then the others, the one with the most free space first.
+    fn luns_to_try(&self, prefer: LunIndex, allowed: &LunSet) -> Vec<LunIndex> {
+        let mut others: Vec<LunIndex> = self.context.members().iter().map(|member| member.index).collect();
+        others.retain(|lun| *lun != prefer && allowed.contains(*lun));
+        others.sort_by_key(|lun| std::cmp::Reverse(self.objects.space().blocks.count(*lun).free));
+        [prefer].into_iter().chain(others).collect()
     }
 
     fn all_luns(&self) -> LunSet {

@@ -257,7 +257,7 @@ impl Names {
         }
     }
 
-    /// The name is gone for certain: the object's space is to be freed at its last close.
+    /// The name is gone for certain, or never was: the object's space is to be freed at its last close.
     pub(super) fn finish_removal(&self, object: &Rc<Object>) {
         let mut removed = self.removed.borrow_mut();
         if !removed.iter().any(|known| known.fd == object.fd) {

@@ -118,7 +118,7 @@ impl Names {
         if let ObjectState::Creating(mark) = image.root.state
             && self.context.own_slot(child.fd.lun())? == mark
         {
-            self.objects.abandon(&object).await?;
+            self.finish_removal(&object);
         }
         Ok(())
     }

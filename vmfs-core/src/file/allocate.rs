@@ -109,7 +109,7 @@ impl Files {
             let member = self.context.member(at.lun)?;
             if let Err(error) = member.lun.write(place.offset, bytes).await {
                 self.note_doubt(open, &error);
-                self.free_blocks(open, &taken).await?;
+                self.free_unpublished(open, &taken).await?;
                 return Err(error.into());
             }
             let mut state = BlockState::fresh(place);
@@ -243,18 +243,18 @@ impl Files {
     async fn free_spares(&self, open: &Rc<Open>, taking: &mut Taking) -> Result<(), FsError> {
         let spares: Vec<(u32, BlockAddress)> =
             std::mem::take(&mut taking.spares).into_iter().map(|(index, at)| (index as u32, at)).collect();
-        self.free_blocks(open, &spares).await
+        self.free_unpublished(open, &spares).await
     }
 
-    /// Frees blocks that no pointer names and no command can reach any more; where that is in doubt they go to quarantine.
-    pub(super) async fn free_blocks(&self, open: &Open, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
+    /// Frees blocks that no pointer ever named and no command can reach any more; where that is in doubt they go to quarantine.
+    pub(super) async fn free_unpublished(&self, open: &Open, blocks: &[(u32, BlockAddress)]) -> Result<(), FsError> {
         if blocks.is_empty() {
             return Ok(());
         }
         if open.shared.doubt.load(Ordering::Acquire) {
             return self.space.blocks.quarantine(open.shared.fd, blocks).await;
         }
-        self.space.blocks.free(open.shared.fd, blocks).await
+        self.space.blocks.free_unpublished(open.shared.fd, blocks).await
     }
 
     /// A data command of the actor failed: if it may still be carried out, nothing of the file is freed or unlocked any more.
@@ -279,7 +279,7 @@ impl Files {
             fresh.into_iter().map(|(index, block)| (index as u32, block.place.at)).collect()
         };
         drop(frozen);
-        self.free_blocks(open, &fresh).await
+        self.free_unpublished(open, &fresh).await
     }
 }
 

@@ -364,11 +364,16 @@ impl Files {
     }
 
     async fn free_loot(&self, open: &Open, loot: Loot, certain: bool) -> Result<(), FsError> {
-        let all: Vec<(u32, BlockAddress)> = loot.dropped.into_iter().chain(loot.fresh).collect();
-        if !certain {
-            return self.space.blocks.quarantine(open.shared.fd, &all).await;
+        let fd = open.shared.fd;
+        if !certain || open.shared.doubt.load(Ordering::Acquire) {
+            let all: Vec<(u32, BlockAddress)> = loot.dropped.into_iter().chain(loot.fresh).collect();
+            return self.space.blocks.quarantine(fd, &all).await;
         }
-        self.free_blocks(open, &all).await
+        let (dropped, fresh) = futures_util::join!(
+            self.space.blocks.free_retired(fd, &loot.dropped),
+            self.space.blocks.free_unpublished(fd, &loot.fresh)
+        );
+        dropped.and(fresh)
     }
 
     /// Cuts a mapped file to `size`: first no data is in flight behind it, then the body with the new size is committed without the

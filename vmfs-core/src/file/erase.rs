@@ -23,8 +23,11 @@ impl Files {
     /// are left to [`crate::object::Objects::free`].
     ///
     /// # Errors
-    /// `Invalid` while the object has a name. After any other error it can be called again.
+    /// `Invalid` while the object has a name. After any other error it can be called again; once it is done, it does nothing.
     pub async fn erase(&self, object: &Rc<Object>) -> Result<(), FsError> {
+        if object.is_erased() {
+            return Ok(());
+        }
         let image = object.image();
         if !matches!(image.root.state, ObjectState::Unlinked(_)) {
             let message = format!("{} still has a name; this is a bug, nothing was freed", object.fd);
@@ -43,6 +46,7 @@ impl Files {
         }
         units.extend(self.inner_uses(object, &tree, root).await?);
         self.objects.defer(units);
+        object.set_erased();
         Ok(())
     }
 
@@ -79,10 +83,12 @@ impl Files {
             blocks
                 .extend(found.into_iter().enumerate().filter_map(|(n, p)| p.map(|p| ((base + n as u64) as u32, p.at))));
         }
+        // After an error this is done again: blocks that were freed by then may be somebody else's, so nothing is done to a block that
+        // does not carry this host's mark.
+        let blocks = self.space.blocks.retire(object.fd, &blocks).await?;
         let certain = self.trim(&blocks).await? && !self.is_doubtful(object.fd);
-        self.space.blocks.retire(object.fd, &blocks).await?;
         if certain {
-            self.space.blocks.free(object.fd, &blocks).await
+            self.space.blocks.free_retired(object.fd, &blocks).await
         } else {
             self.space.blocks.quarantine(object.fd, &blocks).await
         }

@@ -44,7 +44,7 @@ pub struct Change<'a> {
 #[derive(Debug)]
 #[must_use]
 pub enum Committed {
-    /// It is the object's state now, durably.
+    /// It is the object's state, durably, or was until others went on from it; then the object was read again.
     Done,
     /// Certain: the change never was there, somebody was first. The object was read again; everything that was prepared went back to
     /// the pool. Start again.
@@ -223,18 +223,18 @@ impl Objects {
             self.space.blocks.retire(object.fd, drop_blocks),
             self.context.prove_live(luns)
         );
-        let ready = edited.and(retired).and(live).and(written);
+        let ready = edited.and(retired.map(|_| ())).and(live).and(written);
         match ready {
             Ok(true) => {}
             Ok(false) => {
                 // Some cell was not as remembered: all of them are given up.
-                self.give_up(&units).await;
+                self.give_up(object.fd, &units).await;
                 self.undo(object.fd, Vec::new(), &drops, drop_blocks).await;
                 self.refresh(object).await?;
                 return Ok(Committed::Lost);
             }
             Err(error) => {
-                self.give_up(&units).await;
+                self.give_up(object.fd, &units).await;
                 self.undo(object.fd, Vec::new(), &drops, drop_blocks).await;
                 return Err(error);
             }
@@ -257,26 +257,48 @@ impl Objects {
                 Ok(Committed::Lost)
             }
             Ok(CasOutcome::Overtaken(current)) => {
-                let now = self.decode_root(object.fd, &current)?;
+                let now = match self.decode_root(object.fd, &current) {
+                    Ok(now) => now,
+                    Err(error) => {
+                        self.leave_to_recovery(object.fd, &units, &drops);
+                        object.doubtful.set(true);
+                        return Err(error);
+                    }
+                };
                 let mine = !units.is_empty() && now.body == root.body && current.header().link == link;
                 if mine || (units.is_empty() && now == root) {
                     self.applied(object, current, now, body, drops);
                     return Ok(Committed::Done);
                 }
-                // Whoever commits a body marks the one before it first: a new body without a mark was never the object's.
+                // Whoever commits a body marks the one before it first: a new body without a mark was never the object's, and one
+                // that is not as this host left it was, and has been replaced since.
                 let body_unit = units.iter().find(|unit| unit.use_.kind == EntryKind::Body).map(|unit| unit.use_);
-                if now.body != root.body
-                    && let Some(unit) = body_unit
-                    && self.space.units.is_assigned(&unit).await?
-                {
-                    self.lost(object, units, &drops, drop_blocks).await?;
-                    return Ok(Committed::Lost);
+                let never_was = match body_unit {
+                    Some(unit) if now.body != root.body => self.space.units.is_assigned(&unit).await.ok(),
+                    _ => None,
+                };
+                match never_was {
+                    Some(true) => {
+                        self.lost(object, units, &drops, drop_blocks).await?;
+                        Ok(Committed::Lost)
+                    }
+                    // It was there. What it dropped is this host's to free; its own units are whoever's who replaced them.
+                    Some(false) => {
+                        self.defer(drops);
+                        object.doubtful.set(true);
+                        if let Err(error) = self.refresh(object).await {
+                            tracing::debug!(fd = %object.fd, %error, "read again before it is used");
+                        }
+                        Ok(Committed::Done)
+                    }
+                    // What it named and dropped is left to recovery, which re-stamps before it frees.
+                    None => {
+                        self.leave_to_recovery(object.fd, &units, &drops);
+                        object.doubtful.set(true);
+                        self.refresh(object).await?;
+                        Ok(Committed::Overtaken)
+                    }
                 }
-                // It may have been there in between: what it named is left to recovery, which re-stamps before it frees.
-                object_marks_unresolved(self, &units);
-                object.doubtful.set(true);
-                self.refresh(object).await?;
-                Ok(Committed::Overtaken)
             }
             Ok(CasOutcome::NotDone(error)) => {
                 self.undo(object.fd, units, &drops, drop_blocks).await;
@@ -315,11 +337,11 @@ impl Objects {
 
     /// Frees units that no commit was sent for, though their cells are in doubt: only compare-and-write reaches cells of units, and
     /// one that lands late makes the next taker's remembered images mismatch, no more.
-    async fn give_up(&self, units: &[PreparedUnit]) {
+    async fn give_up(&self, fd: FdId, units: &[PreparedUnit]) {
         let edits: Vec<(UnitUse, UnitEdit)> = units.iter().map(|unit| (unit.use_, UnitEdit::Free)).collect();
         if let Err(error) = self.space.units.edit(&edits).await {
             tracing::warn!(%error, "units of a change that did not happen stay behind; recovery frees them");
-            object_marks_unresolved(self, units);
+            self.leave_to_recovery(fd, units, &[]);
         }
     }
 
@@ -334,15 +356,25 @@ impl Objects {
         let (edited, kept) = futures_util::join!(self.space.units.edit(&edits), self.space.blocks.keep(fd, blocks));
         if let Err(error) = edited.and(kept) {
             tracing::warn!(%fd, %error, "marks of a change that did not happen stay behind; recovery takes them off");
-            object_marks_unresolved(self, &units);
+            self.leave_to_recovery(fd, &units, drops);
             return;
         }
         let fresh = units.into_iter().map(|unit| self.space.units.unprepare(unit, true)).collect();
         self.space.units.pool_back(fresh).await;
     }
 
+    /// What these units hold, and whether these drops happened, only recovery can judge: the slots are left dirty.
+    fn leave_to_recovery(&self, fd: FdId, units: &[PreparedUnit], drops: &[UnitUse]) {
+        let units = units.iter().map(|unit| unit.reference.at.lun);
+        for lun in units.chain(drops.iter().map(|unit| unit.at.lun)).chain([fd.lun()]) {
+            if let Ok(member) = self.context.member(lun) {
+                member.set_unresolved();
+            }
+        }
+    }
+
     /// Creates an object in state `creating`, not named by any directory yet. It settles to live with its next change. If the
-    /// name never comes to be, [`Objects::abandon`] takes it back.
+    /// name never comes to be, [`Objects::mark_unlinked`] and [`Objects::free`] take it back.
     pub async fn create(&self, new: NewObject) -> Result<Rc<Object>, FsError> {
         let stream = new.body.encode();
         let mut luns = new.luns;
@@ -350,7 +382,8 @@ impl Objects {
         for _ in 0..CREATE_TRIES {
             let (fd, free, moment) = self.space.roots.take(&self.space.blocks, new.lun).await?;
             let old = self.decode_root(fd, &free)?;
-            let link = free.header().link.next();
+            // One counter is left out: a move of the object that had this cell before may have announced it.
+            let link = free.header().link.next().next();
             let place = (EntryKind::Body, 0);
             let birth = free.header().seq.0 as u32;
             let unit = self.prepare_for(fd, link, birth, Token(0), place, &stream, Purpose::Normal, &luns).await?;
@@ -408,7 +441,7 @@ impl Objects {
                     return Ok(object);
                 }
                 CasOutcome::Applied(_) => {
-                    object_marks_unresolved(self, &units);
+                    self.leave_to_recovery(fd, &units, &[]);
                     edited?;
                     written?;
                 }
@@ -418,27 +451,18 @@ impl Objects {
                     if sound {
                         self.undo(fd, Vec::from(units), &[], &[]).await;
                     } else {
-                        object_marks_unresolved(self, &units);
+                        self.leave_to_recovery(fd, &units, &[]);
                         edited?;
                         written?;
                     }
                 }
                 CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => {
-                    object_marks_unresolved(self, &units);
+                    self.leave_to_recovery(fd, &units, &[]);
                     return Err(error.into());
                 }
             }
         }
         let message = format!("other hosts took every free root cell of {} first; try again", new.lun);
         Err(FsError::refused(FsErrorKind::Busy, message))
-    }
-}
-
-/// What these units hold can only be judged by recovery.
-fn object_marks_unresolved(objects: &Objects, units: &[PreparedUnit]) {
-    for unit in units {
-        if let Ok(member) = objects.context.member(unit.reference.at.lun) {
-            member.set_unresolved();
-        }
     }
 }

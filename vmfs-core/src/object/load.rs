@@ -78,6 +78,7 @@ impl Objects {
             image: RefCell::new(image),
             busy: Mutex::new(()),
             held: StdCell::new(false),
+            erased: StdCell::new(None),
             doubtful: StdCell::new(false),
         });
         let mut table = self.table.borrow_mut();

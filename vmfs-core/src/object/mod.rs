@@ -54,6 +54,8 @@ pub struct Object {
     busy: Mutex<()>,
     /// This host knows that it holds the lock.
     held: StdCell<bool>,
+    /// All that an object without a name owned, but its body, is freed or about to be.
+    erased: StdCell<Option<Link>>,
     /// A compare-and-write of the root cell is in doubt: the image is read again before it is used.
     doubtful: StdCell<bool>,
 }
@@ -77,6 +79,16 @@ impl Object {
     /// Whether this host knows that it holds the lock.
     pub fn is_held(&self) -> bool {
         self.held.get()
+    }
+
+    /// Whether all that it owned, but its body, is freed or about to be.
+    pub fn is_erased(&self) -> bool {
+        self.erased.get() == Some(self.image.borrow().link())
+    }
+
+    /// Notes that all that it owned, but its body, is freed or about to be.
+    pub(crate) fn set_erased(&self) {
+        self.erased.set(Some(self.image.borrow().link()));
     }
 
     fn set_image(&self, image: Rc<Image>) {

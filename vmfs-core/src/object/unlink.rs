@@ -149,10 +149,4 @@ impl Objects {
         self.space.roots.give_back(object.fd, cell).await;
         self.defer(body);
     }
-
-    /// Takes an object back that was created and never named.
-    pub async fn abandon(&self, object: &Object) -> Result<(), FsError> {
-        self.mark_unlinked(object).await?;
-        self.free(object).await
-    }
 }

@@ -222,6 +222,11 @@ fn lies_of_tables_are_told() {
         ("a kind of blocks", Structure::UnitTable, "kind", &|w| change(w, body, 12, &[1])),
         ("a table behind the table", Structure::UnitTable, "kind", &|w| change(w, (UNIT_TABLE, 0), 12, &[8])),
         ("a table that is none", Structure::UnitTable, "kind", &|w| change(w, (UNIT_TABLE, 8), 12, &[0])),
+        ("a table cell with an owner", Structure::BlockTable, "owner", &|w| {
+            let (offset, _, mut cell) = entry(w, BLOCK_TABLE, 1);
+            cell[72..80].copy_from_slice(&roots(w)[0].0.to_le_bytes());
+            put(w, offset, cell);
+        }),
         ("pooled by nobody", Structure::UnitTable, "kind", &|w| change(w, (UNIT_TABLE, 0), 12, &[2, 44, 3])),
     ]);
 }
