@@ -1,5 +1,7 @@
 //! Promises of compare-and-write: what each answer of a path turns into, for every way in which an answer can be in doubt.
 
+mod scale;
+
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -103,7 +105,7 @@ fn a_command_that_got_lost_is_superseded_by_a_restamp_and_lost() {
 
 #[test]
 fn a_command_that_would_land_late_lands_never_once_it_was_declared_lost() {
-    for seed in 0..50 {
+    for seed in scale::seeds(0, 50) {
         let (sim, disk, a, _) = world(seed);
         a.path.script(Fault::Late(Duration::from_millis(seed * 10)));
         let outcome = sim.block_on(a.change(b"mine!"));
@@ -229,7 +231,7 @@ fn many_changes_at_once_each_have_their_own_result() {
 /// whether any result was wrong. Overtaken and Unknown may have counted.
 #[test]
 fn under_every_fault_results_agree_with_what_is_in_the_cell() {
-    for seed in 0..200 {
+    for seed in scale::seeds(0, 200) {
         let sim = Sim::new(seed);
         let disk = MemoryDisk::new("lun", 1 << 20, Some(CellSize::B512));
         disk.damage(AT.offset, first_image().image());

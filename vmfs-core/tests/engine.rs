@@ -1,5 +1,7 @@
 //! Promises of the engine: space has one owner, a commit is atomic, a lock has one holder, also when hosts race and commands get lost.
 
+mod scale;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -187,7 +189,7 @@ fn a_commit_takes_two_rounds_and_an_uncontended_lock_one_compare_and_write() {
 
 #[test]
 fn of_two_hosts_that_commit_one_object_each_change_wins_once() {
-    for seed in 0..30 {
+    for seed in scale::seeds(0, 30) {
         let (sim, disks) = world(seed, 1, 64, CellSize::B512);
         sim.block_on(async {
             let a = Rc::new(mount(&sim, &disks, HostNo(1), CellSize::B512).await);
@@ -236,7 +238,7 @@ fn owners(disk: &MemoryDisk, layout: &LunLayout, context: &CellContext) -> BTree
 
 #[test]
 fn hosts_that_allocate_at_once_never_get_one_block_twice_and_a_freed_volume_is_empty_again() {
-    for seed in 0..20 {
+    for seed in scale::seeds(0, 20) {
         let (sim, disks) = world(seed, 2, 64, CellSize::B512);
         sim.block_on(async {
             let mut luns = LunSet::of(lun1());
@@ -335,7 +337,7 @@ fn a_lock_is_refused_with_the_holders_name_and_taken_after_its_release() {
 
 #[test]
 fn a_lock_taken_by_racing_hosts_has_one_holder_whatever_gets_lost_on_the_way() {
-    for seed in 0..60 {
+    for seed in scale::seeds(0, 60) {
         let (sim, disks) = world(seed, 1, 64, CellSize::B512);
         sim.block_on(async {
             let maker = mount(&sim, &disks, HostNo(9), CellSize::B512).await;
@@ -618,7 +620,7 @@ fn unit_entries(disk: &MemoryDisk, host: &Host) -> Vec<TableEntry> {
 
 #[test]
 fn a_host_that_leaves_leaves_no_unit_in_a_pool_whatever_got_lost_on_the_way() {
-    for seed in 0..40 {
+    for seed in scale::seeds(0, 40) {
         let (sim, disks) = world(seed, 1, 64, CellSize::B512);
         sim.block_on(async {
             let a = mount(&sim, &disks, HostNo(1), CellSize::B512).await;

@@ -1,6 +1,7 @@
 //! Promises of file data between writers, hosts and crashes.
 
 mod data_world;
+mod scale;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -259,7 +260,7 @@ fn disks_of_62_tebibytes_and_more_are_written_at_any_place_and_freed_whole() {
 
 #[test]
 fn a_reader_without_a_lock_never_sees_bytes_of_another_file() {
-    for seed in 0..12 {
+    for seed in scale::seeds(0, 12) {
         let world = World::new(seed, 1, 64 * MIB, CellSize::B512, 64 * KIB);
         let sim = world.sim.clone();
         sim.block_on(async {
@@ -307,7 +308,7 @@ fn a_reader_without_a_lock_never_sees_bytes_of_another_file() {
 
 #[test]
 fn after_a_crash_what_was_flushed_is_there_and_no_bytes_of_another_file() {
-    for seed in 0..40 {
+    for seed in scale::seeds(0, 40) {
         let world = World::new(seed, 2, 64 * MIB, CellSize::B512, 64 * KIB);
         let sim = world.sim.clone();
         let mut rng = Rng::new(seed ^ 0xc0ffee);
@@ -359,7 +360,7 @@ fn after_a_crash_what_was_flushed_is_there_and_no_bytes_of_another_file() {
 
 #[test]
 fn a_file_grows_over_what_a_crash_left_behind_its_end_with_zeros() {
-    for seed in 0..20 {
+    for seed in scale::seeds(0, 20) {
         let world = World::new(seed, 1, 64 * MIB, CellSize::B512, 64 * KIB);
         world.sim.block_on(async {
             let host = world.mount(1).await;
@@ -463,7 +464,7 @@ fn a_small_file_lives_in_its_body_until_it_outgrows_it() {
 
 #[test]
 fn a_write_that_lands_late_hits_no_other_file() {
-    for seed in 0..40 {
+    for seed in scale::seeds(0, 40) {
         let world = World::new(seed, 1, 64 * MIB, CellSize::B512, 64 * KIB);
         let sim = world.sim.clone();
         let mut rng = Rng::new(seed);

@@ -351,7 +351,7 @@ fn a_directory_made_under_the_root_goes_to_the_lun_with_the_most_room_and_its_fi
 }
 
 #[test]
-fn an_uncontended_creation_in_a_known_directory_takes_at_most_four_round_trips() {
+fn an_uncontended_creation_in_a_known_directory_takes_three_round_trips() {
     use std::time::Duration;
     let (sim, disks) = world(6, 1, CellSize::B512);
     sim.block_on(async {
@@ -364,7 +364,7 @@ fn an_uncontended_creation_in_a_known_directory_takes_at_most_four_round_trips()
         let start = sim.now();
         create(&volume, volume.root(), b"measured").await.unwrap();
         let trips = (sim.now() - start) / trip.as_nanos() as u64;
-        assert!(trips <= 4, "{trips} round trips");
+        assert!(trips <= 3, "{trips} round trips");
         paths[0].set_latency(Duration::ZERO, Duration::ZERO);
         volume.unmount().await.unwrap();
     });

@@ -1,6 +1,7 @@
 //! Promises of names among hosts: whatever hosts do to the same names at the same time could have been done one after another.
 
 mod names_support;
+mod scale;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -160,7 +161,7 @@ fn hammer(plan: Plan) {
 
 #[test]
 fn names_of_one_directory_that_two_hosts_create_rename_and_remove_have_one_history() {
-    for seed in 0..60 {
+    for seed in scale::seeds(0, 100) {
         let cell_size = if seed % 2 == 0 { CellSize::B512 } else { CellSize::B4096 };
         hammer(Plan { seed, cell_size, across: false, faults: false });
     }
@@ -168,14 +169,14 @@ fn names_of_one_directory_that_two_hosts_create_rename_and_remove_have_one_histo
 
 #[test]
 fn names_that_two_hosts_move_between_two_directories_have_one_history() {
-    for seed in 100..160 {
+    for seed in scale::seeds(100_000, 100) {
         hammer(Plan { seed, cell_size: CellSize::B512, across: true, faults: false });
     }
 }
 
 #[test]
 fn names_have_one_history_when_commands_and_answers_get_lost() {
-    for seed in 200..240 {
+    for seed in scale::seeds(200_000, 150) {
         hammer(Plan { seed, cell_size: CellSize::B512, across: seed % 2 == 0, faults: true });
     }
 }

@@ -1,5 +1,7 @@
 //! Promises of slots: who may join, renew and leave, and what stops a host for good.
 
+mod scale;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -111,7 +113,7 @@ fn a_host_joins_its_preferred_slot_at_the_next_generation_with_an_empty_arena() 
 
 #[test]
 fn hosts_that_join_at_once_get_slots_of_their_own_through_any_fault() {
-    for seed in 0..30 {
+    for seed in scale::seeds(0, 30) {
         let world = world(seed);
         let tasks: Vec<_> = (1..=6)
             .map(|number| {

@@ -121,6 +121,8 @@ impl Roots {
         }
         // The first of the list is taken last: neighbours of the start come first.
         candidates.free.reverse();
+        // One look at the own slot now is evidence for all of them.
+        self.context.prove_live_since(container.lun, moment).await?;
         if candidates.free.is_empty() {
             candidates.exhausted.push(container);
         }
@@ -138,13 +140,13 @@ impl Roots {
         candidates.lock().await.free.retain(|(fd, _, _)| fd.container() != container);
     }
 
-    /// A root cell became free; `cell` is its image.
-    pub async fn give_back(&self, fd: FdId, cell: Cell) {
+    /// A root cell became free; `cell` is its image, which descends by own changes alone from one that was known at `moment`.
+    pub async fn give_back(&self, fd: FdId, cell: Cell, moment: Moment) {
         let candidates = self.of(fd.lun());
         let mut candidates = candidates.lock().await;
         candidates.exhausted.retain(|at| *at != fd.container());
         if candidates.free.len() < REMEMBERED {
-            candidates.free.push((fd, cell, self.context.now()));
+            candidates.free.push((fd, cell, moment));
         }
     }
 
@@ -182,5 +184,9 @@ pub async fn format_container(
         member.set_unresolved();
         return Err(error.into());
     }
-    blocks.finish_container(at, kind).await
+    let finished = blocks.finish_container(at, kind).await;
+    if finished.is_err() {
+        member.set_unresolved();
+    }
+    finished
 }

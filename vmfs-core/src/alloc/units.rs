@@ -24,12 +24,14 @@ use crate::format::unit::{UnitRef, cells_for};
 use crate::format::{Cell, CellKind, FormatError};
 use crate::units::{BlockAddress, CellAddress, FdId, Link, LunIndex, SlotRef, Token, UnitAddress};
 
-/// Units taken into the pool at a time.
-const BATCH: usize = 8;
+/// Units taken into the pool at a time, at most; those of one table cell.
+const BATCH: usize = 32;
+/// A pool in use that holds fewer is filled up in the background.
+const LOW: usize = 16;
 /// Units that stay in the pool for operations that free space.
 const RESERVED: usize = 4;
 /// Units of a LUN kept in the pool at most.
-const POOLED: usize = 64;
+const POOLED: usize = 96;
 /// Reads of a unit that fails its checks before that is believed.
 const READ_TRIES: u32 = 3;
 
@@ -153,6 +155,21 @@ impl Units {
             return Err(full(lun));
         }
         Ok(pool.swap_remove(0))
+    }
+
+    /// Fills pools that are in use and run low, so that no change has to wait for that. A full LUN is no error: who needs a unit is told.
+    pub async fn top_up(&self, blocks: &super::blocks::Blocks) -> Result<(), FsError> {
+        let pools: Vec<_> = self.pools.borrow().iter().map(|(lun, pool)| (*lun, pool.clone())).collect();
+        for (lun, pool) in pools {
+            let mut pool = pool.lock().await;
+            if pool.len() < LOW
+                && let Err(error) = self.refill(blocks, lun, Purpose::Normal, &mut pool).await
+                && error.kind() != FsErrorKind::NoSpace
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     async fn refill(

@@ -141,10 +141,15 @@ impl Names {
     async fn was_named(&self, object: &Rc<Object>, reference: ObjectRef) -> Result<bool, FsError> {
         let own = self.context.own_slot(object.fd.lun())?;
         match self.objects.refresh(object).await {
-            Ok(()) => Ok(object.reference() != reference || object.image().root.state != ObjectState::Creating(own)),
-            Err(error) if error.kind() == FsErrorKind::Stale => Ok(true),
-            Err(error) => Err(error),
+            Ok(()) if object.reference() == reference && object.image().root.state == ObjectState::Creating(own) => {
+                return Ok(false);
+            }
+            Err(error) if error.kind() != FsErrorKind::Stale => return Err(error),
+            Ok(()) | Err(_) => {}
         }
+        // It was not a recovery of this incarnation that changed it: this host lives.
+        self.context.prove_live([object.fd.lun()]).await?;
+        Ok(true)
     }
 
     /// Whether the directory names an object under any name.

@@ -217,7 +217,11 @@ impl Names {
     ) -> Result<Decided, FsError> {
         match self.objects.load(marked).await {
             Ok(child) => self.decide_mark(directory, &Found::new(child, marked), patience).await,
-            Err(error) if error.kind() == FsErrorKind::Stale => Ok(Decided::Removed),
+            Err(error) if error.kind() == FsErrorKind::Stale => {
+                // Nobody takes over the mark of a host that lives: this removal was the one.
+                self.context.prove_live([marked.fd.lun()]).await?;
+                Ok(Decided::Removed)
+            }
             Err(error) => Err(error),
         }
     }

@@ -228,13 +228,13 @@ impl Objects {
             Ok(true) => {}
             Ok(false) => {
                 // Some cell was not as remembered: all of them are given up.
-                self.give_up(object.fd, &units).await;
+                self.give_up(&units).await;
                 self.undo(object.fd, Vec::new(), &drops, drop_blocks).await;
                 self.refresh(object).await?;
                 return Ok(Committed::Lost);
             }
             Err(error) => {
-                self.give_up(object.fd, &units).await;
+                self.give_up(&units).await;
                 self.undo(object.fd, Vec::new(), &drops, drop_blocks).await;
                 return Err(error);
             }
@@ -260,7 +260,7 @@ impl Objects {
                 let now = match self.decode_root(object.fd, &current) {
                     Ok(now) => now,
                     Err(error) => {
-                        self.leave_to_recovery(object.fd, &units, &drops);
+                        self.leave_to_recovery(&units, &drops, drop_blocks);
                         object.doubtful.set(true);
                         return Err(error);
                     }
@@ -274,7 +274,7 @@ impl Objects {
                 // that is not as this host left it was, and has been replaced since.
                 let body_unit = units.iter().find(|unit| unit.use_.kind == EntryKind::Body).map(|unit| unit.use_);
                 let never_was = match body_unit {
-                    Some(unit) if now.body != root.body => self.space.units.is_assigned(&unit).await.ok(),
+                    Some(unit) if now.body != root.body => self.is_as_assigned(&unit).await.ok(),
                     _ => None,
                 };
                 match never_was {
@@ -293,7 +293,7 @@ impl Objects {
                     }
                     // What it named and dropped is left to recovery, which re-stamps before it frees.
                     None => {
-                        self.leave_to_recovery(object.fd, &units, &drops);
+                        self.leave_to_recovery(&units, &drops, drop_blocks);
                         object.doubtful.set(true);
                         self.refresh(object).await?;
                         Ok(Committed::Overtaken)
@@ -313,6 +313,16 @@ impl Objects {
                 Err(error)
             }
         }
+    }
+
+    /// Whether nobody has touched a unit since this host assigned it. If somebody has, it was not a recovery of this incarnation:
+    /// this host lived afterwards.
+    async fn is_as_assigned(&self, unit: &UnitUse) -> Result<bool, FsError> {
+        let assigned = self.space.units.is_assigned(unit).await?;
+        if !assigned {
+            self.context.prove_live([unit.at.lun]).await?;
+        }
+        Ok(assigned)
     }
 
     fn applied(&self, object: &Object, cell: Cell, root: RootCell, body: Rc<Body>, drops: Vec<UnitUse>) {
@@ -337,11 +347,11 @@ impl Objects {
 
     /// Frees units that no commit was sent for, though their cells are in doubt: only compare-and-write reaches cells of units, and
     /// one that lands late makes the next taker's remembered images mismatch, no more.
-    async fn give_up(&self, fd: FdId, units: &[PreparedUnit]) {
+    async fn give_up(&self, units: &[PreparedUnit]) {
         let edits: Vec<(UnitUse, UnitEdit)> = units.iter().map(|unit| (unit.use_, UnitEdit::Free)).collect();
         if let Err(error) = self.space.units.edit(&edits).await {
             tracing::warn!(%error, "units of a change that did not happen stay behind; recovery frees them");
-            self.leave_to_recovery(fd, units, &[]);
+            self.leave_to_recovery(units, &[], &[]);
         }
     }
 
@@ -356,7 +366,7 @@ impl Objects {
         let (edited, kept) = futures_util::join!(self.space.units.edit(&edits), self.space.blocks.keep(fd, blocks));
         if let Err(error) = edited.and(kept) {
             tracing::warn!(%fd, %error, "marks of a change that did not happen stay behind; recovery takes them off");
-            self.leave_to_recovery(fd, &units, drops);
+            self.leave_to_recovery(&units, drops, blocks);
             return;
         }
         let fresh = units.into_iter().map(|unit| self.space.units.unprepare(unit, true)).collect();
@@ -364,9 +374,10 @@ impl Objects {
     }
 
     /// What these units hold, and whether these drops happened, only recovery can judge: the slots are left dirty.
-    fn leave_to_recovery(&self, fd: FdId, units: &[PreparedUnit], drops: &[UnitUse]) {
+    fn leave_to_recovery(&self, units: &[PreparedUnit], drops: &[UnitUse], blocks: &[(u32, BlockAddress)]) {
         let units = units.iter().map(|unit| unit.reference.at.lun);
-        for lun in units.chain(drops.iter().map(|unit| unit.at.lun)).chain([fd.lun()]) {
+        let drops = drops.iter().map(|unit| unit.at.lun);
+        for lun in units.chain(drops).chain(blocks.iter().map(|(_, at)| at.lun)) {
             if let Ok(member) = self.context.member(lun) {
                 member.set_unresolved();
             }
@@ -441,7 +452,7 @@ impl Objects {
                     return Ok(object);
                 }
                 CasOutcome::Applied(_) => {
-                    self.leave_to_recovery(fd, &units, &[]);
+                    self.leave_to_recovery(&units, &[], &[]);
                     edited?;
                     written?;
                 }
@@ -451,13 +462,13 @@ impl Objects {
                     if sound {
                         self.undo(fd, Vec::from(units), &[], &[]).await;
                     } else {
-                        self.leave_to_recovery(fd, &units, &[]);
+                        self.leave_to_recovery(&units, &[], &[]);
                         edited?;
                         written?;
                     }
                 }
                 CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => {
-                    self.leave_to_recovery(fd, &units, &[]);
+                    self.leave_to_recovery(&units, &[], &[]);
                     return Err(error.into());
                 }
             }

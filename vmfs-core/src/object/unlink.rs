@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::{Image, Object, Objects};
 use crate::alloc::units::{UnitEdit, UnitUse};
 use crate::cas::{CasOutcome, CellChange};
+use crate::context::Moment;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
 use crate::format::root_cell::{HoldMode, ObjectState, RootCell};
@@ -115,16 +116,17 @@ impl Objects {
         self.space.units.edit(&marks).await?;
         let freed = RootCell::free(image.root.lock.token);
         for _ in 0..TRIES {
+            let moment = self.context.now();
             self.context.prove_live([object.fd.lun()]).await?;
             match self.context.cas(&image.cell, CellChange::payload(&image.cell, freed.encode())).await? {
                 CasOutcome::Applied(cell) => {
-                    self.freed(object, cell, body).await;
+                    self.freed(object, cell, moment, body).await;
                     return Ok(());
                 }
                 CasOutcome::Lost(cell) | CasOutcome::Overtaken(cell) => {
                     let root = self.decode_root(object.fd, &cell)?;
                     if root == freed && cell.header().link == image.link() {
-                        self.freed(object, cell, body).await;
+                        self.freed(object, cell, moment, body).await;
                         return Ok(());
                     }
                     if root != image.root {
@@ -143,10 +145,10 @@ impl Objects {
         Err(FsError::refused(FsErrorKind::Busy, message))
     }
 
-    async fn freed(&self, object: &Object, cell: Cell, body: Option<UnitUse>) {
+    async fn freed(&self, object: &Object, cell: Cell, moment: Moment, body: Option<UnitUse>) {
         object.held.set(false);
         self.table.borrow_mut().remove(&object.fd);
-        self.space.roots.give_back(object.fd, cell).await;
+        self.space.roots.give_back(object.fd, cell, moment).await;
         self.defer(body);
     }
 }

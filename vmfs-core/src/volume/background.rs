@@ -113,7 +113,10 @@ async fn tidying(inner: &Rc<Inner>) {
         }
         let reaped = inner.reap().await;
         let tidied = inner.names.tidy().await;
-        for error in [reaped, tidied, inner.objects.tidy().await].into_iter().filter_map(Result::err) {
+        let recycled = inner.objects.tidy().await;
+        let space = inner.objects.space();
+        let topped_up = space.units.top_up(&space.blocks).await;
+        for error in [reaped, tidied, recycled, topped_up].into_iter().filter_map(Result::err) {
             tracing::warn!(%error, "tidying up is tried again");
         }
     }

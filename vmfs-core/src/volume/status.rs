@@ -92,7 +92,7 @@ pub(super) async fn why_locked(inner: &Rc<Inner>, what: ObjectRef) -> Result<Why
 fn explain(inner: &Inner, info: &HolderInfo) -> String {
     let who = info.describe();
     if info.is_self {
-        return format!("{who}: open here");
+        return who;
     }
     if !info.is_live {
         return format!(
