@@ -234,16 +234,21 @@ impl Mount {
         }
     }
 
-    /// SIGKILL, as a crash of the host; the dead mount point is removed.
+    /// SIGKILL, as a crash of the host. The dead mount stays in the tree until this is dropped: what works on it gets ENOTCONN.
+    pub fn crash(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// The same, and the dead mount point is removed.
     pub fn kill(mut self) {
         self.end();
     }
 
     fn end(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.crash();
         if is_mounted(&self.point) {
             let _ = output(system("umount").arg("-l").arg(&self.point));
         }

@@ -4,6 +4,7 @@
 //! outside. They need root, FUSE, KVM and loop devices, and fail when one is missing.
 
 pub mod bench;
+pub mod crash;
 pub mod harness;
 pub mod history;
 pub mod random;
