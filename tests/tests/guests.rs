@@ -1,25 +1,105 @@
 //! A guest writes to a disk of the volume; its data is what the mount shows; a disk has one writer.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use test_guest::pattern::{Content, SECTOR, inspect};
 use tests::harness::{Luns, Mount, command, output, program, refused, run, signal, system, text};
 
-struct Guest(Option<Child>);
+/// Nothing that a test waits for takes as long.
+const PATIENCE: Duration = Duration::from_secs(90);
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
-            let _ = child.kill();
-            let _ = child.wait();
+/// A running VM, with what its guest and the program itself say in files.
+struct Guest {
+    child: Child,
+    log: PathBuf,
+    errors: PathBuf,
+}
+
+impl Guest {
+    /// Starts `job` on `disk`; `name` names the files.
+    fn start(luns: &Luns, disk: &Path, job: &str, name: &str) -> Guest {
+        let (log, errors) = (luns.beside(format!("{name}.log")), luns.beside(format!("{name}.err")));
+        let mut command = vmm(luns, disk, job);
+        command.arg("--serial").arg(format!("file:{}", log.display())).stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.stderr(File::create(&errors).unwrap()).spawn().unwrap();
+        Guest { child, log, errors }
+    }
+
+    /// What the guest has written to its serial port.
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What the program has written to standard error.
+    fn errors(&self) -> String {
+        fs::read_to_string(&self.errors).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn wait_until(&self, what: &str, condition: impl Fn(&Guest) -> bool) {
+        let start = Instant::now();
+        while !condition(self) {
+            let (said, errors) = (self.said(), self.errors());
+            assert!(start.elapsed() < PATIENCE, "it never came to this: {what}\n{said}\n{errors}");
+            thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    #[track_caller]
+    fn wait_for_output(&self, word: &str) {
+        self.wait_until(&format!("the guest says {word:?}"), |guest| guest.said().contains(word));
+    }
+
+    /// Waits until the program has ended, and gives its exit status.
+    #[track_caller]
+    fn wait_for_end(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(start.elapsed() < PATIENCE, "the program does not end: {}", self.errors());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The last "flushed" line: generation and number of blocks.
+    fn flushed(&self) -> (u64, u64) {
+        let said = self.said();
+        let complete = said.rfind('\n').map_or("", |end| &said[..end]);
+        let line = complete.lines().rfind(|line| line.starts_with("flushed ")).expect("a flush was acknowledged");
+        let number = |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key)).unwrap().parse().unwrap();
+        (number("generation="), number("blocks="))
     }
 }
 
-fn kernel(luns: &Luns) -> std::path::PathBuf {
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asserts that the first `size` bytes of a disk carry stamps of `seed`, of at least the generation that `oldest` says of a byte.
+#[track_caller]
+fn assert_stamped(flat: &Path, size: u64, seed: u64, oldest: impl Fn(u64) -> u64) {
+    let bytes = fs::read(flat).unwrap();
+    for (sector, bytes) in (0..size / SECTOR as u64).zip(bytes.chunks_exact(SECTOR)) {
+        let (found, oldest) = (inspect(bytes, seed, sector), oldest(sector * SECTOR as u64));
+        let fine = match found {
+            Content::Stamped(generation) => generation >= oldest,
+            Content::Zero => oldest == 0,
+            Content::Foreign => false,
+        };
+        assert!(fine, "sector {sector} should carry generation {oldest} or later: {found:?}");
+    }
+}
+
+fn kernel(luns: &Luns) -> PathBuf {
     let path = luns.beside("guest.elf");
     if !path.exists() {
         run(command("test-guest").arg("--output").arg(&path));
@@ -33,22 +113,10 @@ fn vmm(luns: &Luns, disk: &Path, job: &str) -> Command {
     vmm
 }
 
-fn disk(mount: &Mount, name: &str, size: &str, format: &str) -> std::path::PathBuf {
+fn disk(mount: &Mount, name: &str, size: &str, format: &str) -> PathBuf {
     let path = mount.at(name);
     run(command("vmfs").args(["disk", "create", "-s", size, "-d", format]).arg(&path));
     path
-}
-
-fn wait_for_output(log: &Path, word: &str) {
-    let start = Instant::now();
-    while !fs::read_to_string(log).unwrap_or_default().contains(word) {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "the guest never said {word}: {:?}",
-            fs::read_to_string(log)
-        );
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -90,22 +158,16 @@ fn a_second_vm_is_refused_on_this_host_and_on_another_and_told_who_holds_the_dis
     let luns = Luns::formatted(2, 256, &[]);
     let (one, two) = (luns.mount(1), luns.mount(2));
     let path = disk(&one, "disk.vmdk", "64M", "thin");
-    let log = luns.beside("first.log");
-    let mut first = vmm(&luns, &path, "job=bench rw=randwrite bs=4k depth=8 seconds=600");
-    let child = first.arg("--serial").arg(format!("file:{}", log.display())).stdout(Stdio::null()).spawn().unwrap();
-    let mut guest = Guest(Some(child));
-    wait_for_output(&log, "=");
+    let mut guest = Guest::start(&luns, &path, "job=bench rw=randwrite bs=4k depth=8 seconds=600", "first");
+    guest.wait_for_output("=");
     for mount in [&one, &two] {
         let said = refused(&mut vmm(&luns, &mount.at("disk.vmdk"), "job=info"), 1);
         assert!(said.contains("host1"), "it does not say who holds the disk: {said}");
         let why = run(command("vmfs").arg("why-locked").arg(mount.at("disk.vmdk")));
         assert!(why.contains("host1"), "{why}");
     }
-    let child = guest.0.as_mut().unwrap();
-    signal(child.id(), libc::SIGTERM);
-    let ended = child.wait().unwrap();
-    assert!(ended.code().is_some(), "SIGTERM stops the VM in order: {ended}");
-    guest.0 = None;
+    signal(guest.child.id(), libc::SIGTERM);
+    assert!(guest.wait_for_end().is_some(), "SIGTERM stops the VM in order");
     let said = run(&mut vmm(&luns, &two.at("disk.vmdk"), "job=verify size=8M bs=64k depth=4 seed=1"));
     assert!(said.contains(" 0 failed"), "the lock is free again: {said}");
     one.unmount();
@@ -118,18 +180,12 @@ fn a_killed_vm_frees_its_disk_and_keeps_what_it_flushed() {
     let luns = Luns::formatted(2, 512, &[]);
     let mount = luns.mount(1);
     let path = disk(&mount, "disk.vmdk", "256M", "thin");
-    let log = luns.beside("writer.log");
-    let mut writer = vmm(&luns, &path, "job=write size=200M bs=64k depth=8 seed=3 pattern=sequential flush=32");
-    let child = writer.arg("--serial").arg(format!("file:{}", log.display())).stdout(Stdio::null()).spawn().unwrap();
-    let mut guest = Guest(Some(child));
-    wait_for_output(&log, "flushed");
-    let mut child = guest.0.take().unwrap();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let said = fs::read_to_string(&log).unwrap();
-    let blocks = said.lines().filter(|line| line.contains("flushed")).filter_map(|line| line.split("blocks=").nth(1));
-    let blocks = blocks.filter_map(|count| count.trim().parse::<u64>().ok()).next_back();
-    let flushed = blocks.unwrap_or_else(|| panic!("no acknowledged flush in {said}")) * (64 << 10);
+    let job = "job=write size=200M bs=64k depth=8 seed=3 pattern=sequential flush=32";
+    let mut guest = Guest::start(&luns, &path, job, "writer");
+    guest.wait_for_output("flushed");
+    guest.child.kill().unwrap();
+    guest.child.wait().unwrap();
+    let flushed = guest.flushed().1 * (64 << 10);
     let start = Instant::now();
     loop {
         let job = format!("job=check size={flushed} bs=64k depth=8 seed=3 pattern=sequential");
@@ -137,11 +193,125 @@ fn a_killed_vm_frees_its_disk_and_keeps_what_it_flushed() {
         if out.status.success() {
             break;
         }
-        assert!(start.elapsed() < Duration::from_secs(30), "the disk is not free or lost data: {}", text(&out));
+        assert!(start.elapsed() < PATIENCE, "the disk is not free or lost data: {}", text(&out));
         thread::sleep(Duration::from_millis(200));
     }
     mount.unmount();
     luns.assert_clean();
+}
+
+#[test]
+fn a_guest_stands_still_while_its_host_cannot_renew_its_lease_and_goes_on_with_nothing_lost() {
+    let luns = Luns::formatted(2, 512, &["--lease", "fast"]);
+    let mount = luns.mount(1);
+    let path = disk(&mount, "disk.vmdk", "64M", "thin");
+    let job = "job=verify size=16M bs=64k depth=8 seed=6 passes=1000000";
+    let mut guest = Guest::start(&luns, &path, job, "frozen");
+    let passes = |guest: &Guest| guest.said().matches("pass generation=").count();
+    guest.wait_until("a few passes", |guest| passes(guest) > 2);
+    for round in 1..=2 {
+        signal(mount.pid(), libc::SIGSTOP);
+        guest.wait_until("the machine stands still", |guest| guest.errors().matches("stands still").count() == round);
+        // What was in flight ends; then nothing changes, neither in the guest nor on the LUNs.
+        thread::sleep(Duration::from_millis(500));
+        let state = || {
+            let changed = |lun: &PathBuf| fs::metadata(lun).unwrap().modified().unwrap();
+            (guest.said(), luns.images().iter().map(changed).collect::<Vec<_>>())
+        };
+        let before = state();
+        thread::sleep(Duration::from_secs(1));
+        assert_eq!(state(), before, "something went on behind a closed gate");
+        signal(mount.pid(), libc::SIGCONT);
+        guest.wait_until("it goes on", |guest| guest.errors().matches("not keep the machine").count() == round);
+        let done = passes(&guest);
+        guest.wait_until("more passes", |guest| passes(guest) > done + 2);
+    }
+    signal(guest.child.id(), libc::SIGTERM);
+    assert_eq!(guest.wait_for_end(), Some(0), "{}", guest.errors());
+    let said = guest.said();
+    assert_eq!(said.matches("pass generation=").count(), said.matches(" mismatches=0 ").count(), "{said}");
+    assert!(!said.contains("failed="), "{said}");
+    let last = passes(&guest) as u64;
+    assert_stamped(&mount.at("disk-flat.vmdk"), 16 << 20, 6, |_| last);
+    mount.unmount();
+    luns.assert_clean();
+}
+
+#[test]
+fn a_mount_that_is_killed_ends_the_vm_and_what_was_flushed_or_forced_is_there() {
+    for (force, seed) in [("0", 3), ("1", 4)] {
+        let luns = Luns::formatted(2, 512, &["--lease", "fast"]);
+        let mount = luns.mount(1);
+        let path = disk(&mount, "disk.vmdk", "256M", "thin");
+        let job = format!(
+            "job=write size=64M bs=64k depth=8 seed={seed} pattern=sequential flush=16 passes=1000 fua={force}"
+        );
+        let mut guest = Guest::start(&luns, &path, &job, "writer");
+        guest.wait_for_output("flushed pass=0 generation=1 blocks=64");
+        mount.kill();
+        assert_eq!(guest.wait_for_end(), Some(1), "{}", guest.errors());
+        let errors = guest.errors();
+        assert!(errors.contains("disk-flat.vmdk") && errors.contains("mounted the volume has ended"), "{errors}");
+        assert!(!guest.said().contains("Check(Sense(3"), "no medium error for a lost mount: {}", guest.said());
+        let (generation, blocks) = guest.flushed();
+        // The dead host's lock stands: others read the disk without one.
+        let reader = luns.mount_with(3, &["-o", "ro"]);
+        assert_stamped(&reader.at("disk-flat.vmdk"), 64 << 20, seed, |byte| {
+            if byte < blocks * (64 << 10) { generation } else { generation - 1 }
+        });
+        reader.unmount();
+        let two = luns.mount(2);
+        let said = refused(&mut vmm(&luns, &two.at("disk.vmdk"), "job=info"), 1);
+        assert!(said.contains("host1"), "it does not say whose lock is left: {said}");
+        two.unmount();
+    }
+}
+
+#[test]
+fn what_a_guest_discards_is_free_on_the_volume_and_reads_as_zeros() {
+    let luns = Luns::formatted(2, 256, &[]);
+    let mount = luns.mount(1);
+    let path = disk(&mount, "disk.vmdk", "128M", "thin");
+    let flat = mount.at("disk-flat.vmdk");
+    let used = || run(system("du").arg("-m").arg(&flat)).split('\t').next().unwrap().parse::<u64>().unwrap();
+    let free = || {
+        let said = run(command("vmfs").args(["status", "--json"]).arg(mount.path()));
+        let status: serde_json::Value = serde_json::from_str(&said).unwrap();
+        status[0]["luns"].as_array().unwrap().iter().map(|lun| lun["free_blocks"].as_u64().unwrap()).sum::<u64>()
+    };
+    run(&mut vmm(&luns, &path, "job=verify size=48M bs=64k depth=8 seed=9"));
+    let (used_before, free_before) = (used(), free());
+    // 15 MiB and odd sectors on both sides, in two commands: the block in which they meet is not free as a whole. Then 8 MiB.
+    for (job, freed) in [
+        ("job=discard offset=1047552 size=15730688 bs=512 depth=16 by=unmap", 14),
+        ("job=discard offset=32M size=8M bs=64k by=writesame", 22),
+    ] {
+        let said = run(&mut vmm(&luns, &path, job));
+        assert!(said.contains(" 0 failed"), "{said}");
+        assert_eq!(used_before - used(), freed, "{job}");
+        assert_eq!(free() - free_before, freed, "{job}");
+    }
+    let holes = [1047552..1047552 + 15730688, 32 << 20..40 << 20];
+    assert_stamped(&flat, 48 << 20, 9, |byte| u64::from(!holes.iter().any(|hole| hole.contains(&byte))));
+    let bytes = fs::read(&flat).unwrap();
+    assert!(holes.iter().all(|hole| bytes[hole.start as usize..hole.end as usize].iter().all(|byte| *byte == 0)));
+    mount.unmount();
+    luns.assert_clean();
+}
+
+#[test]
+fn thin_disks_tell_the_guest_that_they_take_unmap_and_thick_ones_that_they_do_not() {
+    let luns = Luns::formatted(1, 256, &[]);
+    let mount = luns.mount(1);
+    for (format, provisioning) in [("thin", "00b2000400e40200"), ("zeroedthick", "00b2000400000000")] {
+        let path = disk(&mount, &format!("{format}.vmdk"), "32M", format);
+        let said = run(&mut vmm(&luns, &path, "job=info"));
+        assert!(said.contains(&format!("page=b2 bytes={provisioning}")), "{said}");
+        // Most blocks and most descriptors of one UNMAP: none for a disk that takes none.
+        let limits = said.split("page=b0 bytes=").nth(1).unwrap();
+        assert_eq!(&limits[40..56], if format == "thin" { "0080000000000100" } else { "0000000000000000" }, "{said}");
+    }
+    mount.unmount();
 }
 
 #[test]

@@ -43,12 +43,14 @@ fn refusal(cause: &AdapterError) -> Error {
         return Error::host("PVSCSI adapter", cause);
     };
     let object = format!("disk of target {target}");
-    match source.downcast_ref::<storage::OpenError>() {
-        Some(storage::OpenError::InUse { path }) => {
-            let holders: Vec<String> = holders::of(path).iter().map(ToString::to_string).collect();
-            let who = if holders.is_empty() { "by whom cannot be seen here".into() } else { holders.join(", ") };
-            Error::complete(Kind::Disk, object, format!("{source} (held: {who})"))
-        }
-        _ => Error::complete(Kind::Disk, object, source),
-    }
+    let holders = match source.downcast_ref::<storage::OpenError>() {
+        Some(storage::OpenError::InUse { path }) => Some(holders::of(path)),
+        // A mount shows no locks, only who has the file open. Holders on other hosts are in its own words.
+        Some(storage::OpenError::Locked { path, .. }) => Some(holders::openers_of(path)).filter(|all| !all.is_empty()),
+        _ => None,
+    };
+    let Some(holders) = holders else { return Error::complete(Kind::Disk, object, source) };
+    let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
+    let who = if holders.is_empty() { "by whom cannot be seen here".into() } else { holders.join(", ") };
+    Error::complete(Kind::Disk, object, format!("{source} (held: {who})"))
 }

@@ -7,7 +7,7 @@ use crate::memory::{self, GuestRam};
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{KernelLoader, KernelLoaderResult};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 use zerocopy::{
@@ -73,7 +73,12 @@ pub struct BootEntry {
 pub fn load(ram: &GuestRam, path: &Path, command_line: &str) -> Result<BootEntry> {
     let object = || format!("kernel image {}", path.display());
     let refuse = |cause: String, next: &'static str| Error::new(Kind::Image, object(), cause, next);
-    let mut file = File::open(path).map_err(|cause| refuse(cause.to_string(), "Check the path given to --kernel"))?;
+    let unreachable = |cause: std::io::Error| refuse(cause.to_string(), "Check the path given to --kernel");
+    // Looked at before it is opened: to open a pipe would wait for its other end.
+    if !path.metadata().map_err(unreachable)?.is_file() {
+        return Err(refuse("it is no regular file".into(), "Give --kernel an uncompressed kernel (vmlinux)"));
+    }
+    let mut file = File::open(path).map_err(unreachable)?;
     check_headers(&mut file, ram).map_err(|Refusal { cause, next }| refuse(cause, next))?;
     let loaded: KernelLoaderResult = Elf::load(ram, None, &mut file, None)
         .map_err(|cause| refuse(cause.to_string(), "Check that the image is complete"))?;
@@ -142,7 +147,10 @@ fn check_headers(file: &mut File, ram: &GuestRam) -> std::result::Result<(), Ref
     const INCOMPLETE: &str = "Check that the file is a complete, uncompressed kernel image";
     const PROGRAM_HEADERS_MAX: u16 = 64;
     const NOTES_MAX: u64 = 64 << 10;
-    let unreadable = |cause: std::io::Error| Refusal { cause: cause.to_string(), next: INCOMPLETE };
+    let unreadable = |cause: std::io::Error| match cause.kind() {
+        ErrorKind::UnexpectedEof => Refusal { cause: "it ends before its headers do".into(), next: INCOMPLETE },
+        _ => Refusal { cause: cause.to_string(), next: INCOMPLETE },
+    };
     let size = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
     file.rewind().map_err(unreadable)?;
     let mut header = ElfHeader::new_zeroed();

@@ -7,8 +7,8 @@ use clap::Parser;
 use parking_lot::Mutex;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use std::io::Write;
+use signal_hook::iterator::{Handle, Signals};
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,15 +23,22 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VMM_LOG").unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // Where nobody reads standard error any more, the machine goes on.
+    log.with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false).init();
     let Command::Run(arguments) = CommandLine::parse().command;
     match run(&arguments) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("vmm: {error}");
+            say(&error.to_string());
             ExitCode::from(if error.kind() == Kind::Usage { USAGE } else { REFUSED })
         }
     }
+}
+
+/// Tells the user on standard error, if anybody reads it.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "vmm: {text}");
 }
 
 /// How a run ended, for `--json`.
@@ -76,10 +83,19 @@ fn run(arguments: &RunArguments) -> Result<u8> {
     let stopper = Mutex::new(Stopper::default());
     std::thread::scope(|scope| {
         scope.spawn(|| signals.forever().for_each(|_| stopper.lock().stop()));
-        let result = run_until_end(arguments, &stopper);
-        handle.close();
-        result
+        // A panic too ends the thread that waits for signals, which the scope waits for.
+        let _ended = Closing(handle);
+        run_until_end(arguments, &stopper)
     })
+}
+
+/// Ends the thread that waits for signals when it is dropped.
+struct Closing(Handle);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Runs the machine, again after each reset if so asked.
@@ -114,8 +130,8 @@ fn report(json: bool, outcome: &Outcome, resets: u32, seconds: f64, exits: ExitT
         _ => ("ended", None, None, REFUSED),
     };
     match (&cause, guest_status) {
-        (Some(cause), _) => eprintln!("vmm: the machine failed: {cause}"),
-        (None, Some(status)) if status != 0 => eprintln!("vmm: the guest ended with status {status}"),
+        (Some(cause), _) => say(&format!("the machine failed: {cause}")),
+        (None, Some(status)) if status != 0 => say(&format!("the guest ended with status {status}")),
         _ => {}
     }
     if json {
@@ -124,7 +140,7 @@ fn report(json: bool, outcome: &Outcome, resets: u32, seconds: f64, exits: ExitT
             .map_err(std::io::Error::from)
             .and_then(|text| writeln!(std::io::stdout(), "{text}"));
         if let Err(cause) = written {
-            eprintln!("vmm: standard output: {cause}. The report is lost");
+            say(&format!("standard output: {cause}. The report is lost"));
         }
     }
     status

@@ -35,7 +35,7 @@ pub fn allocate(bytes: u64) -> Result<GuestRam> {
     let object = || format!("guest memory of {} MiB", bytes >> 20);
     if bytes < MEMORY_MIN || !bytes.is_multiple_of(4096) {
         let cause = format!("{bytes} bytes is below {MEMORY_MIN} or no multiple of 4096");
-        return Err(Error::new(Kind::Memory, object(), cause, "Give --memory at least 4M in whole 4 KiB pages"));
+        return Err(Error::new(Kind::Memory, "guest memory", cause, "Give --memory at least 4M in whole 4 KiB pages"));
     }
     let host = host_memory();
     if bytes > host {

@@ -215,6 +215,30 @@ fn a_read_only_disk_takes_no_writes() {
 }
 
 #[test]
+fn the_end_of_a_file_that_is_no_whole_block_is_not_hidden_in_silence() {
+    let setup = Setup::new(4 * MIB + 100);
+    let info = setup.run("job=info");
+    assert_eq!(info.status, Some(0), "{info:?}");
+    assert!(info.output.contains(&format!("capacity_bytes={} ", 4 * MIB)), "{info:?}");
+    assert!(info.errors.contains("disk.img") && info.errors.contains("not the last 100"), "{info:?}");
+    File::options().write(true).open(setup.disk()).and_then(|file| file.set_len(4 * MIB)).expect("cut");
+    assert_eq!(setup.run("job=info").errors, "");
+}
+
+#[test]
+fn a_reader_that_has_gone_does_not_keep_the_machine_from_ending() {
+    let setup = Setup::new(MIB + 100);
+    for job in ["job=info", "job=exit status=3", "job=fault"] {
+        let disk = setup.disk();
+        let mut child =
+            setup.command(job, &["--json", "--disk", disk.to_str().expect("UTF-8")]).spawn().expect("vmm starts");
+        drop((child.stdout.take(), child.stderr.take()));
+        let status = child.wait().expect("it ends");
+        assert_eq!(status.code(), Some(i32::from(job != "job=info")), "{job}");
+    }
+}
+
+#[test]
 fn several_disks_are_targets_in_their_order() {
     let setup = Setup::new(4 * MIB);
     let other = setup.path("other.img");

@@ -11,6 +11,8 @@ use crate::pvscsi::{Completion, Pvscsi, Request, flag};
 const LIMIT_SECONDS: u32 = 60;
 const SENSE_BYTES: usize = 64;
 const PAGE: usize = 4096;
+/// The bit FUA in byte 1 of WRITE (10) and WRITE (16) (SBC-3).
+const FORCE_UNIT_ACCESS: u8 = 0x08;
 /// Size of the buffer for single commands.
 pub const COMMAND_BUFFER: usize = 64 << 10;
 
@@ -86,6 +88,8 @@ pub struct Disk {
     pub block: u32,
     /// Bytes on the disk.
     pub capacity: u64,
+    /// Writes of streams are forced: durable when they are answered.
+    pub force: bool,
     command_buffer: &'static mut [u8],
     sense: &'static mut [u8],
 }
@@ -95,7 +99,7 @@ impl Disk {
     pub fn new(adapter: Pvscsi, clock: Clock, target: u8, arena: &mut Arena) -> Result<Disk, OutOfMemory> {
         let command_buffer = arena.take(COMMAND_BUFFER)?;
         let sense = arena.take(PAGE)?;
-        Ok(Disk { adapter, clock, target, block: 512, capacity: 0, command_buffer, sense })
+        Ok(Disk { adapter, clock, target, block: 512, capacity: 0, force: false, command_buffer, sense })
     }
 
     /// Clears unit attentions and asks for the capacity.
@@ -191,7 +195,10 @@ impl Disk {
 
     fn transfer_request(&self, transfer: &Transfer, slot: &mut Slot, context: u64) -> Request {
         let direction = if transfer.write { Direction::Out } else { Direction::In };
-        let (cdb, length) = transfer_cdb(transfer, self.block);
+        let (mut cdb, length) = transfer_cdb(transfer, self.block);
+        if transfer.write && self.force {
+            cdb[1] |= FORCE_UNIT_ACCESS;
+        }
         let mut request = self.request(&cdb[..length], direction);
         request.context = context;
         request.data_length = u64::from(transfer.length);

@@ -96,6 +96,7 @@ fn open_disk(job: &Job, arena: &mut Arena) -> Result<Disk, Trouble> {
     line!("adapter=pvscsi device={} interrupt={}", adapter.function.device(), job.interrupt.name());
     let mut disk = Disk::new(adapter, clock, job.target, arena).map_err(|_| Trouble::Memory)?;
     disk.measure().map_err(Trouble::Disk)?;
+    disk.force = job.force;
     Ok(disk)
 }
 
@@ -128,6 +129,7 @@ fn run_on_disk(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally)
         Task::Write => verify::write(job, disk, arena, tally),
         Task::Bench => bench::bench(job, disk, arena, tally),
         Task::Unmap => verify::unmap(job, disk, arena, tally),
+        Task::Discard => verify::discard(job, disk, arena, tally),
         Task::Errors => commands::errors(disk, tally),
         Task::Garbage => garbage::garbage(job, disk, arena, tally),
         Task::Spin | Task::Reset | Task::Fault | Task::Exit => {}

@@ -1,11 +1,11 @@
-//! Owns the jobs that write and judge stamped patterns: verify, check, write, unmap.
+//! Owns the jobs that write and judge stamped patterns: verify, check, write, unmap, discard.
 //! Promises that every sector read is compared whole, and that the first mismatches are printed with what was found.
 //! Must not know rings or registers.
 
 use crate::Tally;
 use crate::console::line;
 use crate::disk::{Answer, Direction, Disk, Sense, Slots, Transfer, Work};
-use crate::job::Job;
+use crate::job::{Discard, Job};
 use crate::memory::Arena;
 use crate::pattern::{self, Content, SECTOR, Visit};
 
@@ -162,8 +162,9 @@ pub fn check(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
     line!("checked generation={} bytes={} mismatches={}", pass.generation, range.bytes(), pass.mismatches);
 }
 
-/// `job=write`: write only. After each flush a line says how many visits of the pass are durable, in the order of
-/// `Visit::new(pattern, blocks, seed, pass)`; what follows them may or may not be on the disk.
+/// `job=write`: write only. After each flush (under `fua=1` after as many forced writes, without a flush) a line says how
+/// many visits of the pass are durable, in the order of `Visit::new(pattern, blocks, seed, pass)`; what follows them may or
+/// may not be on the disk.
 pub fn write(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
     let Ok(mut slots) = Slots::new(job.depth, job.block, arena) else {
         return tally.check("memory for buffers", false);
@@ -177,7 +178,7 @@ pub fn write(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
         while pass.next < range.blocks {
             pass.until = pass.next.saturating_add(step).min(range.blocks);
             let written = disk.stream(&mut slots, &mut Writer(&mut pass));
-            let flushed = disk.flush();
+            let flushed = if job.force { Answer::Good(0) } else { disk.flush() };
             if written.is_err() || !matches!(flushed, Answer::Good(_)) {
                 tally.answer("write", written);
                 return tally.check("flush", matches!(flushed, Answer::Good(_)));
@@ -236,7 +237,7 @@ pub fn unmap(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
     let mut pass = Pass::new(job, range, 0);
     tally.answer("write", disk.stream(&mut slots, &mut Writer(&mut pass)));
     tally.check("flush", matches!(disk.flush(), Answer::Good(_)));
-    tally.check("unmap", matches!(discard(disk, first, last - first), Answer::Good(_)));
+    tally.check("unmap", matches!(send_unmap(disk, first, last - first), Answer::Good(_)));
     for (name, part, discarded) in [
         ("below", (range.offset, first), false),
         ("discarded", (first, last), true),
@@ -262,7 +263,7 @@ pub fn unmap(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
         tally.check(name, expected && foreign == 0);
     }
     let beyond = disk.capacity;
-    tally.check("unmap beyond the end", discard(disk, beyond, UNIT) == Answer::Check(Sense(5, 0x21, 0)));
+    tally.check("unmap beyond the end", send_unmap(disk, beyond, UNIT) == Answer::Check(Sense(5, 0x21, 0)));
     let mut again = Pass::new(job, range, 1);
     tally.answer("write again", disk.stream(&mut slots, &mut Writer(&mut again)));
     again.next = 0;
@@ -270,8 +271,49 @@ pub fn unmap(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
     tally.check("compare again", again.mismatches == 0);
 }
 
+/// `job=discard`: discard the range by one command after the other, flush, and see that it reads as zeros.
+pub fn discard(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
+    const AT_ONCE: u64 = 8 << 20;
+    let Ok(mut slots) = Slots::new(job.depth, job.block, arena) else {
+        return tally.check("memory for buffers", false);
+    };
+    let range = Range::of(job, disk);
+    tally.check("range holds a block", range.blocks > 0);
+    for done in (0..range.bytes()).step_by(AT_ONCE as usize) {
+        let (offset, bytes) = (range.offset + done, AT_ONCE.min(range.bytes() - done));
+        let answer = match job.discard {
+            Discard::Unmap => send_unmap(disk, offset, bytes),
+            Discard::WriteSame => send_write_same(disk, offset, bytes),
+        };
+        if !matches!(answer, Answer::Good(_)) {
+            line!("discard offset={offset} answer={answer:?}");
+        }
+        tally.check("discard", matches!(answer, Answer::Good(_)));
+    }
+    tally.check("flush", matches!(disk.flush(), Answer::Good(_)));
+    let mut pass = Pass::new(job, range, 0);
+    let mut census = Census { pass: &mut pass, stamped: 0, zero: 0, foreign: 0 };
+    let read = disk.stream(&mut slots, &mut census);
+    let Census { stamped, zero, foreign, .. } = census;
+    tally.answer("read", read);
+    line!("discarded bytes={} stamped={stamped} zero={zero} foreign={foreign}", range.bytes());
+    tally.check("discarded reads as zeros", zero == range.bytes() / SECTOR as u64);
+}
+
+/// WRITE SAME (16) with UNMAP and NDOB of one range, in bytes.
+fn send_write_same(disk: &mut Disk, offset: u64, bytes: u64) -> Answer {
+    const UNMAP: u8 = 0x08;
+    const NO_DATA_OUT: u8 = 0x01;
+    let block = u64::from(disk.block);
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[1]) = (0x93, UNMAP | NO_DATA_OUT);
+    cdb[2..10].copy_from_slice(&(offset / block).to_be_bytes());
+    cdb[10..14].copy_from_slice(&((bytes / block) as u32).to_be_bytes());
+    disk.command(&cdb, Direction::None, 0)
+}
+
 /// UNMAP of one range, in bytes.
-fn discard(disk: &mut Disk, offset: u64, bytes: u64) -> Answer {
+fn send_unmap(disk: &mut Disk, offset: u64, bytes: u64) -> Answer {
     const LIST: usize = 24;
     let block = u64::from(disk.block);
     let list = &mut disk.data()[..LIST];

@@ -19,6 +19,8 @@ pub enum Task {
     Bench,
     /// Discard a part and check what it and its neighbours then hold.
     Unmap,
+    /// Only discard, and check that it then reads as zeros.
+    Discard,
     /// Provoke errors and check status and sense.
     Errors,
     /// Post garbage, then show that the adapter works after a reset.
@@ -56,6 +58,15 @@ impl Mix {
             Mix::RandomWrite => "randwrite",
         }
     }
+}
+
+/// The command that a discard job sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discard {
+    /// UNMAP.
+    Unmap,
+    /// WRITE SAME (16) with UNMAP, of zeros that are not sent.
+    WriteSame,
 }
 
 /// How the guest learns of completions.
@@ -105,8 +116,12 @@ pub struct Job {
     pub passes: u64,
     /// `flush=`: blocks written between two flushes; 0 is only at the end of a pass.
     pub flush: u64,
+    /// `fua=0|1`: force unit access: each write is durable when it is answered, so that no flush is sent.
+    pub force: bool,
     /// `rw=read|write|randread|randwrite`: what a bench does.
     pub mix: Mix,
+    /// `by=unmap|writesame`: how a discard job discards.
+    pub discard: Discard,
     /// `seconds=`: how long a bench runs.
     pub seconds: u32,
     /// `interrupt=msi|intx|poll`.
@@ -129,7 +144,9 @@ impl Job {
         order: Order::Random,
         passes: 1,
         flush: 0,
+        force: false,
         mix: Mix::RandomRead,
+        discard: Discard::Unmap,
         seconds: 3,
         interrupt: Interrupt::Msi,
         status: 0,
@@ -189,7 +206,9 @@ impl Job {
             "pattern" => self.order = order(value)?,
             "passes" => self.passes = number(value, 1..=1_000_000)?,
             "flush" => self.flush = number(value, 0..=u64::MAX)?,
+            "fua" => self.force = number(value, 0..=1)? == 1,
             "rw" => self.mix = mix(value)?,
+            "by" => self.discard = discard(value)?,
             "seconds" => self.seconds = number(value, 1..=3600)? as u32,
             "interrupt" => self.interrupt = interrupt(value)?,
             "status" => self.status = number(value, 0..=u64::from(u8::MAX))? as u8,
@@ -233,6 +252,7 @@ fn task(text: &str) -> Result<Task, &'static str> {
         "write" => Task::Write,
         "bench" => Task::Bench,
         "unmap" => Task::Unmap,
+        "discard" => Task::Discard,
         "errors" => Task::Errors,
         "garbage" => Task::Garbage,
         "spin" => Task::Spin,
@@ -254,6 +274,14 @@ fn order(text: &str) -> Result<Order, &'static str> {
 fn mix(text: &str) -> Result<Mix, &'static str> {
     let all = [Mix::Read, Mix::Write, Mix::RandomRead, Mix::RandomWrite];
     all.into_iter().find(|mix| mix.name() == text).ok_or("expected read, write, randread or randwrite")
+}
+
+fn discard(text: &str) -> Result<Discard, &'static str> {
+    match text {
+        "unmap" => Ok(Discard::Unmap),
+        "writesame" => Ok(Discard::WriteSame),
+        _ => Err("expected unmap or writesame"),
+    }
 }
 
 fn interrupt(text: &str) -> Result<Interrupt, &'static str> {

@@ -22,7 +22,7 @@ pub const SPIN_COUNTER: u64 = 0x9000;
 
 #[cfg(test)]
 mod tests {
-    use super::job::{Interrupt, Job, Mix, Task};
+    use super::job::{Discard, Interrupt, Job, Mix, Task};
     use super::pattern::{Content, Order, SECTOR, Stamp, Visit, fill_range, first_mismatch, inspect};
     use proptest::prelude::*;
 
@@ -33,15 +33,26 @@ mod tests {
         assert_eq!((job.task, job.size, job.block, job.depth), (Task::Verify, 64 << 20, 4096, 32));
         assert_eq!((job.seed, job.order, job.passes), (7, Order::Random, 1));
         assert_eq!(job.interrupt, Interrupt::Intx);
+        let discard = Job::parse("job=discard by=writesame fua=1").expect("parses");
+        assert_eq!((discard.task, discard.discard, discard.force), (Task::Discard, Discard::WriteSame, true));
         let bench = Job::parse("job=bench rw=randwrite bs=1m depth=4 seconds=5").expect("parses");
         assert_eq!((bench.task, bench.mix, bench.block, bench.seconds), (Task::Bench, Mix::RandomWrite, 1 << 20, 5));
     }
 
     #[test]
     fn a_word_that_cannot_be_is_refused_by_name() {
-        for word in
-            ["job=dance", "depth=0", "depth=257", "block=100", "size", "colour=red", "seed=-1", "size=99999999999g"]
-        {
+        for word in [
+            "job=dance",
+            "depth=0",
+            "depth=257",
+            "block=100",
+            "size",
+            "colour=red",
+            "seed=-1",
+            "fua=2",
+            "by=trim",
+            "size=99999999999g",
+        ] {
             let text = format!("job=info {word}");
             assert_eq!(Job::parse(&text).expect_err(word).word, word);
         }

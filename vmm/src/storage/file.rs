@@ -28,6 +28,8 @@ pub struct FileDisk {
     ring: RingFile,
     identity: Identity,
     geometry: Geometry,
+    /// Bytes of the file or device, of which the disk shows whole blocks.
+    length: u64,
     /// What direct I/O asks of memory (address) and lengths; 1 for buffered I/O.
     alignment: usize,
     regular: bool,
@@ -68,7 +70,14 @@ impl FileDisk {
             unmap_granularity: preferred,
             rotational: false,
         };
-        Ok(Self { ring: RingFile::new(file), identity: identity::from_path(path), geometry, alignment, regular })
+        Ok(Self {
+            ring: RingFile::new(file),
+            identity: identity::from_path(path),
+            geometry,
+            length,
+            alignment,
+            regular,
+        })
     }
 
     /// The same disk with other names.
@@ -88,6 +97,11 @@ impl FileDisk {
         }
         self.geometry.blocks = length / logical;
         Ok(self)
+    }
+
+    /// Bytes at the end of the file that the guest does not see: less than a block, or what its descriptor leaves out.
+    pub fn hidden_bytes(&self) -> u64 {
+        self.length - self.geometry.bytes()
     }
 
     /// Does I/O pass by the page cache?

@@ -52,8 +52,10 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// It lies on a mounted VMFS volume, and another host or program holds its lock. The cause says which.
-    #[error("{source}; stop the machine that uses it, or wait until its host has given it up")]
+    #[error("{source}\n  stop the machine that uses it, or wait until its host has given it up")]
     Locked {
+        /// The file.
+        path: PathBuf,
         /// What the mount says.
         source: DirectError,
     },
@@ -141,14 +143,29 @@ pub async fn open(source: DiskSource, supervisor: Arc<dyn Supervisor>) -> Result
         && let Some(file) = vmfs::open_direct(&flat.path, !read_only).await?
     {
         let appearance = vmfs::Appearance { identity, length: flat.length, thin: flat.thin };
-        return VmfsDisk::new(file, appearance, supervisor).map(Storage::Vmfs);
+        let disk = VmfsDisk::new(file, appearance, supervisor)?;
+        warn_of_hidden(&flat.path, disk.hidden_bytes(), disk.geometry().bytes(), disk.alignment());
+        return Ok(Storage::Vmfs(disk));
     }
     let disk = FileDisk::open(&flat.path, read_only)?;
     let disk = match flat.length {
         Some(length) => disk.limited_to(length, &flat.path)?,
         None => disk,
     };
+    let geometry = disk.geometry();
+    warn_of_hidden(&flat.path, disk.hidden_bytes(), geometry.bytes(), geometry.logical_block.into());
     Ok(Storage::File(disk.named(identity)))
+}
+
+/// Says that the guest does not see the last `hidden` bytes of a file; the disk works all the same.
+fn warn_of_hidden(path: &Path, hidden: u64, visible: u64, block: u64) {
+    if hidden > 0 {
+        tracing::warn!(
+            "{}: the guest sees its first {visible} bytes and not the last {hidden}: a disk is whole blocks of {block} bytes, as far \
+             as its descriptor goes. To show them too, extend the file to whole blocks and correct its descriptor",
+            path.display(),
+        );
+    }
 }
 
 /// The file that holds a disk's blocks.

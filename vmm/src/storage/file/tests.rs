@@ -84,7 +84,7 @@ fn nothing_outside_the_disk_is_touched() {
     fs::write(&path, vec![1; 2048 + 100]).unwrap();
     run(async {
         let disk = FileDisk::open(&path, false).unwrap();
-        assert_eq!(disk.geometry().blocks, 4);
+        assert_eq!((disk.geometry().blocks, disk.hidden_bytes()), (4, 100));
         let buffer = DataBuffer::zeroed(1024, 512);
         for position in [1536, 2048, u64::MAX - 511] {
             let refused = Err(StorageError::OutOfRange { start: position, length: 1024 });
@@ -167,6 +167,7 @@ fn a_descriptor_leads_to_its_flat_file() {
         fs::write(&descriptor, text(1024, "VMFS")).unwrap();
         let Storage::File(disk) = open(source(&descriptor)).await.unwrap() else { panic!("it is on no volume") };
         assert_eq!((disk.geometry().blocks, &disk.identity().serial[..8]), (1024, "6000c293"));
+        assert_eq!(disk.hidden_bytes(), LENGTH as u64 / 2);
         drop(disk);
         let named = DiskSource { serial: Some("S1".into()), ..source(&flat) };
         let storage = open(named).await.unwrap();

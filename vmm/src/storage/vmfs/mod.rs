@@ -20,7 +20,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use lockd::client::{DirectError, DirectErrorKind, DirectFile, MountedDirectory};
+use lockd::client::{DirectError, DirectErrorKind, DirectFile, MountedDirectory, Withdrawn};
 use scsi::range_lock::RangeLocks;
 use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, StorageError};
 use vmfs_core::gate::GateState;
@@ -112,6 +112,16 @@ impl VmfsDisk {
             identity,
             geometry,
         })
+    }
+
+    /// The block of the LUNs in bytes: the unit of all I/O.
+    pub(super) fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// Bytes at the end of the file that the guest does not see: less than a block of the LUNs, or what its descriptor leaves out.
+    pub(super) fn hidden_bytes(&self) -> u64 {
+        self.file.size() - self.geometry.bytes()
     }
 
     fn check(&self, start: u64, length: u64) -> Result<(), StorageError> {
@@ -221,6 +231,11 @@ impl VmfsDisk {
         if self.keeper.is_withdrawn() {
             return StorageError::LockLost;
         }
+        // The kernel can tell that the mount has ended before its socket does.
+        if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)) {
+            self.keeper.lose(&Withdrawn::MountEnded.to_string());
+            return StorageError::LockLost;
+        }
         match error.kind() {
             DirectErrorKind::NoSpace => StorageError::OutOfSpace { position },
             DirectErrorKind::ReadOnly => StorageError::WriteProtected,
@@ -323,7 +338,7 @@ pub(super) async fn open_direct(path: &Path, write: bool) -> Result<Option<Direc
                 tracing::debug!(%error, "no direct access");
                 Ok(None)
             }
-            DirectErrorKind::Busy => Err(OpenError::Locked { source: error }),
+            DirectErrorKind::Busy => Err(OpenError::Locked { path: path.to_owned(), source: error }),
             _ => Err(OpenError::Direct { source: error }),
         },
     }

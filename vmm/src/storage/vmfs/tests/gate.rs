@@ -161,6 +161,20 @@ fn a_failure_of_a_mount_that_has_ended_is_a_loss_and_no_medium_error() {
 }
 
 #[test]
+fn a_mount_whose_end_the_kernel_tells_first_is_a_loss_too() {
+    for errno in [libc::ENOTCONN, libc::ECONNABORTED] {
+        run(async {
+            let world = World::new();
+            let disk = disk(&world).await;
+            world.fail(Some(errno));
+            assert_eq!(disk.write(30 * GRANULE, &bytes(9, 512, 0), false).await, Err(StorageError::LockLost));
+            assert_eq!(disk.write(0, &bytes(9, 512, 0), false).await, Err(StorageError::LockLost));
+            assert_eq!((world.told(), world.image(false)[0]), (vec![Withdrawn::MountEnded.to_string()], 1));
+        });
+    }
+}
+
+#[test]
 fn a_machine_that_ends_does_not_wait_for_its_storage() {
     run(async {
         let world = World::new();
