@@ -171,13 +171,13 @@ impl Service for Control {
     }
 }
 
-/// Who on this host has a file open, as a sentence to append.
+/// How often a file is open by this mount, as a line to append.
 fn opened_here(state: &State, object: ObjectRef) -> String {
     let files = state.handles.files();
     let here: Vec<_> = files.iter().filter(|(_, handle)| handle.file.fd() == object.fd).collect();
     let writers = here.iter().filter(|(_, handle)| handle.writable).count();
     match here.len() {
         0 => String::new(),
-        all => format!(" On this host it is open {all} time(s), {writers} of them for writing."),
+        all => format!("\n  open on this mount {all} time(s), {writers} of them for writing"),
     }
 }

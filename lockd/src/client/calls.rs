@@ -41,8 +41,8 @@ pub enum Withdrawn {
     /// The mount wants it back.
     #[error("the mount asks for the disk back")]
     Revoked,
-    /// The program that mounted the volume has ended: nobody renews the lock any more.
-    #[error("the program that mounted the volume has ended")]
+    /// The program that mounted the volume has ended or hung up: nobody vouches for the lock any more.
+    #[error("the program that mounted the volume has ended, or closed its connection")]
     MountEnded,
 }
 

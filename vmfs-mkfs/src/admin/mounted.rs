@@ -61,6 +61,10 @@ pub(super) fn ask(
         bar.finish_and_clear();
     }
     answer.map_err(|error| {
+        let absent = error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error());
+        if absent && path.symlink_metadata().is_err() {
+            return AdminError(format!("{}: there is no such file; check the path with ls", path.display()));
+        }
         let text = error.to_string();
         // Most refusals name the file already.
         let named = path.file_name().is_some_and(|name| text.contains(&*name.to_string_lossy()));
