@@ -5,8 +5,12 @@ mod common;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use common::{Images, is_mounted, run, wait_for};
+use rustix::fs::SeekFrom;
 use rustix::process::Signal;
 
 #[test]
@@ -99,5 +103,45 @@ fn a_read_only_mount_reads_and_refuses_changes() {
     let mount = images.mount_with(1, &["-o", "ro"]);
     assert_eq!(fs::read(mount.at("f")).unwrap(), vec![5; 100_000]);
     assert_eq!(fs::write(mount.at("g"), b"").unwrap_err().raw_os_error(), Some(libc::EROFS));
+    mount.unmount();
+}
+
+#[test]
+fn whoever_looks_for_holes_gets_an_answer_while_the_writer_closes_and_truncates() {
+    let images = Images::new(2, 256);
+    let mount = images.mount(1);
+    let path = mount.at("f");
+    fs::write(&path, vec![1; 3 << 20]).unwrap();
+    let reader = File::open(&path).unwrap();
+    let ended = Arc::new(AtomicBool::new(false));
+    let seekers: Vec<_> = (0..2)
+        .map(|_| {
+            let (reader, ended) = (reader.try_clone().unwrap(), ended.clone());
+            thread::spawn(move || {
+                let mut answers = 0;
+                while !ended.load(Ordering::Relaxed) {
+                    for from in [SeekFrom::Hole(0), SeekFrom::Data(2 << 20)] {
+                        match rustix::fs::seek(&reader, from) {
+                            Ok(_) | Err(rustix::io::Errno::NXIO) => answers += 1,
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                }
+                answers
+            })
+        })
+        .collect();
+    for round in 0..400 {
+        let writer = File::options().write(true).open(&path).unwrap();
+        match round % 40 {
+            0 => writer.set_len(0).unwrap(),
+            1 => writer.write_all_at(&[2; 10_000], 1 << 20).unwrap(),
+            _ => {}
+        }
+    }
+    ended.store(true, Ordering::Relaxed);
+    wait_for("the answers", || seekers.iter().all(thread::JoinHandle::is_finished));
+    assert!(seekers.into_iter().all(|seeker| seeker.join().unwrap() > 0));
+    drop(reader);
     mount.unmount();
 }

@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use common::{Images, Random};
+use common::{Images, Random, seed};
 use memmap2::MmapOptions;
 use rustix::fs::FallocateFlags;
 
@@ -114,7 +114,8 @@ impl Model {
     }
 }
 
-fn sequence(largest: u64, longest: u64, steps: u32, seed: u64) {
+fn sequence(largest: u64, longest: u64, steps: u32, nth: u64) {
+    let seed = nth + seed();
     let images = Images::new(2, 512);
     let mount = images.mount(1);
     let path = mount.at("file");

@@ -39,10 +39,14 @@ impl Files {
         if open.shared.state.read().runs.unpublished_count() >= MOST_UNPUBLISHED {
             self.flush_open(open, false).await?;
         }
-        if open.shared.state.read().inline.is_some() {
-            self.leave_inline(open).await?;
-        }
         loop {
+            // Each wait below may end with a file that was cut to nothing, and lives in its body again, or that was closed.
+            if open.shared.state.read().inline.is_some() {
+                self.leave_inline(open).await?;
+            }
+            if open.shared.hold() != Hold::Writing {
+                return Err(not_for_writing(&open.shared));
+            }
             let mut ended = std::pin::pin!(open.shared.fill_ended.notified());
             ended.as_mut().enable();
             let class = open.shared.state.read().runs.stretch(range.start, range.end).class;
@@ -81,7 +85,7 @@ impl Files {
             return Err(in_doubt(open));
         }
         if shared.hold() != Hold::Writing {
-            return Err(FsError::refused(FsErrorKind::Invalid, format!("{} is not open for writing", shared.fd)));
+            return Err(not_for_writing(shared));
         }
         let blocks = range.end.div_ceil(self.context.block_size().bytes());
         let disk = shared.object_type == crate::format::root_cell::ObjectType::Disk;
@@ -287,6 +291,10 @@ impl Files {
 /// definite end: its error handling has returned it.
 pub(super) fn may_still_run(error: &LunError) -> bool {
     error.kind == LunErrorKind::Unknown && error.cause.raw_os_error().is_none()
+}
+
+fn not_for_writing(shared: &SharedFile) -> FsError {
+    FsError::refused(FsErrorKind::Invalid, format!("{} is not open for writing", shared.fd))
 }
 
 /// No write may follow one whose end is not known.

@@ -23,53 +23,58 @@ impl Files {
 
     async fn seek(&self, file: &SharedFile, offset: u64, data: bool) -> Result<Option<u64>, FsError> {
         let open = self.find(file)?;
-        let unlocked = file.hold() == Hold::Nothing;
-        if unlocked {
+        if file.hold() == Hold::Nothing {
             self.refresh(&open).await?;
         }
-        let image = open.object.image();
-        let size = if unlocked { image.body.attributes.size } else { file.size() };
-        if offset >= size {
-            return Ok(None);
-        }
-        let content = if unlocked {
-            match &image.body.content {
-                Content::Inline(bytes) => Some(bytes.len() as u64),
-                _ => None,
-            }
-        } else {
-            file.state.read().inline.as_ref().map(|inline| inline.bytes.len() as u64)
-        };
-        if let Some(end) = content {
-            let end = end.min(size);
-            return Ok(match data {
-                true => (offset < end).then_some(offset),
-                false => Some(offset.max(end)),
-            });
-        }
         let mut at = offset;
-        while at < size {
-            let (class, end) = self.class_at(&open, at, size, unlocked).await?;
+        loop {
+            // Where the content is, and whether this host has a lock, may change with every wait.
+            let (size, inline) = self.content(&open);
+            if at >= size {
+                return Ok((!data && offset < size).then_some(size));
+            }
+            if let Some(end) = inline {
+                let end = end.min(size);
+                return Ok(match data {
+                    true => (at < end).then_some(at),
+                    false => Some(at.max(end)),
+                });
+            }
+            let Some((class, end)) = self.class_at(&open, at, size).await? else { continue };
             if matches!(class, Class::Data { .. } | Class::Filling) == data {
                 return Ok(Some(at));
             }
             at = end;
         }
-        Ok((!data).then_some(size))
     }
 
-    async fn class_at(&self, open: &Rc<Open>, at: u64, size: u64, unlocked: bool) -> Result<(Class, u64), FsError> {
-        loop {
-            let stretch = if unlocked {
-                let image = open.object.image();
-                self.view(open, &image, at..at + 1).await?.0.stretch(at, size)
-            } else {
-                open.shared.state.read().runs.stretch(at, size)
-            };
-            match stretch.class {
-                Class::Unknown => self.load(open, at..at + 1).await?,
-                class => return Ok((class, stretch.end)),
-            }
+    /// The size, and for a file that lives in its body how far its bytes go.
+    fn content(&self, open: &Open) -> (u64, Option<u64>) {
+        let state = open.shared.state.read();
+        if state.access.hold != Hold::Nothing {
+            return (open.shared.size(), state.inline.as_ref().map(|inline| inline.bytes.len() as u64));
         }
+        let image = open.object.image();
+        let inline = match &image.body.content {
+            Content::Inline(bytes) => Some(bytes.len() as u64),
+            _ => None,
+        };
+        (image.body.attributes.size, inline)
+    }
+
+    /// What lies at `at` and up to where; `None`: it had to be read, look again.
+    async fn class_at(&self, open: &Rc<Open>, at: u64, size: u64) -> Result<Option<(Class, u64)>, FsError> {
+        let stretch = if open.shared.hold() == Hold::Nothing {
+            let image = open.object.image();
+            self.view(open, &image, at..at + 1).await?.0.stretch(at, size)
+        } else {
+            let stretch = open.shared.state.read().runs.stretch(at, size);
+            if stretch.class == Class::Unknown {
+                self.load(open, at..at + 1).await?;
+                return Ok(None);
+            }
+            stretch
+        };
+        Ok(Some((stretch.class, stretch.end)))
     }
 }

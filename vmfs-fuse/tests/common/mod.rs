@@ -244,3 +244,8 @@ impl Random {
         (0..length).map(|_| self.below(255) as u8 + 1).collect()
     }
 }
+
+/// Added to the seeds of random tests, so that one that failed can be run again, and others tried: `VMFS_TEST_SEED`.
+pub fn seed() -> u64 {
+    std::env::var("VMFS_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
