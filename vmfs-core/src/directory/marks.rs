@@ -293,8 +293,9 @@ impl Names {
     }
 
     /// An object that can be opened: it has a name, as far as living hosts say. A mark of an incarnation that is over is decided
-    /// here. `Stale` when it is gone.
-    pub async fn usable(&self, what: ObjectRef) -> Result<Rc<Object>, FsError> {
+    /// here. One that another host is about to remove, or died removing, can be read until its name is gone; to write, `Busy`.
+    /// `Stale` when it is gone.
+    pub async fn usable(&self, what: ObjectRef, write: bool) -> Result<Rc<Object>, FsError> {
         let mut patience = self.patience();
         loop {
             let object = self.objects.load(what).await?;
@@ -307,9 +308,12 @@ impl Names {
             }
             match self.mark_owner(what.fd.lun(), mark).await? {
                 MarkOwner::Own => return Err(FsError::Stale { fd: what.fd }),
+                MarkOwner::LivingHost if !write => return Ok(object),
                 MarkOwner::LivingHost => {
                     if !patience.courtesy().await {
-                        return Err(FsError::Stale { fd: what.fd });
+                        let message =
+                            format!("{}: another host is about to remove it; try again, or see vmfs status", what.fd);
+                        return Err(FsError::refused(FsErrorKind::Busy, message));
                     }
                 }
                 MarkOwner::Nobody => {

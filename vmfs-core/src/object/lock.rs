@@ -50,8 +50,14 @@ impl Objects {
         }
         for _ in 0..TRIES {
             let image = object.image();
-            if matches!(image.root.state, ObjectState::Unlinking(_) | ObjectState::Unlinked(_) | ObjectState::Free) {
-                return Err(FsError::Stale { fd: object.fd });
+            match image.root.state {
+                ObjectState::Unlinked(_) | ObjectState::Free => return Err(FsError::Stale { fd: object.fd }),
+                ObjectState::Unlinking(by) if by == own.slot => return Err(FsError::Stale { fd: object.fd }),
+                ObjectState::Unlinking(by) => {
+                    let message = format!("{} is about to be removed by the host in {by}; see vmfs status", object.fd);
+                    return Err(FsError::refused(FsErrorKind::Busy, message));
+                }
+                ObjectState::Live | ObjectState::Creating(_) => {}
             }
             let record = &image.root.lock;
             let others: Vec<Holder> = record.holders.iter().filter(|h| **h != own).copied().collect();

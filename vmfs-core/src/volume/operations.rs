@@ -121,7 +121,7 @@ impl Inner {
     }
 
     pub(super) async fn open_file(&self, what: ObjectRef, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
-        let object = self.names.usable(what).await?;
+        let object = self.names.usable(what, mode.write || mode.truncate).await?;
         match object.image().root.object_type {
             Some(ObjectType::Directory) => {
                 Err(FsError::refused(FsErrorKind::IsDirectory, format!("{} is a directory", what.fd)))
