@@ -86,6 +86,8 @@ fn open_error(name: &str, cause: Errno) -> FsError {
     };
     let next = match cause {
         Errno::BUSY => "; the kernel uses it: unmount it or release it first",
+        Errno::NOENT | Errno::NOTDIR => "; check the path",
+        Errno::ACCESS | Errno::PERM => "; run this as root, or as a user who may read and write it",
         _ => "",
     };
     refuse(kind, name, &format!("can not be opened: {}{next}", io::Error::from(cause)))

@@ -247,7 +247,7 @@ fn layout_of(
 ) -> Result<LunLayout, FsError> {
     let (name, bytes) = (lun.name(), lun.bytes());
     if !(SMALLEST_LUN..=LARGEST_LUN).contains(&bytes) {
-        return Err(invalid(format!("{name} has {} MiB; a LUN has 64 MiB to 64 TiB", bytes >> 20)));
+        return Err(invalid(format!("{name} has {} KiB; a LUN has 64 MiB to 64 TiB: give another size", bytes >> 10)));
     }
     let needed = if index.get() == 1 { FIRST_LUN_BLOCKS } else { 1 };
     match Segment::whole_lun(bytes, cell_size, block_size) {

@@ -82,17 +82,60 @@ impl Objects {
             root.lock.token = root.lock.token.next();
             root.lock.holders = others;
             root.lock.holders.push(own);
-            if self.change_root(object, &image, root).await? {
-                object.held.set(true);
-                return Ok(());
+            match self.change_root(object, &image, root).await {
+                Ok(true) => {
+                    object.held.set(true);
+                    return Ok(());
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    // It may be there all the same: nobody would ever give it back.
+                    self.doubtful_locks.borrow_mut().insert(object.fd);
+                    return Err(error);
+                }
             }
         }
         Err(contended(object))
     }
 
+    /// Gives back locks that this host may have taken without knowing it. What fails is tried again with the next call.
+    pub async fn release_doubtful_locks(&self) -> Result<(), FsError> {
+        let doubtful = std::mem::take(&mut *self.doubtful_locks.borrow_mut());
+        let mut result = Ok(());
+        for fd in doubtful {
+            let released = match self.load_any(fd).await {
+                Ok(object) => self.unlock_unless_held(&object).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = released
+                && error.kind() != FsErrorKind::Stale
+            {
+                self.doubtful_locks.borrow_mut().insert(fd);
+                result = Err(error);
+            }
+        }
+        result
+    }
+
     /// Gives the lock back. The caller has resolved all of its data I/O and mapping changes.
     pub async fn unlock(&self, object: &Object) -> Result<(), FsError> {
         let _busy = object.busy.lock().await;
+        self.unlock_busy(object).await
+    }
+
+    async fn unlock_unless_held(&self, object: &Object) -> Result<(), FsError> {
+        let _busy = object.busy.lock().await;
+        if object.held.get() {
+            return Ok(());
+        }
+        self.refresh(object).await?;
+        // A change of any kind makes the one in doubt void, if it is still on its way; losing to another host's does the same.
+        let image = object.image();
+        self.change_root(object, &image, image.root.clone()).await?;
+        self.unlock_busy(object).await
+    }
+
+    async fn unlock_busy(&self, object: &Object) -> Result<(), FsError> {
         let own = self.own_holder(object.fd)?;
         if object.doubtful.get() {
             self.refresh(object).await?;

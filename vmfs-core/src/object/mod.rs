@@ -12,7 +12,7 @@ pub use commit::{Change, Committed, NewObject, RootEdit};
 pub use lock::HolderInfo;
 
 use std::cell::{Cell as StdCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 
 use tokio::sync::Mutex;
@@ -110,6 +110,8 @@ pub struct Objects {
     table: RefCell<HashMap<FdId, Weak<Object>>>,
     /// Units that commits dropped; given back in batches.
     dropped: RefCell<Vec<UnitUse>>,
+    /// Objects whose lock this host may hold without knowing it.
+    doubtful_locks: RefCell<BTreeSet<FdId>>,
     tidying: Mutex<()>,
 }
 
@@ -126,6 +128,7 @@ impl Objects {
             space,
             table: RefCell::default(),
             dropped: RefCell::default(),
+            doubtful_locks: RefCell::default(),
             tidying: Mutex::new(()),
         })
     }
@@ -177,6 +180,7 @@ impl Objects {
     pub fn forget(&self) {
         self.table.borrow_mut().clear();
         self.dropped.borrow_mut().clear();
+        self.doubtful_locks.borrow_mut().clear();
         self.space.units.forget();
         self.space.roots.forget();
     }

@@ -116,7 +116,8 @@ async fn tidying(inner: &Rc<Inner>) {
         let recycled = inner.objects.tidy().await;
         let space = inner.objects.space();
         let topped_up = space.units.top_up(&space.blocks).await;
-        for error in [reaped, tidied, recycled, topped_up].into_iter().filter_map(Result::err) {
+        let unlocked = inner.objects.release_doubtful_locks().await;
+        for error in [reaped, tidied, recycled, topped_up, unlocked].into_iter().filter_map(Result::err) {
             tracing::warn!(%error, "tidying up is tried again");
         }
     }

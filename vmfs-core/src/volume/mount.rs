@@ -215,6 +215,7 @@ async fn finish(inner: &Rc<Inner>) -> Result<(), FsError> {
         result = inner.names.tidy().await;
         result = result.and(inner.reap().await);
         result = result.and(inner.objects.tidy().await);
+        result = result.and(inner.objects.release_doubtful_locks().await);
         if result.is_ok() && inner.names.unfinished() == 0 {
             break;
         }

@@ -2,6 +2,7 @@
 //! Promises: it changes nothing; a LUN that does not answer is part of the answer.
 //! Must not know: how the answer is printed.
 
+use std::fmt;
 use std::rc::Rc;
 
 use super::Inner;
@@ -17,8 +18,8 @@ use crate::slot;
 use crate::units::{SlotId, SlotRef};
 
 /// What this release does not do yet, in one place.
-const NO_TAKEOVER: &str = "this release does not take over the locks of a host that is gone: start that host again and unmount \
-                           there, or copy the file";
+const NO_TAKEOVER: &str = "this release does not take over the locks of a host that is gone: unmount there if it still \
+                           runs, else copy the file from a mount with -o ro";
 
 pub(super) fn statfs(inner: &Inner) -> StatFs {
     let blocks = &inner.objects.space().blocks;
@@ -88,6 +89,34 @@ pub(super) async fn why_locked(inner: &Rc<Inner>, what: ObjectRef) -> Result<Why
     })
 }
 
+/// A time in seconds since 1970, shown as date and time in UTC (Gregorian calendar).
+struct Date(u64);
+
+impl fmt::Display for Date {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DAY: u64 = 86_400;
+        // A broken cell may hold any number: beyond the year 9999 it is shown as it is.
+        if self.0 >= 253_402_300_800 {
+            return write!(out, "{} seconds after 1970", self.0);
+        }
+        let (mut days, second) = (self.0 / DAY, self.0 % DAY);
+        let (mut year, mut month) = (1970, 0);
+        let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+        while days >= 365 + u64::from(is_leap(year)) {
+            days -= 365 + u64::from(is_leap(year));
+            year += 1;
+        }
+        let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+        while days >= lengths[month] {
+            days -= lengths[month];
+            month += 1;
+        }
+        let (month, day) = (month + 1, days + 1);
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        write!(out, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    }
+}
+
 /// One holder in a sentence or two.
 fn explain(inner: &Inner, info: &HolderInfo) -> String {
     let who = info.describe();
@@ -104,9 +133,11 @@ fn explain(inner: &Inner, info: &HolderInfo) -> String {
     let watch = lease::takeover_after(&h.lease).as_secs();
     let former = if h.host == inner.host.host { ", an earlier mount of this very host" } else { "" };
     format!(
-        "{who}{former}: mounted since {} (seconds since 1970), last beat {}, fence grade {:?}. If its beat stands still for {watch} s \
-         it is gone; {NO_TAKEOVER}",
-        h.live_since_s, h.beat, h.fence_grade
+        "{who}{former}: mounted since {}, last beat {}, fence grade {:?}. If its beat stands still for {watch} s it is gone; \
+         {NO_TAKEOVER}",
+        Date(h.live_since_s),
+        h.beat,
+        h.fence_grade
     )
 }
 
@@ -165,4 +196,24 @@ async fn lun_status(inner: &Inner, member: &Rc<Member>, warnings: &mut Vec<Strin
         }
     }
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_shown_as_dates_whatever_a_cell_holds() {
+        for (seconds, shown) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (978_220_800, "2000-12-31 00:00:00 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+            (253_402_300_799, "9999-12-31 23:59:59 UTC"),
+            (u64::MAX, "18446744073709551615 seconds after 1970"),
+        ] {
+            assert_eq!(Date(seconds).to_string(), shown);
+        }
+    }
 }
