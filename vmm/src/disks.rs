@@ -2,7 +2,7 @@
 //! Promises that a disk which cannot be had is refused with its target, its file and, where knowable, who holds it.
 //! Must not know how disks are stored, or how an adapter works.
 
-use crate::config::PlacedDisk;
+use crate::config::{DiskConfig, PlacedDisk};
 use crate::error::{Error, Kind, Result};
 use crate::hba::pvscsi::{Attachment, OpenError, PvScsi};
 use crate::hba::{Adapter, AdapterError, InterruptLine};
@@ -23,11 +23,28 @@ pub fn start_adapter(
     interrupt: Arc<dyn InterruptLine>,
     supervision: &Arc<Supervision>,
 ) -> Result<Adapter> {
+    refuse_doubles(&disks)?;
     let attachments =
         disks.into_iter().map(|placed| attachment(placed, Arc::clone(supervision) as Arc<dyn Supervisor>)).collect();
     let adapter: Arc<PvScsi<Storage>> =
         PvScsi::start("pvscsi0", ram, interrupt, attachments).map_err(|cause| refusal(&cause))?;
     Ok(adapter)
+}
+
+/// A disk that is given twice would be refused as in use by this very machine.
+fn refuse_doubles(disks: &[PlacedDisk]) -> Result<()> {
+    let clash = |one: &DiskConfig, other: &DiskConfig| {
+        let path = |disk: &DiskConfig| disk.path.canonicalize().ok();
+        !(one.readonly && other.readonly) && path(one).is_some() && path(one) == path(other)
+    };
+    for (index, placed) in disks.iter().enumerate() {
+        if let Some(other) = disks[..index].iter().find(|other| clash(&other.disk, &placed.disk)) {
+            let object = format!("disk {}", placed.disk.path.display());
+            let cause = format!("it is given twice, for the targets {} and {}", other.target, placed.target);
+            return Err(Error::new(Kind::Disk, object, cause, "Give each disk once, or readonly each time"));
+        }
+    }
+    Ok(())
 }
 
 fn attachment(placed: PlacedDisk, supervisor: Arc<dyn Supervisor>) -> Attachment<Storage> {

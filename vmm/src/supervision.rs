@@ -61,7 +61,7 @@ impl Supervisor for Supervision {
     fn lost(&self, disk: &Path, cause: &str) {
         let next = "See vmfs why-locked, then start the machine where the disk can be had";
         let cause = format!("this host lost the disk {}: {cause}. {next}", disk.display());
-        tracing::error!("{cause}");
+        tracing::info!("{cause}");
         let mut state = self.0.lock();
         if let Some(control) = &state.control {
             control.finish(Outcome::Failed(cause.clone()));

@@ -291,6 +291,7 @@ fn each_refusal_names_the_object_the_cause_and_the_next_step() {
         (vec!["--disk".into(), folder.clone()], 1, folder.as_str()),
         (vec!["--disk".into(), path("odd.img")], 1, "odd.img"),
         (vec!["--disk".into(), path("empty.img")], 1, "empty.img"),
+        (vec!["--disk".into(), path("disk.img"), "--disk".into(), folder.clone() + "/./disk.img"], 1, "given twice"),
         (vec!["--disk".into(), path("disk.img") + ",hba=lsilogic"], 1, "lsilogic is not in this version"),
         (vec!["--disk".into(), path("disk.img") + ",hba=floppy"], 2, "\"floppy\""),
         (vec!["--disk".into(), path("disk.img") + ",fast"], 2, "\"fast\""),
