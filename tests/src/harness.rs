@@ -276,7 +276,12 @@ pub struct Loop(PathBuf);
 impl Loop {
     /// Attaches `file`.
     pub fn attach(file: &Path) -> Loop {
-        Loop(PathBuf::from(run(system("losetup").args(["--find", "--show"]).arg(file)).trim()))
+        Loop::attach_with(file, &[])
+    }
+
+    /// Attaches `file` with further arguments of losetup(8).
+    pub fn attach_with(file: &Path, arguments: &[&str]) -> Loop {
+        Loop(PathBuf::from(run(system("losetup").args(["--find", "--show"]).args(arguments).arg(file)).trim()))
     }
 
     /// The device.

@@ -45,7 +45,7 @@ pub struct Workload {
 }
 
 /// The workloads of the report.
-pub const WORKLOADS: [Workload; 8] = [
+pub const WORKLOADS: [Workload; 9] = [
     Workload { name: "randread-4k-qd1", kind: Kind::RandomRead, block: 4096, depth: 1 },
     Workload { name: "randread-4k-qd32", kind: Kind::RandomRead, block: 4096, depth: 32 },
     Workload { name: "randwrite-4k-qd1", kind: Kind::RandomWrite, block: 4096, depth: 1 },
@@ -54,6 +54,7 @@ pub const WORKLOADS: [Workload; 8] = [
     Workload { name: "read-1m-qd4", kind: Kind::Read, block: 1 << 20, depth: 4 },
     Workload { name: "write-1m-qd4", kind: Kind::Write, block: 1 << 20, depth: 4 },
     Workload { name: "thin-first-write-1m", kind: Kind::WriteOnce, block: 1 << 20, depth: 4 },
+    Workload { name: "thick-first-write-1m", kind: Kind::WriteOnce, block: 1 << 20, depth: 4 },
 ];
 
 /// Where requests go.
@@ -65,7 +66,7 @@ pub enum Target {
 }
 
 /// What a run did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Measured {
     /// Requests completed.
     pub requests: u64,
@@ -74,6 +75,11 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// This run and another one.
+    pub fn and(self, other: Measured) -> Measured {
+        Measured { requests: self.requests + other.requests, elapsed: self.elapsed + other.elapsed }
+    }
+
     /// Requests a second.
     pub fn rate(&self) -> f64 {
         self.requests as f64 / self.elapsed.as_secs_f64()

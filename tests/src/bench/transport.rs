@@ -17,7 +17,7 @@ use crate::harness::{Loop, Luns, Mount, OtherMount, command, is_mounted, output,
 
 /// Size of each disk: larger than any cache of a device that matters, small enough to fill quickly.
 pub const DISK_BYTES: u64 = 512 << 20;
-/// Bytes of one thin first write.
+/// Bytes of one first write.
 pub const THIN_BYTES: u64 = 256 << 20;
 
 /// A way to a disk.
@@ -95,6 +95,11 @@ fn direct_io(path: &Path) -> io::Result<Target> {
     Ok(Target::File(file.into()))
 }
 
+/// A loop device past the page cache, as all other transports are.
+fn attach(file: &Path) -> Loop {
+    Loop::attach_with(file, &["--direct-io=on"])
+}
+
 /// Fills a file or device with bytes, so that every block of it exists.
 fn fill(path: &Path) -> io::Result<()> {
     let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
@@ -115,10 +120,10 @@ impl Bench {
         for name in ["raw.img", "loop.img"] {
             fill(&luns.beside(name))?;
         }
-        let raw_loop = Loop::attach(&luns.beside("loop.img"));
+        let raw_loop = attach(&luns.beside("loop.img"));
         let image = luns.beside("ext4.img");
         File::create(&image)?.set_len(2 * DISK_BYTES + (256 << 20))?;
-        let ext4_loop = Loop::attach(&image);
+        let ext4_loop = attach(&image);
         run_command(system("mkfs.ext4").arg("-q").arg(ext4_loop.device()));
         let ext4 = OtherMount::new(ext4_loop.device(), &luns.beside("ext4"));
         fill(&luns.beside("ext4/disk"))?;
@@ -128,8 +133,9 @@ impl Bench {
             let disk = bench.disk(name, "eagerzeroedthick", DISK_BYTES);
             fill(&disk)?;
         }
-        let exported = bench.export_qcow2("disk.qcow2", DISK_BYTES)?;
-        fill(&exported)?;
+        let qsd = bench.export_qcow2("disk.qcow2", DISK_BYTES)?;
+        fill(&qsd.1)?;
+        bench.qsd = Some(qsd);
         Ok(bench)
     }
 
@@ -154,9 +160,8 @@ impl Bench {
         self.mount().at(format!("{name}-flat.vmdk"))
     }
 
-    /// Exports a new qcow2 image by FUSE in place of the one before.
-    fn export_qcow2(&mut self, name: &str, bytes: u64) -> io::Result<PathBuf> {
-        self.qsd = None;
+    /// Exports a new qcow2 image by FUSE.
+    fn export_qcow2(&self, name: &str, bytes: u64) -> io::Result<Running> {
         let (image, point) = (self.luns.beside(name), self.luns.beside(format!("{name}.export")));
         run_command(system("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg(bytes.to_string()));
         fs::write(&point, "")?;
@@ -170,15 +175,15 @@ impl Bench {
             .arg(format!("type=fuse,id=export,node-name=disk,mountpoint={},writable=on", point.display()))
             .stdin(Stdio::null())
             .spawn()?;
-        self.qsd = Some(Running(child, point.clone()));
+        let running = Running(child, point);
         let start = Instant::now();
-        while !is_mounted(&point) {
+        while !is_mounted(&running.1) {
             if start.elapsed() > Duration::from_secs(20) {
                 return Err(io::Error::other("qemu-storage-daemon exports nothing"));
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Ok(point)
+        Ok(running)
     }
 
     /// Runs a workload on a transport. `None`: the transport does not have it.
@@ -190,7 +195,13 @@ impl Bench {
         seed: u64,
     ) -> io::Result<Option<Measured>> {
         if workload.kind == Kind::WriteOnce {
-            return self.first_write(transport, workload).map(Some);
+            let thick = workload.name.starts_with("thick");
+            let of_mount = matches!(transport, Transport::Fuse | Transport::Direct);
+            if thick && !of_mount && transport != Transport::Raw {
+                return Ok(None);
+            }
+            let format = if thick { "zeroedthick" } else { "thin" };
+            return self.first_write(transport, workload, format).map(Some);
         }
         let target = match transport {
             Transport::Raw => direct_io(&self.luns.beside("raw.img"))?,
@@ -229,8 +240,8 @@ impl Bench {
         run_command(vmm.arg("--disk").arg(self.mount().at(disk)).args(["--cmdline", job]))
     }
 
-    /// Sequential writes to a new thin disk (raw, loop: a new sparse file).
-    fn first_write(&mut self, transport: Transport, workload: Workload) -> io::Result<Measured> {
+    /// Sequential writes to a new disk (raw, loop: a new sparse file).
+    fn first_write(&mut self, transport: Transport, workload: Workload, format: &str) -> io::Result<Measured> {
         self.fresh += 1;
         let name = format!("thin{}", self.fresh);
         let sparse = |path: PathBuf| File::create(&path).and_then(|file| file.set_len(THIN_BYTES)).map(|()| path);
@@ -244,7 +255,7 @@ impl Bench {
             }
             Transport::Loop => {
                 let path = sparse(self.luns.beside(&name))?;
-                let device = Loop::attach(&path);
+                let device = attach(&path);
                 let measured = once(direct_io(device.device())?);
                 drop(device);
                 fs::remove_file(path)?;
@@ -257,16 +268,14 @@ impl Bench {
                 measured
             }
             Transport::QsdQcow2 => {
-                let path = self.export_qcow2(&format!("{name}.qcow2"), THIN_BYTES)?;
-                let measured = once(direct_io(&path)?);
-                self.qsd = None;
+                let qsd = self.export_qcow2(&format!("{name}.qcow2"), THIN_BYTES)?;
+                let measured = once(direct_io(&qsd.1)?);
+                drop(qsd);
                 fs::remove_file(self.luns.beside(format!("{name}.qcow2")))?;
-                let exported = self.export_qcow2("disk.qcow2", DISK_BYTES)?;
-                fill(&exported)?;
                 measured
             }
             Transport::Fuse | Transport::Direct | Transport::Guest => {
-                let data = self.disk(&name, "thin", THIN_BYTES);
+                let data = self.disk(&name, format, THIN_BYTES);
                 let measured = match transport {
                     Transport::Fuse => once(direct_io(&data)?),
                     Transport::Direct => {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tests::bench::load::WORKLOADS;
+use tests::bench::load::{Kind, Measured, WORKLOADS, Workload};
 use tests::bench::report::{Case, json, table};
 use tests::bench::transport::{Bench, Transport};
 
@@ -26,6 +26,8 @@ struct Arguments {
     only: String,
 }
 
+/// Slices of a round, in which the transports take turns.
+const SLICES: u32 = 4;
 /// Files of one round of the workloads of names.
 const NAMES: u32 = 200;
 
@@ -53,13 +55,10 @@ fn measure(arguments: &Arguments) -> io::Result<Vec<Case>> {
     };
     for round in 0..rounds {
         for (w, workload) in WORKLOADS.iter().enumerate() {
-            for (t, transport) in Transport::ALL.into_iter().enumerate() {
-                if !wanted(transport, workload.name) {
-                    continue;
-                }
-                if let Some(measured) = bench.measure(transport, *workload, time, round)? {
-                    values.entry((w, t)).or_default().push(measured.rate() * workload.block as f64);
-                }
+            let chosen: Vec<usize> =
+                (0..Transport::ALL.len()).filter(|t| wanted(Transport::ALL[*t], workload.name)).collect();
+            for (t, measured) in side_by_side(&mut bench, &chosen, *workload, time, round)? {
+                values.entry((w, t)).or_default().push(measured.rate() * workload.block as f64);
             }
         }
         eprintln!("round {} of {rounds}", round + 1);
@@ -75,6 +74,33 @@ fn measure(arguments: &Arguments) -> io::Result<Vec<Case>> {
     cases.extend(name_cases(&bench, rounds)?);
     bench.finish();
     Ok(cases)
+}
+
+/// One round of a workload: the transports take turns in short slices, so that what else the machine does meets all of them.
+fn side_by_side(
+    bench: &mut Bench,
+    chosen: &[usize],
+    workload: Workload,
+    time: Duration,
+    round: u64,
+) -> io::Result<BTreeMap<usize, Measured>> {
+    let mut sums: BTreeMap<usize, Measured> = BTreeMap::new();
+    for slice in 0..SLICES {
+        for t in chosen {
+            let transport = Transport::ALL[*t];
+            // A first write has an end of its own, and a guest has to boot.
+            let once = workload.kind == Kind::WriteOnce || transport == Transport::Guest;
+            if once && slice > 0 {
+                continue;
+            }
+            let time = if once { time } else { time / SLICES };
+            if let Some(measured) = bench.measure(transport, workload, time, round * 100 + u64::from(slice))? {
+                let sum = sums.entry(*t).or_default();
+                *sum = sum.and(measured);
+            }
+        }
+    }
+    Ok(sums)
 }
 
 /// Names on the mount against names of the file system that holds the LUN files.
