@@ -1,6 +1,7 @@
 //! A guest writes to a disk of the volume; its data is what the mount shows; a disk has one writer.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -52,6 +53,11 @@ impl Guest {
     #[track_caller]
     fn wait_for_output(&self, word: &str) {
         self.wait_until(&format!("the guest says {word:?}"), |guest| guest.said().contains(word));
+    }
+
+    #[track_caller]
+    fn wait_for_error(&self, word: &str) {
+        self.wait_until(&format!("the program says {word:?}"), |guest| guest.errors().contains(word));
     }
 
     /// Waits until the program has ended, and gives its exit status.
@@ -265,6 +271,30 @@ fn a_mount_that_is_killed_ends_the_vm_and_what_was_flushed_or_forced_is_there() 
         assert!(said.contains("host1"), "it does not say whose lock is left: {said}");
         two.unmount();
     }
+}
+
+#[test]
+fn a_fenced_host_ends_its_vm_and_writes_nothing_more() {
+    let luns = Luns::formatted(1, 128, &["--lease", "fast"]);
+    let mount = luns.mount(1);
+    let path = disk(&mount, "disk.vmdk", "32M", "thin");
+    let lun = &luns.images()[0];
+    let earlier = fs::read(lun).unwrap();
+    // Long enough for the host to renew its lease.
+    thread::sleep(Duration::from_millis(2500));
+    let mut guest = Guest::start(&luns, &path, "job=verify size=8M bs=64k depth=8 seed=6 passes=1000000", "fenced");
+    guest.wait_for_output("pass generation=2");
+    signal(mount.pid(), libc::SIGSTOP);
+    guest.wait_for_error("stands still");
+    thread::sleep(Duration::from_millis(500));
+    // The LUN is set back to what it was: the host's slot is not as the host left it.
+    File::options().write(true).open(lun).and_then(|mut file| file.write_all(&earlier)).unwrap();
+    signal(mount.pid(), libc::SIGCONT);
+    assert_eq!(guest.wait_for_end(), Some(1), "{}", guest.errors());
+    let errors = guest.errors();
+    assert!(errors.contains("disk-flat.vmdk: another host may have it now"), "{errors}");
+    assert!(fs::read(lun).unwrap() == earlier, "something was written after the host was fenced");
+    mount.kill();
 }
 
 #[test]
