@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -88,6 +89,7 @@ fn side_by_side(
     for slice in 0..SLICES {
         for t in chosen {
             let transport = Transport::ALL[*t];
+            go_on()?;
             // A first write has an end of its own, and a guest has to boot.
             let once = workload.kind == Kind::WriteOnce || transport == Transport::Guest;
             if once && slice > 0 {
@@ -103,10 +105,31 @@ fn side_by_side(
     Ok(sums)
 }
 
+/// SIGINT or SIGTERM has come.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn interrupt(_: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Lets a signal end the program by an error, so that everything is unmounted and removed.
+fn heed_signals() {
+    let handler = interrupt as extern "C" fn(libc::c_int) as *const () as libc::sighandler_t;
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler stores to an atomic and does nothing else.
+        unsafe { libc::signal(signal, handler) };
+    }
+}
+
+fn go_on() -> io::Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) { Err(io::Error::other("ended by a signal")) } else { Ok(()) }
+}
+
 /// Names on the mount against names of the file system that holds the LUN files.
 fn name_cases(bench: &Bench, rounds: u64) -> io::Result<Vec<Case>> {
     let mut cases: BTreeMap<String, Case> = BTreeMap::new();
     for _ in 0..rounds {
+        go_on()?;
         let raw = names(&bench.folder())?;
         let fuse = names(&bench.mount_point())?;
         for ((name, raw), (_, fuse)) in raw.into_iter().zip(fuse) {
@@ -124,6 +147,7 @@ fn name_cases(bench: &Bench, rounds: u64) -> io::Result<Vec<Case>> {
 
 fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
+    heed_signals();
     let cases = match measure(&arguments) {
         Ok(cases) => cases,
         Err(error) => {
