@@ -16,6 +16,10 @@ const DISK_BYTES: u64 = 10 << 40;
 const PLACES: u64 = 500;
 const MOST_KIB: u64 = 100 << 10;
 
+fn offset(place: u64) -> u64 {
+    (DISK_BYTES / PLACES * place) & !511
+}
+
 fn make_thin_disk(path: &Path) {
     let (directory, file) = MountedDirectory::of_file(path).unwrap();
     let create = AdminRequest::DiskCreate { file, bytes: DISK_BYTES, kind: DiskKind::Thin };
@@ -36,7 +40,7 @@ fn a_thousand_open_files_and_a_sparse_disk_of_ten_tebibytes_fit_in_a_hundred_meb
     make_thin_disk(&mount.at("disk.vmdk"));
     let disk = File::options().read(true).write(true).open(mount.at("disk-flat.vmdk")).unwrap();
     for place in 0..PLACES {
-        disk.write_all_at(&place.to_le_bytes(), DISK_BYTES / PLACES * place & !511).unwrap();
+        disk.write_all_at(&place.to_le_bytes(), offset(place)).unwrap();
     }
     disk.sync_all().unwrap();
     let files: Vec<File> = (0..FILES)
@@ -57,7 +61,7 @@ fn a_thousand_open_files_and_a_sparse_disk_of_ten_tebibytes_fit_in_a_hundred_meb
         }
     });
     let mut bytes = [0; 8];
-    disk.read_exact_at(&mut bytes, DISK_BYTES / PLACES * 123 & !511).unwrap();
+    disk.read_exact_at(&mut bytes, offset(123)).unwrap();
     assert_eq!(u64::from_le_bytes(bytes), 123);
     let (now, most) = (status(mount.pid(), "VmRSS"), status(mount.pid(), "VmHWM"));
     eprintln!("{now} KiB in memory, {most} KiB at most");
