@@ -12,7 +12,7 @@ use crate::format::arena::Arena;
 use crate::format::header::LeaseTimes;
 use crate::format::heartbeat::{FenceGrade, Heartbeat, SlotState};
 use crate::format::layout::{self, FIXED_STRIDE};
-use crate::format::{Cell, CellKind};
+use crate::format::{Cell, CellKind, FormatError};
 use crate::gate::GatePage;
 use crate::lease;
 use crate::lun::{Lun, LunError};
@@ -274,15 +274,32 @@ pub async fn leave(io: &CellIo, lun: &Rc<dyn Lun>, own: &mut OwnSlot, clean: boo
 
 /// Reads the own slot: the evidence of rule R1. It counts for images that were known before this was called.
 pub async fn check_live(io: &CellIo, lun: &Rc<dyn Lun>, own: &OwnSlot) -> Result<(), FsError> {
-    let cell = io.read(lun, layout::heartbeat_cell(own.lun, own.slot.slot)).await?;
+    let read = io.read(lun, layout::heartbeat_cell(own.lun, own.slot.slot)).await;
+    let cell = read.map_err(|error| formatted_anew(lun, own, error))?;
     accept(lun, own, &cell)
+}
+
+/// A sound cell of another volume in the place of the own slot is the end, not a fault to wait for.
+fn formatted_anew(lun: &Rc<dyn Lun>, own: &OwnSlot, error: FsError) -> FsError {
+    match &error {
+        FsError::Corrupt { cause: FormatError::Mismatch { field: "volume", found, .. }, .. } => FsError::refused(
+            FsErrorKind::Stale,
+            format!(
+                "{}: the own slot {} belongs to volume {found} now: the LUN was formatted while it was mounted. This host stops using it",
+                lun.name(),
+                own.slot.slot
+            ),
+        ),
+        _ => error,
+    }
 }
 
 /// One attempt at the own slot: `true` when Applied, `false` when another host changed the cell and it is still the own one (a
 /// request to drop a LUN): `own` then has the image to start from.
 async fn change(io: &CellIo, lun: &Rc<dyn Lun>, own: &mut OwnSlot, next: Heartbeat) -> Result<bool, FsError> {
     let new = io.successor(&own.cell, CellChange::payload(&own.cell, next.encode()), own.slot);
-    match io.cas(lun, &own.cell, new.clone()).await? {
+    let outcome = io.cas(lun, &own.cell, new.clone()).await;
+    match outcome.map_err(|error| formatted_anew(lun, own, error))? {
         CasOutcome::Applied(_) => {
             own.cell = new;
             Ok(true)

@@ -277,6 +277,22 @@ fn a_host_whose_storage_was_rolled_back_stops_for_good() {
 }
 
 #[test]
+fn a_host_whose_lun_was_formatted_anew_stops_for_good() {
+    let world = world(9);
+    let host = world.host(1);
+    world.sim.block_on(async {
+        let mut own = host.join(0).await.unwrap();
+        let anew = MkfsOptions { force: true, ..MkfsOptions::default() };
+        format_disks(&world.sim, std::slice::from_ref(&world.disk), anew).await.unwrap();
+        for _ in 0..2 {
+            let error = renew(&host.io, &host.lun, &mut own).await.unwrap_err();
+            assert!(error.kind() == FsErrorKind::Stale && error.to_string().contains("was formatted"), "{error}");
+        }
+        assert_eq!(check_live(&host.io, &host.lun, &own).await.unwrap_err().kind(), FsErrorKind::Stale);
+    });
+}
+
+#[test]
 fn only_hosts_that_still_renew_are_seen_as_using_a_lun() {
     let world = world(10);
     let (dead, alive, watcher) = (world.host(1), world.host(2), world.host(3));
