@@ -92,6 +92,16 @@ fn mount_refuses_wrong_mount_points() {
     let said = mount_refused(&luns.spec(), &full.join("file"));
     assert!(said.contains("directory"), "{said}");
     refused(command("mount.vmfs").arg("--no-such-flag"), 2);
+
+    let mount = luns.mount(1);
+    let again = refused(command("mount.vmfs").arg(luns.spec()).arg(mount.path()), 1);
+    assert!(again.contains("mounted already"), "an empty volume was mounted over: {again}");
+    let said = refused(command("vmfs").arg("dump").arg(mount.path()), 1);
+    assert!(said.contains("mount point"), "{said}");
+    let said = refused(command("vmfs").args(["disk", "create", "-s", "1G"]).arg(mount.at("d.vmdk")), 1);
+    assert!(said.contains("d.vmdk") && said.contains("thin"), "a thick disk larger than the volume: {said}");
+    mount.unmount();
+    luns.assert_clean();
 }
 
 #[test]

@@ -26,6 +26,11 @@ pub fn check(directory: &Path, nonempty: bool) -> Result<PathBuf, String> {
         return Err(format!("the mount point {shown} is not a directory"));
     }
     let absolute = directory.canonicalize().map_err(|error| format!("the mount point {shown}: {error}"))?;
+    if let Some(source) = vmfs_at(&absolute).filter(|_| !nonempty) {
+        return Err(format!(
+            "at the mount point {shown} {source} is mounted already: unmount it first, or choose another directory"
+        ));
+    }
     let mut entries = fs::read_dir(&absolute).map_err(|error| format!("the mount point {shown}: {error}"))?;
     if !nonempty && entries.next().is_some() {
         return Err(format!(
@@ -33,6 +38,28 @@ pub fn check(directory: &Path, nonempty: bool) -> Result<PathBuf, String> {
         ));
     }
     Ok(absolute)
+}
+
+/// The source of the VMFS volume that is mounted at `directory`, by the mount table.
+fn vmfs_at(directory: &Path) -> Option<String> {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    source_at(&table, directory.to_str()?)
+}
+
+fn source_at(table: &str, directory: &str) -> Option<String> {
+    // The last mount at a directory is the one that is seen.
+    table.lines().rev().find_map(|line| {
+        let mut words = line.split(' ').map(unescaped);
+        let (source, point, kind) = (words.next()?, words.next()?, words.next()?);
+        (point == directory && kind == TYPE).then_some(source)
+    })
+}
+
+/// A word of the mount table: space, tab, newline and backslash are written there as octal numbers (proc(5)).
+fn unescaped(word: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(word.to_owned(), |word, (code, character)| word.replace(code, character))
 }
 
 /// Checks that this process can use FUSE.
@@ -125,6 +152,13 @@ fn unmount_as_user(directory: &Path) -> io::Result<Unmounted> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_of_this_type_is_found_in_the_mount_table() {
+        let table = "proc /proc proc rw 0 0\n/a,/b\\040c /m\\040n fuse.vmfs rw 0 0\ntmpfs /t tmpfs rw 0 0\n";
+        assert_eq!(source_at(table, "/m n").as_deref(), Some("/a,/b c"));
+        assert_eq!((source_at(table, "/t"), source_at(table, "/m")), (None, None));
+    }
 
     #[test]
     fn a_mount_point_is_an_empty_directory() {

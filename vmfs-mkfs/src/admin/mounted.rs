@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use lockd::client::{DirectErrorKind, MountedDirectory};
-use lockd::protocol::{AdminRequest, NameIn};
+use lockd::protocol::{AdminRequest, DiskKind, NameIn};
 use serde_json::Value;
 use vmfs_core::disk::descriptor::{Descriptor, MAX_DESCRIPTOR_BYTES};
 
@@ -29,6 +29,9 @@ fn not_mounted(path: &Path) -> AdminError {
 pub(super) fn name(path: &Path) -> Result<NamedFile, AdminError> {
     match MountedDirectory::of_file(path) {
         Ok((directory, name)) => Ok(NamedFile { directory, name }),
+        Err(error) if error.kind() == DirectErrorKind::NotVmfs && MountedDirectory::open(path).is_ok() => {
+            Err(AdminError(format!("{}: this is the mount point itself; name a file below it", path.display())))
+        }
         Err(error) if error.kind() == DirectErrorKind::NotVmfs => Err(not_mounted(path)),
         Err(error) => Err(error.into()),
     }
@@ -50,6 +53,11 @@ pub(super) fn ask(
     what: AdminRequest,
     doing: &'static str,
 ) -> Result<Value, AdminError> {
+    let takes_space = match &what {
+        AdminRequest::DiskCreate { kind, .. } => *kind != DiskKind::Thin,
+        AdminRequest::DiskInflate { .. } | AdminRequest::DiskClone { .. } => true,
+        _ => false,
+    };
     let mut connection = directory.connect()?;
     let mut bar = None;
     let answer = connection.administer(what, &mut |done, total| {
@@ -66,9 +74,15 @@ pub(super) fn ask(
             return AdminError(format!("{}: there is no such file; check the path with ls", path.display()));
         }
         let text = error.to_string();
-        // Most refusals name the file already.
-        let named = path.file_name().is_some_and(|name| text.contains(&*name.to_string_lossy()));
-        AdminError(if named { text } else { format!("{}: {text}", path.display()) })
+        // The mount knows names only; the user typed a path.
+        let name = path.file_name().map(|name| format!("{:?}: ", name.to_string_lossy())).unwrap_or_default();
+        let text = text.strip_prefix(&name).unwrap_or(&text);
+        let is_full = error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error());
+        let hint = match is_full && takes_space {
+            true => " (vmfs status shows what is free; a thin disk takes space only when it is written)",
+            false => "",
+        };
+        AdminError(format!("{}: {text}{hint}", path.display()))
     })
 }
 
