@@ -37,6 +37,8 @@ pub struct Worker {
     /// Files that were removed while they were open.
     orphans: Vec<File>,
     closed: Vec<String>,
+    /// An open that was not answered: the file may be open at the host.
+    opening: Option<String>,
 }
 
 impl Worker {
@@ -52,6 +54,7 @@ impl Worker {
             open: Vec::new(),
             orphans: Vec::new(),
             closed: Vec::new(),
+            opening: None,
         }
     }
 
@@ -73,7 +76,7 @@ impl Worker {
     pub fn killed(&mut self) {
         self.orphans.clear();
         let open = self.open.drain(..).map(|(path, _)| path);
-        self.tree.killed(open.chain(self.closed.drain(..)));
+        self.tree.killed(open.chain(self.closed.drain(..)).chain(self.opening.take()));
     }
 
     fn step(&mut self) -> io::Result<()> {
@@ -264,11 +267,13 @@ impl Worker {
             return Ok(());
         }
         self.last = format!("open {path}");
+        self.opening = Some(path.clone());
         match File::options().read(true).write(true).open(self.root.join(&path)) {
             Ok(file) => self.open.push((path, file)),
             Err(error) if self.is_held(&error, &[&path]) => {}
             Err(error) => return Err(error),
         }
+        self.opening = None;
         Ok(())
     }
 
