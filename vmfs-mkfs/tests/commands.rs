@@ -187,14 +187,14 @@ fn an_unmounted_volume_is_shown_and_its_structures_are_dumped() {
     for (what, word) in [
         ("header", "ds1"),
         ("copy", "ds1"),
-        ("member 2", "Active"),
-        ("slot 3", "Free"),
+        ("member 2", "active"),
+        ("slot 3", "free"),
         ("arena 3", "places"),
-        ("root", "Directory"),
+        ("root", "directory"),
         ("fd1.0.0", "entries"),
-        ("lun1+0x400000", "FdContainer"),
-        ("lun1:b1", "UnitContainer"),
-        ("lun1:b1:u1", "Body"),
+        ("lun1+0x400000", "FD container"),
+        ("lun1:b1", "unit container"),
+        ("lun1:b1:u1", "body cell"),
     ] {
         let said = dump(what);
         assert!(said.contains(word), "{what}: {word} is not in {said}");

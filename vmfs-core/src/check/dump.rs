@@ -17,7 +17,8 @@ use crate::format::table_entry::TableCell;
 use crate::format::{Cell, CellKind};
 use crate::lun::Lun;
 use crate::units::{BlockAddress, BlockNo, CellAddress, FdId, LunIndex, SlotId, UnitAddress};
-use crate::volume::dump::{show_cell, show_content};
+use crate::volume::dump::show_cell;
+use crate::volume::words;
 
 /// What to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,8 +186,8 @@ impl Shown {
         }
         match Body::decode(size, &stream) {
             Ok(body) => {
-                self.line(format!("attributes: {:#?}", body.attributes));
-                self.text.push_str(&show_content(&body.content));
+                self.text.push_str(&words::attributes(&body.attributes));
+                self.text.push_str(&words::content(&body.content));
             }
             Err(error) => self.line(format!("the body at {}: {error}", body.at)),
         }
@@ -196,7 +197,10 @@ impl Shown {
     async fn entry(&mut self, at: CellAddress, nth: usize, what: String) -> Result<(), FsError> {
         let Some(cell) = self.cell(at).await? else { return Ok(()) };
         match TableCell::decode(self.io.context().cell_size, cell.payload()) {
-            Ok(table) => self.line(format!("{what} (entry {nth} of cell {at}): {:#?}", table.entries.get(nth))),
+            Ok(table) => {
+                let entry = table.entries.get(nth).map_or_else(|| "none".to_owned(), words::table_entry);
+                self.line(format!("{what} (entry {nth} of cell {at}): {entry}"));
+            }
             Err(error) => self.line(format!("{at}: {error}")),
         }
         Ok(())

@@ -5,10 +5,9 @@
 use std::fmt::Write;
 use std::rc::Rc;
 
-use super::Inner;
+use super::{Inner, words};
 use crate::error::FsError;
 use crate::format::arena::Arena;
-use crate::format::body::Content;
 use crate::format::dirent::ObjectRef;
 use crate::format::header::LunHeader;
 use crate::format::heartbeat::Heartbeat;
@@ -47,41 +46,17 @@ pub(super) async fn dump(inner: &Rc<Inner>, what: DumpTarget) -> Result<String, 
                 && let Ok(object) = inner.objects.load_any(fd).await
             {
                 let body = &object.image().body;
-                writeln!(text, "attributes: {:#?}", body.attributes).expect("a String takes everything");
-                text.push_str(&show_content(&body.content));
+                text.push_str(&words::attributes(&body.attributes));
+                text.push_str(&words::content(&body.content));
             }
             Ok(text)
         }
     }
 }
 
-/// The content of a body in words.
-pub(crate) fn show_content(content: &Content) -> String {
-    match content {
-        Content::Inline(bytes) => format!("content: {} bytes in the body\n", bytes.len()),
-        Content::Entries(entries) => {
-            let mut text = format!("content: {} entries in the body\n", entries.len());
-            for entry in entries {
-                writeln!(
-                    text,
-                    "  {:?} {} link {} \"{}\"{}",
-                    entry.object_type,
-                    entry.child.fd,
-                    entry.child.link,
-                    entry.name.escape_ascii(),
-                    entry.pending.map_or(String::new(), |replaced| format!(" pending, replaces {replaced:?}"))
-                )
-                .expect("a String takes everything");
-            }
-            text
-        }
-        other => format!("content: {other:#?}\n"),
-    }
-}
-
 /// A cell's header and payload in words.
 pub(crate) fn show_cell(size: CellSize, cell: &Cell) -> String {
-    let mut text = format!("{:#?}\n", cell.header());
+    let mut text = words::cell_header(cell.header());
     let shown = match show_payload(size, cell) {
         Ok(shown) => shown,
         Err(error) => format!("the payload fails its checks: {error}\n"),
@@ -93,16 +68,16 @@ pub(crate) fn show_cell(size: CellSize, cell: &Cell) -> String {
 fn show_payload(size: CellSize, cell: &Cell) -> Result<String, FormatError> {
     let payload = cell.payload();
     Ok(match cell.header().kind {
-        CellKind::Header => format!("{:#?}\n", LunHeader::decode(size, payload)?),
-        CellKind::Member => format!("{:#?}\n", Member::decode(payload)?),
-        CellKind::Heartbeat => format!("{:#?}\n", Heartbeat::decode(payload)?),
-        CellKind::Arena => format!("{:#?}\n", Arena::decode(size, payload)?),
-        CellKind::Root => format!("{:#?}\n", RootCell::decode(size, payload)?),
+        CellKind::Header => words::lun_header(&LunHeader::decode(size, payload)?),
+        CellKind::Member => words::member(&Member::decode(payload)?),
+        CellKind::Heartbeat => words::heartbeat(&Heartbeat::decode(payload)?),
+        CellKind::Arena => words::arena(&Arena::decode(size, payload)?),
+        CellKind::Root => words::root_cell(&RootCell::decode(size, payload)?),
         CellKind::BlockTable | CellKind::UnitTable => {
             let mut text = String::new();
             for (nth, entry) in TableCell::decode(size, payload)?.entries.iter().enumerate() {
                 if entry.kind != EntryKind::Free {
-                    writeln!(text, "  entry {nth}: {entry:?}").expect("a String takes everything");
+                    writeln!(text, "  entry {nth}: {}", words::table_entry(entry)).expect("a String takes everything");
                 }
             }
             text

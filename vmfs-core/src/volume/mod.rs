@@ -15,6 +15,7 @@ mod mount;
 mod operations;
 mod status;
 mod types;
+pub(crate) mod words;
 
 pub use dump::DumpTarget;
 pub use types::{

@@ -90,7 +90,7 @@ pub(super) async fn why_locked(inner: &Rc<Inner>, what: ObjectRef) -> Result<Why
 }
 
 /// A time in seconds since 1970, shown as date and time in UTC (Gregorian calendar).
-struct Date(u64);
+pub(super) struct Date(pub(super) u64);
 
 impl fmt::Display for Date {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
