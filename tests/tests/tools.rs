@@ -220,6 +220,7 @@ fn fio_verifies_by_the_mount() {
                 "--size=64m",
                 "--verify=crc32c",
                 "--verify_fatal=1",
+                "--verify_state_save=0",
                 "--do_verify=1",
             ])
             .args(extra)
@@ -242,7 +243,7 @@ fn a_loop_device_with_ext4_on_a_file_of_the_mount_verifies() {
         let point = luns.beside("inner");
         run(system("fio")
             .args(["--name=verify", "--ioengine=io_uring", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=48m"])
-            .args(["--direct=1", "--verify=crc32c", "--verify_fatal=1"])
+            .args(["--direct=1", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"])
             .arg(format!("--filename={}", point.join("data").display())));
         tree(&point, 77);
         drop(inner);
