@@ -55,6 +55,17 @@ impl Geometry {
     pub fn bytes(&self) -> u64 {
         self.blocks * u64::from(self.logical_block)
     }
+
+    /// Whether a range may be read: [`StorageError::OutOfRange`] if a part of it lies outside the device.
+    pub fn check_read(&self, start: u64, length: u64) -> Result<(), StorageError> {
+        let inside = start.checked_add(length).is_some_and(|end| end <= self.bytes());
+        if inside { Ok(()) } else { Err(StorageError::OutOfRange { start, length }) }
+    }
+
+    /// Whether a range may be changed: as [`Geometry::check_read`], and [`StorageError::WriteProtected`] for a read-only device.
+    pub fn check_write(&self, start: u64, length: u64) -> Result<(), StorageError> {
+        if self.read_only { Err(StorageError::WriteProtected) } else { self.check_read(start, length) }
+    }
 }
 
 /// What names a device for ever and everywhere: the same on each host that opens it.

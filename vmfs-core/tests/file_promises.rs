@@ -504,6 +504,48 @@ fn a_write_that_lands_late_hits_no_other_file() {
 }
 
 #[test]
+fn an_erase_that_is_begun_again_touches_no_block_that_another_host_has_taken_by_then() {
+    let mut begun_again = 0;
+    for seed in scale::seeds(0, 20) {
+        let world = World::new(seed, 1, 64 * MIB, CellSize::B512, 64 * KIB);
+        world.sim.block_on(async {
+            let (a, b) = (world.mount(1).await, world.mount(2).await);
+            let (object, file) = written_file(&a, "f", &[1; 256 << 10]).await;
+            // Each of these lies below a pointer block of its own.
+            for far in 1..4 {
+                write_all(&a, &file, far * 128 * MIB, &[1; 256 << 10]).await;
+            }
+            a.files.close(file).await.unwrap();
+            let (_, other) = written_file(&b, "g", &[0x22; 64 << 10]).await;
+            a.objects.mark_unlinked(&object).await.unwrap();
+            let mut length = 64 << 10;
+            loop {
+                a.set_rates(FaultRates { not_done: 80, ..FaultRates::default() });
+                let erased = a.files.erase(&object).await;
+                a.set_rates(FaultRates::default());
+                begun_again += u32::from(erased.is_err());
+                // The other host takes everything that is free.
+                loop {
+                    match b.files.write(&other, length, &[0x22; 64 << 10]).await {
+                        Ok(count) => length += count as u64,
+                        Err(error) if error.kind() == FsErrorKind::NoSpace => break,
+                        Err(error) => panic!("seed {seed}: {error}"),
+                    }
+                }
+                if erased.is_ok() {
+                    break;
+                }
+            }
+            for at in (0..length).step_by(64 << 10) {
+                let found = b.files.read(&other, at, 64 << 10).await.unwrap();
+                assert!(found.iter().all(|byte| *byte == 0x22), "seed {seed}: byte {at} is not what was written");
+            }
+        });
+    }
+    assert!(begun_again > 0);
+}
+
+#[test]
 fn a_closed_gate_holds_data_back_and_a_poisoned_one_refuses_it() {
     let world = World::new(3, 1, 64 * MIB, CellSize::B512, 64 * KIB);
     world.sim.block_on(async {

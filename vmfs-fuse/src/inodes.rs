@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
+use vmfs_core::env::Instant;
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::format::root_cell::ObjectType;
 use vmfs_core::units::Link;
@@ -23,7 +24,7 @@ struct Inode {
     generation: Link,
     lookups: u64,
     unlinked: bool,
-    told_size: u64,
+    told: (Instant, u64),
     inherit: Option<u32>,
 }
 
@@ -76,7 +77,14 @@ impl Inodes {
     fn note(&self, stat: &Stat, lookups: u64) -> Node {
         let object = stat.object;
         let number = self.number(object);
-        let fresh = Inode { object, generation: object.link, lookups: 0, unlinked: false, told_size: 0, inherit: None };
+        let fresh = Inode {
+            object,
+            generation: object.link,
+            lookups: 0,
+            unlinked: false,
+            told: (Instant(0), 0),
+            inherit: None,
+        };
         let mut table = self.table.lock();
         let inode = if lookups == 0 && number != ROOT && !table.contains_key(&number) {
             // Forgotten meanwhile: the answer goes nowhere.
@@ -88,15 +96,15 @@ impl Inodes {
             *inode = Inode { lookups: inode.lookups, ..fresh };
         }
         inode.lookups += lookups;
-        inode.told_size = stat.attributes.size;
+        inode.told = (lockd::clock::now(), stat.attributes.size);
         let set_group = stat.object_type == ObjectType::Directory && stat.attributes.mode & libc::S_ISGID != 0;
         inode.inherit = set_group.then_some(stat.attributes.gid);
         Node { number, generation: inode.generation.0, unlinked: inode.unlinked }
     }
 
-    /// Size that the kernel was last told.
-    pub fn told_size(&self, number: u64) -> Option<u64> {
-        self.table.lock().get(&number).map(|inode| inode.told_size)
+    /// When the kernel was last told the size of an object, and the size.
+    pub fn told_size(&self, number: u64) -> Option<(Instant, u64)> {
+        self.table.lock().get(&number).map(|inode| inode.told)
     }
 
     /// The group that new files of a directory get instead of their maker's.

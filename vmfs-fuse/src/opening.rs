@@ -56,10 +56,11 @@ async fn open_file(state: &State, volume: &Volume, node: u64, object: ObjectRef,
         volume.set_attributes(object, AttributeChange { size: Some(0), ..AttributeChange::default() }).await?;
     }
     let file = open_when_closed(volume, object, mode).await?;
-    // The kernel appends where it believes the end to be. If another host moved it between lookup and lock, a second lookup
-    // tells: that is what ESTALE makes the kernel do.
-    let told = state.inodes.told_size(node);
-    if mode.write && flags & libc::O_APPEND != 0 && !mode.truncate && told.is_some_and(|told| told != file.size()) {
+    // The kernel appends where it believes the end to be: it knows of writes that pass through it, and not of those that another host
+    // made before this one took the lock. After ESTALE it looks the name up again.
+    let (taken, size) = file.taken();
+    let is_old = |(told, told_size)| told <= taken && told_size != size;
+    if mode.write && flags & libc::O_APPEND != 0 && !mode.truncate && state.inodes.told_size(node).is_some_and(is_old) {
         volume.close(file).await?;
         return Err(FsError::Stale { fd: object.fd });
     }

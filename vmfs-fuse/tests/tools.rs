@@ -75,9 +75,12 @@ fn appenders_never_overwrite_each_other() {
         for n in 0..4u8 {
             let path = &path;
             scope.spawn(move || {
-                let mut file = File::options().append(true).create(true).open(path).unwrap();
-                for _ in 0..200 {
-                    file.write_all(&[b'a' + n; 77]).unwrap();
+                // Files come to be and are opened again while others write.
+                for _ in 0..20 {
+                    let mut file = File::options().append(true).create(true).open(path).unwrap();
+                    for _ in 0..10 {
+                        file.write_all(&[b'a' + n; 77]).unwrap();
+                    }
                 }
             });
         }

@@ -184,7 +184,8 @@ impl Files {
             _ => return Err(FsError::refused(FsErrorKind::Invalid, format!("{} has no file data", object.fd))),
         };
         let runs = RunMap::new(self.context.block_size(), DEFAULT_CLEAN_EXTENTS);
-        let access = Access { hold: Hold::Nothing, lock_lun: object.fd.lun(), generations: Vec::new() };
+        let taken = (self.context.env().now(), image.body.attributes.size);
+        let access = Access { hold: Hold::Nothing, lock_lun: object.fd.lun(), generations: Vec::new(), taken };
         let disk = image.body.attributes.disk;
         let gate = self.context.gate_reader();
         let open = Rc::new(Open {
@@ -256,8 +257,9 @@ impl Files {
         }
         self.take_over_body(open);
         let hold = if wanted == HoldMode::Shared { Hold::Reading } else { Hold::Writing };
+        let taken = (self.context.env().now(), open.shared.size());
         let mut state = open.shared.state.write();
-        state.access = Access { hold, lock_lun: open.shared.fd.lun(), generations };
+        state.access = Access { hold, lock_lun: open.shared.fd.lun(), generations, taken };
         Ok(())
     }
 

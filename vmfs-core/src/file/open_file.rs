@@ -55,6 +55,8 @@ pub(crate) struct Access {
     pub(crate) lock_lun: LunIndex,
     /// Own generation on each LUN when the lock was taken.
     pub(crate) generations: Vec<(LunIndex, Generation)>,
+    /// When it was taken, and the file's size then.
+    pub(crate) taken: (Instant, u64),
 }
 
 /// What a submission shows at the gate: it was resolved under these generations.
@@ -408,6 +410,11 @@ impl SharedFile {
     /// Remembers an error of a write-back until it is reported once.
     pub(crate) fn remember_error(&self, error: &FsError) {
         self.error.lock().get_or_insert_with(|| error.clone());
+    }
+
+    /// When this host took the lock, and the file's size then.
+    pub fn taken(&self) -> (Instant, u64) {
+        self.state.read().access.taken
     }
 
     /// The lock of the sector edges around file offset `offset`.

@@ -109,15 +109,6 @@ impl FileDisk {
         self.alignment > 1
     }
 
-    fn check(&self, start: u64, length: u64) -> Result<(), StorageError> {
-        let inside = start.checked_add(length).is_some_and(|end| end <= self.geometry.bytes());
-        if inside { Ok(()) } else { Err(StorageError::OutOfRange { start, length }) }
-    }
-
-    fn check_write(&self, start: u64, length: u64) -> Result<(), StorageError> {
-        if self.geometry.read_only { Err(StorageError::WriteProtected) } else { self.check(start, length) }
-    }
-
     fn fits_direct(&self, buffer: &DataBuffer) -> bool {
         self.alignment == 1 || buffer.is_aligned(self.alignment)
     }
@@ -133,7 +124,7 @@ impl BlockDevice for FileDisk {
     }
 
     async fn read(&self, position: u64, buffer: &DataBuffer) -> Result<(), StorageError> {
-        self.check(position, buffer.len() as u64)?;
+        self.geometry.check_read(position, buffer.len() as u64)?;
         if self.fits_direct(buffer) {
             return self.ring.transfer(Transfer::Read, position, buffer).await.map_err(failure(position));
         }
@@ -144,7 +135,7 @@ impl BlockDevice for FileDisk {
     }
 
     async fn write(&self, position: u64, buffer: &DataBuffer, force_unit_access: bool) -> Result<(), StorageError> {
-        self.check_write(position, buffer.len() as u64)?;
+        self.geometry.check_write(position, buffer.len() as u64)?;
         let way = if force_unit_access { Transfer::DurableWrite } else { Transfer::Write };
         if self.fits_direct(buffer) {
             return self.ring.transfer(way, position, buffer).await.map_err(failure(position));
@@ -163,7 +154,7 @@ impl BlockDevice for FileDisk {
             return Err(StorageError::Unsupported);
         }
         for range in ranges {
-            self.check_write(range.start, range.length)?;
+            self.geometry.check_write(range.start, range.length)?;
         }
         for range in ranges {
             self.allocate(FallocateFlags::PUNCH_HOLE, *range).await.map_err(failure(range.start))?;
@@ -172,7 +163,7 @@ impl BlockDevice for FileDisk {
     }
 
     async fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> Result<(), StorageError> {
-        self.check_write(range.start, range.length)?;
+        self.geometry.check_write(range.start, range.length)?;
         let punch = may_unmap && self.geometry.thin;
         let how = if punch { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
         match self.allocate(how, range).await {
@@ -183,7 +174,7 @@ impl BlockDevice for FileDisk {
     }
 
     async fn block_status(&self, range: ByteRange) -> Result<BlockStatus, StorageError> {
-        self.check(range.start, range.length)?;
+        self.geometry.check_read(range.start, range.length)?;
         let all = BlockStatus { length: range.length, provisioning: Provisioning::Mapped };
         if !self.regular || !self.geometry.thin {
             return Ok(all);

@@ -124,15 +124,6 @@ impl VmfsDisk {
         self.file.size() - self.geometry.bytes()
     }
 
-    fn check(&self, start: u64, length: u64) -> Result<(), StorageError> {
-        let inside = start.checked_add(length).is_some_and(|end| end <= self.geometry.bytes());
-        if inside { Ok(()) } else { Err(StorageError::OutOfRange { start, length }) }
-    }
-
-    fn check_write(&self, start: u64, length: u64) -> Result<(), StorageError> {
-        if self.geometry.read_only { Err(StorageError::WriteProtected) } else { self.check(start, length) }
-    }
-
     /// The smallest range of whole blocks of the LUNs around a range.
     fn widened(&self, start: u64, length: u64) -> ByteRange {
         let first = start - start % self.alignment;
@@ -266,7 +257,7 @@ impl BlockDevice for VmfsDisk {
 
     async fn read(&self, position: u64, buffer: &DataBuffer) -> Result<(), StorageError> {
         let length = buffer.len() as u64;
-        self.check(position, length)?;
+        self.geometry.check_read(position, length)?;
         if self.is_whole(position, length) {
             return self.get(position, buffer).await;
         }
@@ -280,7 +271,7 @@ impl BlockDevice for VmfsDisk {
 
     async fn write(&self, position: u64, buffer: &DataBuffer, force_unit_access: bool) -> Result<(), StorageError> {
         let length = buffer.len() as u64;
-        self.check_write(position, length)?;
+        self.geometry.check_write(position, length)?;
         if self.alignment <= u64::from(LOGICAL_BLOCK) {
             return self.put(position, buffer, force_unit_access).await;
         }
@@ -300,7 +291,7 @@ impl BlockDevice for VmfsDisk {
             return Err(StorageError::Unsupported);
         }
         for range in ranges {
-            self.check_write(range.start, range.length)?;
+            self.geometry.check_write(range.start, range.length)?;
         }
         for range in ranges {
             self.discard(*range).await?;
@@ -309,12 +300,12 @@ impl BlockDevice for VmfsDisk {
     }
 
     async fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> Result<(), StorageError> {
-        self.check_write(range.start, range.length)?;
+        self.geometry.check_write(range.start, range.length)?;
         if may_unmap && self.geometry.thin { self.discard(range).await } else { self.write_zeros(range).await }
     }
 
     async fn block_status(&self, range: ByteRange) -> Result<BlockStatus, StorageError> {
-        self.check(range.start, range.length)?;
+        self.geometry.check_read(range.start, range.length)?;
         self.status(range).await
     }
 }

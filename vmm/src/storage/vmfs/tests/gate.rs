@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lockd::client::Withdrawn;
 use scsi::{BlockDevice, StorageError};
+use tokio::task::JoinHandle;
 
 use super::world::{GRANULE, How, World};
 use super::{bytes, range, read, run};
@@ -16,6 +17,13 @@ use crate::storage::vmfs::VmfsDisk;
 /// Long enough for several looks at the gate.
 async fn a_while() {
     tokio::time::sleep(Duration::from_millis(350)).await;
+}
+
+/// Sends a request that meets a closed gate, and waits until the machine is frozen for it.
+async fn frozen<T: 'static>(world: &World, request: impl Future<Output = T> + 'static) -> JoinHandle<T> {
+    let held = tokio_uring::spawn(request);
+    until("freeze", || world.told() == ["freeze"]).await;
+    held
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -95,11 +103,8 @@ fn a_lun_out_of_reach_stops_only_those_who_need_it() {
         a_while().await;
         assert!(world.told().is_empty());
         disk.write(0, &bytes(5, GRANULE, 0), false).await.unwrap();
-        let needs_it = tokio_uring::spawn({
-            let disk = disk.clone();
-            async move { disk.write(0, &bytes(6, 2 * GRANULE, 0), false).await }
-        });
-        until("freeze", || world.told() == ["freeze"]).await;
+        let user = disk.clone();
+        let needs_it = frozen(&world, async move { user.write(0, &bytes(6, 2 * GRANULE, 0), false).await }).await;
         world.open_gate();
         needs_it.await.unwrap().unwrap();
         until("thaw", || world.told() == ["freeze", "thaw"]).await;
@@ -113,11 +118,8 @@ fn a_lock_that_went_to_another_host_fails_everything_for_good() {
         let world = World::new();
         let disk = disk(&world).await;
         world.close_gate_of(0);
-        let held = tokio_uring::spawn({
-            let disk = disk.clone();
-            async move { disk.write(0, &bytes(9, 512, 0), false).await }
-        });
-        until("freeze", || world.told() == ["freeze"]).await;
+        let user = disk.clone();
+        let held = frozen(&world, async move { user.write(0, &bytes(9, 512, 0), false).await }).await;
         world.poison(0);
         assert_eq!(held.await.unwrap(), Err(StorageError::LockLost));
         world.open_gate();
@@ -180,11 +182,8 @@ fn a_machine_that_ends_does_not_wait_for_its_storage() {
         let world = World::new();
         let disk = disk(&world).await;
         world.close_gate_of(0);
-        let held = tokio_uring::spawn({
-            let disk = disk.clone();
-            async move { disk.read(0, &bytes(0, 512, 0)).await }
-        });
-        until("freeze", || world.told() == ["freeze"]).await;
+        let user = disk.clone();
+        let held = frozen(&world, async move { user.read(0, &bytes(0, 512, 0)).await }).await;
         world.ending.store(true, Ordering::SeqCst);
         assert_eq!(held.await.unwrap(), Err(StorageError::Frozen));
         assert_eq!(disk.flush().await, Err(StorageError::Frozen));
