@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::allocate::may_still_run;
 use super::files::Files;
 use super::load::UnitSource;
-use crate::alloc::units::UnitUse;
+use crate::alloc::units::{UnitEdit, UnitUse};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::CellKind;
 use crate::format::body::{Content, MappingRoot};
@@ -45,6 +45,9 @@ impl Files {
             from = pb.checked_add(1);
         }
         units.extend(self.inner_uses(object, &tree, root).await?);
+        // Once the root cell is free nothing tells any more whose they were: recovery of this host finds them by its marks.
+        let marks: Vec<(UnitUse, UnitEdit)> = units.iter().map(|unit| (*unit, UnitEdit::Retire)).collect();
+        self.space.units.edit(&marks).await?;
         self.objects.defer(units);
         object.set_erased();
         Ok(())

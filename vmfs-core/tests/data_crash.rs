@@ -1,0 +1,87 @@
+//! Promises of file data and its space when a host dies anywhere in an operation on what another host, which has left, made.
+
+mod names_support;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use names_support::*;
+use vmfs_core::file::OpenMode;
+use vmfs_core::format::dirent::ObjectRef;
+use vmfs_core::sim::HostNo;
+use vmfs_core::units::CellSize;
+use vmfs_core::volume::{AttributeChange, Volume};
+
+const WRITE: OpenMode = OpenMode { read: true, write: true, truncate: false };
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Append,
+    Truncate,
+    Unlink,
+    Overwrite,
+}
+
+async fn carry_out(volume: &Volume, file: ObjectRef, op: Op) {
+    match op {
+        Op::Append | Op::Overwrite => {
+            let open = volume.open(file, WRITE).await.unwrap();
+            let at = if matches!(op, Op::Append) { 60 << 20 } else { 0 };
+            volume.files().write(&open, at, &[2; 96 << 10]).await.unwrap();
+            volume.flush(&open).await.unwrap();
+            volume.close(open).await.unwrap();
+        }
+        Op::Truncate => {
+            volume.set_attributes(file, AttributeChange { size: Some(0), ..AttributeChange::default() }).await.unwrap();
+        }
+        Op::Unlink => {
+            volume.unlink(volume.root(), b"file").await.unwrap();
+        }
+    }
+}
+
+/// Stops a host `micros` after it began; true when the operation had ended by then.
+fn dies_in(op: Op, micros: u64) -> bool {
+    let (sim, disks) = world(micros, 1, CellSize::B512);
+    let ended = sim.block_on(async {
+        let (maker, _) = mount(&sim, &disks, 1).await;
+        let file = create(&maker, maker.root(), b"file").await.unwrap().object;
+        carry_out(&maker, file, Op::Append).await;
+        maker.unmount().await.unwrap();
+        // Another host's root cell, so that the dying one takes another slot than the maker had.
+        let (other, _) = mount(&sim, &disks, 1).await;
+        let (dying, paths) = mount(&sim, &disks, 2).await;
+        create(&dying, dying.root(), b"warm").await.unwrap();
+        paths[0].set_latency(Duration::from_micros(40), Duration::from_micros(60));
+        let done = Rc::new(Cell::new(false));
+        let told = done.clone();
+        sim.spawn(HostNo(2), async move {
+            carry_out(&dying, file, op).await;
+            told.set(true);
+        });
+        sim.sleep(Duration::from_micros(micros)).await;
+        let ended = done.get();
+        sim.kill(HostNo(2));
+        sim.sleep(Duration::from_secs(10)).await;
+        other.unmount().await.unwrap();
+        assert_eq!(fsck(&sim, &disks, true).await, Vec::new(), "{op:?} after {micros} us");
+        ended
+    });
+    sim.end();
+    ended
+}
+
+#[test]
+fn a_host_that_dies_anywhere_leaves_nothing_that_no_recovery_would_find() {
+    for op in [Op::Append, Op::Truncate, Op::Unlink, Op::Overwrite] {
+        let mut micros = 0;
+        // What is put off until after the operation goes on for a while.
+        let mut rest = 60;
+        while rest > 0 {
+            rest -= u32::from(dies_in(op, micros));
+            micros += 50;
+            assert!(micros < 30_000, "{op:?} never ends");
+        }
+    }
+}
