@@ -7,6 +7,7 @@
 //! handed in. Nothing in it spawns or sleeps by itself.
 
 pub mod alloc;
+pub mod breaker;
 pub mod buf;
 pub mod cas;
 pub mod check;

@@ -7,19 +7,21 @@
 //! writes with RWF_DSYNC. Ranges are widened to the I/O alignment, the same for all processes, so that neighbours that share an
 //! aligned piece exclude each other.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, open};
 
 use super::drain;
 use super::range_lock::RangeLocks;
 use super::raw_file::{Durability, RawFile};
 use super::sys::{LockKind, ofd_lock};
-use super::{CompareAndWrite, Compared, DataLun, Lun, LunError, LunErrorKind};
+use super::{CompareAndWrite, Compared, DataLun, Fencing, Lun, LunError, LunErrorKind};
 use crate::buf::AlignedBuf;
 use crate::env::LocalFuture;
 use crate::format::header::{DeviceIdentity, LockMode};
@@ -40,6 +42,8 @@ pub struct FileLun {
     data: Arc<FileData>,
     identity: DeviceIdentity,
     cell_size: Option<CellSize>,
+    /// Slots whose drain ranges this process holds, each through its own open file.
+    fenced: Mutex<BTreeMap<SlotId, OwnedFd>>,
 }
 
 struct Shared {
@@ -73,7 +77,23 @@ impl FileLun {
             data: Arc::new(FileData { raw: opened.data, flags: opened.flags }),
             identity: opened.identity,
             cell_size: opened.cell_size,
+            fenced: Mutex::default(),
         }
+    }
+
+    /// Takes the whole drain range of a slot through an open file of its own, which keeps it until the fence ends.
+    fn take_drain_range(&self, slot: SlotId) -> Result<Fencing, LunError> {
+        let error = |cause| self.shared.raw.error(LunErrorKind::NotDone, "fence", (0, 0), cause);
+        let mut fenced = self.fenced.lock();
+        if fenced.contains_key(&slot) {
+            return Ok(Fencing::Proven);
+        }
+        let file = reopen(&self.shared.raw.file, self.data.flags).map_err(error)?;
+        if !drain::take(file.as_fd(), slot).map_err(error)? {
+            return Ok(Fencing::NotYet);
+        }
+        fenced.insert(slot, file);
+        Ok(Fencing::Proven)
     }
 
     /// Runs blocking work off the actor's thread.
@@ -260,6 +280,19 @@ impl Lun for FileLun {
     fn data(&self) -> Arc<dyn DataLun> {
         self.data.clone()
     }
+
+    fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {
+        hold_drain_byte(&self.shared.raw, slot)?;
+        self.data.hold_drain_byte(slot)
+    }
+
+    fn fence(&self, slot: SlotId) -> LocalFuture<'_, Result<Fencing, LunError>> {
+        Box::pin(std::future::ready(self.take_drain_range(slot)))
+    }
+
+    fn end_fence(&self, slot: SlotId) {
+        self.fenced.lock().remove(&slot);
+    }
 }
 
 /// Sorts compare-and-writes by place and groups those whose aligned pieces touch.
@@ -325,12 +358,15 @@ impl DataLun for FileData {
     }
 
     fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {
-        drain::hold_byte(self.raw.file.as_fd(), slot).map_err(|cause| {
-            let kind =
-                if cause.kind() == io::ErrorKind::WouldBlock { LunErrorKind::Fenced } else { LunErrorKind::NotDone };
-            self.raw.error(kind, "lock of the drain range", (0, 0), cause)
-        })
+        hold_drain_byte(&self.raw, slot)
     }
+}
+
+fn hold_drain_byte(raw: &RawFile, slot: SlotId) -> Result<(), LunError> {
+    drain::hold_byte(raw.file.as_fd(), slot).map_err(|cause| {
+        let kind = if cause.kind() == io::ErrorKind::WouldBlock { LunErrorKind::Fenced } else { LunErrorKind::NotDone };
+        raw.error(kind, "lock of the drain range", (0, 0), cause)
+    })
 }
 
 /// A new open file of the same inode, also when its path leads elsewhere by now.

@@ -72,6 +72,35 @@ pub trait Lun {
 
     /// The data path, for threads that move file data without the actor.
     fn data(&self) -> Arc<dyn DataLun>;
+
+    /// Marks every path of this LUN that carries plain writes as one of `slot`'s, before it carries any. An error of kind `Fenced`: a
+    /// breaker was faster.
+    fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {
+        self.data().hold_drain_byte(slot)
+    }
+
+    /// Keeps the incarnation that lived in `slot` from writing to this LUN, by the LUN's own means, until [`Lun::end_fence`]. The slot
+    /// has been claimed before. The default has no means: time has to do.
+    fn fence(&self, slot: SlotId) -> LocalFuture<'_, Result<Fencing, LunError>> {
+        let _ = slot;
+        Box::pin(std::future::ready(Ok(Fencing::TimeOnly)))
+    }
+
+    /// The slot may be joined again: gives back what [`Lun::fence`] holds.
+    fn end_fence(&self, slot: SlotId) {
+        let _ = slot;
+    }
+}
+
+/// What became of the attempt to fence an incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fencing {
+    /// Nothing of it is on its way and nothing new can begin.
+    Proven,
+    /// Something of it may still be on its way (its process is stopped, or a request hangs): ask again.
+    NotYet,
+    /// The LUN cannot tell; its lease is over by any clock within the bound.
+    TimeOnly,
 }
 
 /// One element of [`Lun::compare_and_write_many`].

@@ -2,7 +2,7 @@
 //! Promises: a command takes effect as a whole at one instant.
 //! Must not know: latency and lost answers; those belong to a host's path (`MemoryLun`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use super::executor::{HostNo, Sim};
 use super::fault::{Command, Record};
 use super::lun::MemoryLun;
 use super::store::Store;
-use crate::lun::{Compared, LunErrorKind};
-use crate::units::CellSize;
+use crate::lun::{Compared, Fencing, LunErrorKind};
+use crate::units::{CellSize, SlotId};
 
 /// Whether a host reaches the storage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,12 @@ struct State {
     paths: BTreeMap<HostNo, PathState>,
     stalled: bool,
     records: Option<Vec<Record>>,
+    /// How it fences.
+    fencing: Fencing,
+    /// Data paths that are marked as a slot's, by their number; revoked ones are refused.
+    marked: BTreeMap<u64, SlotId>,
+    revoked: BTreeSet<u64>,
+    next_path: u64,
 }
 
 /// A simulated LUN. Cheap to clone; all clones are the same LUN.
@@ -49,7 +55,17 @@ pub struct MemoryDisk {
 impl MemoryDisk {
     /// `bytes` of zeros. `cell_size`: the logical block size of a device, or `None` for what behaves like an image file.
     pub fn new(name: &str, bytes: u64, cell_size: Option<CellSize>) -> MemoryDisk {
-        let state = State { store: Store::default(), bytes, paths: BTreeMap::new(), stalled: false, records: None };
+        let state = State {
+            store: Store::default(),
+            bytes,
+            paths: BTreeMap::new(),
+            stalled: false,
+            records: None,
+            fencing: Fencing::Proven,
+            marked: BTreeMap::new(),
+            revoked: BTreeSet::new(),
+            next_path: 0,
+        };
         MemoryDisk { name: name.into(), cell_size, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -81,6 +97,40 @@ impl MemoryDisk {
     /// Cuts, fences or restores the path of a host.
     pub fn set_path(&self, host: HostNo, path: PathState) {
         self.state.lock().paths.insert(host, path);
+    }
+
+    /// What an attempt to fence finds: `Proven` (at first), `NotYet` or `TimeOnly`.
+    pub fn set_fencing(&self, fencing: Fencing) {
+        self.state.lock().fencing = fencing;
+    }
+
+    /// A number for a new data path.
+    pub(super) fn new_path(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.next_path += 1;
+        state.next_path
+    }
+
+    /// Marks a data path as a slot's.
+    pub(super) fn mark_path(&self, path: u64, slot: SlotId) {
+        let mut state = self.state.lock();
+        state.marked.insert(path, slot);
+        state.revoked.remove(&path);
+    }
+
+    /// Whether the storage refuses a data path.
+    pub(super) fn is_revoked(&self, path: u64) -> bool {
+        self.state.lock().revoked.contains(&path)
+    }
+
+    /// Refuses all data paths that are marked as this slot's now.
+    pub(super) fn fence(&self, slot: SlotId) -> Fencing {
+        let mut state = self.state.lock();
+        if state.fencing == Fencing::Proven {
+            let paths: Vec<u64> = state.marked.iter().filter(|(_, of)| **of == slot).map(|(path, _)| *path).collect();
+            state.revoked.extend(paths);
+        }
+        state.fencing
     }
 
     /// Commands of all hosts wait while the storage is stalled.

@@ -15,8 +15,8 @@ use super::fault::{Fault, FaultRates, Record};
 use crate::buf::AlignedBuf;
 use crate::env::LocalFuture;
 use crate::format::header::{DeviceIdentity, LockMode};
-use crate::lun::{Compared, DataLun, Lun, LunError, LunErrorKind};
-use crate::units::CellSize;
+use crate::lun::{Compared, DataLun, Fencing, Lun, LunError, LunErrorKind};
+use crate::units::{CellSize, SlotId};
 
 /// A sender waits up to this long before it gives up a command whose answer does not come.
 const LONGEST_TIMEOUT_MS: u64 = 200;
@@ -27,6 +27,7 @@ pub struct MemoryLun {
     sim: Sim,
     host: HostNo,
     disk: MemoryDisk,
+    data: Arc<MemoryData>,
     latency_ns: Cell<(u64, u64)>,
     rates: Cell<FaultRates>,
     script: RefCell<VecDeque<Fault>>,
@@ -34,7 +35,17 @@ pub struct MemoryLun {
 
 impl MemoryLun {
     pub(super) fn new(sim: Sim, host: HostNo, disk: MemoryDisk) -> MemoryLun {
-        MemoryLun { sim, host, disk, latency_ns: Cell::default(), rates: Cell::default(), script: RefCell::default() }
+        let alignment = disk.cell_size().unwrap_or(CellSize::B512).bytes();
+        let data = Arc::new(MemoryData { disk: disk.clone(), host, alignment, path: disk.new_path() });
+        MemoryLun {
+            sim,
+            host,
+            disk,
+            data,
+            latency_ns: Cell::default(),
+            rates: Cell::default(),
+            script: RefCell::default(),
+        }
     }
 
     /// The storage behind the path.
@@ -135,7 +146,7 @@ impl MemoryLun {
     /// Puts a command on its way; from here on it does not need its host.
     fn launch(&self, effect: Effect, later: Duration) -> tokio::sync::oneshot::Receiver<Result<Answer, LunError>> {
         let (answered, answer) = tokio::sync::oneshot::channel();
-        let (sim, disk, host) = (self.sim.clone(), self.disk.clone(), self.host);
+        let (sim, disk, host, path) = (self.sim.clone(), self.disk.clone(), self.host, self.data.path);
         let travel = self.some_latency() + later;
         self.sim.spawn(STORAGE, async move {
             sim.sleep(travel).await;
@@ -143,7 +154,7 @@ impl MemoryLun {
                 sim.sleep(Duration::from_millis(1)).await;
             }
             // Nobody may be left to hear the answer.
-            let _ = answered.send(apply(&disk, host, &effect, sim.now()));
+            let _ = answered.send(apply(&disk, host, path, &effect, sim.now()));
         });
         answer
     }
@@ -165,7 +176,12 @@ impl MemoryLun {
     }
 }
 
-fn apply(disk: &MemoryDisk, host: HostNo, effect: &Effect, at: u64) -> Result<Answer, LunError> {
+fn apply(disk: &MemoryDisk, host: HostNo, path: u64, effect: &Effect, at: u64) -> Result<Answer, LunError> {
+    let is_plain_change =
+        matches!(effect, Effect::Write { .. } | Effect::DataWrite { .. } | Effect::Zero { .. } | Effect::Unmap { .. });
+    if is_plain_change && disk.is_revoked(path) {
+        return Err(error(disk, LunErrorKind::Fenced, effect, "this incarnation was fenced by a breaker"));
+    }
     if let Some(kind) = disk.refusal(host) {
         return Err(error(disk, kind, effect, "the simulated path of this host is cut or fenced"));
     }
@@ -258,7 +274,18 @@ impl Lun for MemoryLun {
     }
 
     fn data(&self) -> Arc<dyn DataLun> {
-        Arc::new(MemoryData { disk: self.disk.clone(), host: self.host, alignment: self.alignment_bytes() })
+        self.data.clone()
+    }
+
+    fn fence(&self, slot: SlotId) -> LocalFuture<'_, Result<Fencing, LunError>> {
+        Box::pin(async move {
+            self.sim.sleep(self.some_latency()).await;
+            let effect = Effect::Flush { data: false };
+            match self.disk.refusal(self.host) {
+                Some(kind) => Err(self.error(kind, &effect, "the simulated path of this host is cut or fenced")),
+                None => Ok(self.disk.fence(slot)),
+            }
+        })
     }
 }
 
@@ -267,12 +294,14 @@ struct MemoryData {
     disk: MemoryDisk,
     host: HostNo,
     alignment: usize,
+    /// Number among all data paths to this disk.
+    path: u64,
 }
 
 impl MemoryData {
     fn apply(&self, effect: &Effect) -> Result<Answer, LunError> {
         check_range(&self.disk, self.alignment, effect)?;
-        apply(&self.disk, self.host, effect, 0)
+        apply(&self.disk, self.host, self.path, effect, 0)
     }
 }
 
@@ -306,5 +335,10 @@ impl DataLun for MemoryData {
 
     fn open_descriptor(&self) -> Option<Result<OwnedFd, LunError>> {
         None
+    }
+
+    fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {
+        self.disk.mark_path(self.path, slot);
+        Ok(())
     }
 }
