@@ -112,7 +112,9 @@ impl Files {
     }
 
     pub(super) fn all(&self) -> Vec<Rc<Open>> {
-        self.table.borrow().values().cloned().collect()
+        let mut all: Vec<Rc<Open>> = self.table.borrow().values().cloned().collect();
+        all.sort_by_key(|open| open.shared.fd);
+        all
     }
 
     pub(super) fn find(&self, file: &SharedFile) -> Result<Rc<Open>, FsError> {

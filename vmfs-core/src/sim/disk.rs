@@ -12,6 +12,8 @@ use super::executor::{HostNo, Sim};
 use super::fault::{Command, Record};
 use super::lun::MemoryLun;
 use super::store::Store;
+use super::watch::{Seen, Watcher};
+use crate::buf::AlignedBuf;
 use crate::lun::{Compared, Fencing, LunErrorKind};
 use crate::units::{CellSize, SlotId};
 
@@ -36,6 +38,7 @@ struct State {
     paths: BTreeMap<HostNo, PathState>,
     stalled: bool,
     records: Option<Vec<Record>>,
+    watcher: Option<Box<dyn Watcher>>,
     /// How it fences.
     fencing: Fencing,
     /// Data paths that are marked as a slot's, by their number; revoked ones are refused.
@@ -61,6 +64,7 @@ impl MemoryDisk {
             paths: BTreeMap::new(),
             stalled: false,
             records: None,
+            watcher: None,
             fencing: Fencing::Proven,
             marked: BTreeMap::new(),
             revoked: BTreeSet::new(),
@@ -180,6 +184,11 @@ impl MemoryDisk {
         self.state.lock().records.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
+    /// Tells `watcher` of every command from now on.
+    pub fn set_watcher(&self, watcher: Box<dyn Watcher>) {
+        self.state.lock().watcher = Some(watcher);
+    }
+
     /// The error that a command of `host` gets now, if any.
     pub(super) fn refusal(&self, host: HostNo) -> Option<LunErrorKind> {
         match self.state.lock().paths.get(&host).copied().unwrap_or_default() {
@@ -195,7 +204,7 @@ impl MemoryDisk {
         let store = &mut state.store;
         let (command, answer) = match effect {
             Effect::Read { offset, length, data } => {
-                let mut bytes = vec![0; *length];
+                let mut bytes = AlignedBuf::zeroed(*length);
                 store.read(*offset, &mut bytes);
                 (if *data { Command::DataRead } else { Command::Read }, Answer::Bytes(bytes))
             }
@@ -230,8 +239,12 @@ impl MemoryDisk {
                 (Command::CompareAndWrite { wrote }, Answer::Compared(compared))
             }
         };
+        let record = record(command);
+        if let Some(watcher) = &mut state.watcher {
+            watcher.seen(record.host, effect.seen(command));
+        }
         if let Some(records) = &mut state.records {
-            records.push(record(command));
+            records.push(record);
         }
         answer
     }
@@ -250,6 +263,23 @@ pub(super) enum Effect {
 }
 
 impl Effect {
+    /// What an observer is told of it.
+    fn seen(&self, command: Command) -> Seen<'_> {
+        let wrote = command == Command::CompareAndWrite { wrote: true };
+        match self {
+            Effect::Read { offset, length, data } => {
+                Seen::Read { offset: *offset, length: *length as u64, data: *data }
+            }
+            Effect::Write { offset, bytes } => Seen::Write { offset: *offset, bytes, data: false },
+            Effect::DataWrite { offset, bytes } => Seen::Write { offset: *offset, bytes, data: true },
+            Effect::Flush { .. } => Seen::Flush,
+            Effect::Zero { offset, length } | Effect::Unmap { offset, length } => {
+                Seen::Clear { offset: *offset, length: *length }
+            }
+            Effect::CompareAndWrite { offset, new, .. } => Seen::CompareAndWrite { offset: *offset, new, wrote },
+        }
+    }
+
     /// Name, offset and length, for errors and records.
     pub(super) fn describe(&self) -> (&'static str, u64, u64) {
         match self {
@@ -268,6 +298,6 @@ impl Effect {
 /// What a command answers.
 pub(super) enum Answer {
     Done,
-    Bytes(Vec<u8>),
+    Bytes(AlignedBuf),
     Compared(Compared),
 }

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -45,7 +46,8 @@ struct Task {
 
 struct Inner {
     seed: u64,
-    now: Cell<u64>,
+    now: Arc<AtomicU64>,
+    steps_left: Cell<u64>,
     rng: RefCell<Rng>,
     tasks: RefCell<BTreeMap<u64, Task>>,
     /// Host of every task that has not ended, also of the one that is running.
@@ -88,7 +90,8 @@ impl Sim {
     pub fn new(seed: u64) -> Sim {
         Sim(Rc::new(Inner {
             seed,
-            now: Cell::new(0),
+            now: Arc::default(),
+            steps_left: Cell::new(u64::MAX),
             rng: RefCell::new(Rng::new(seed)),
             tasks: RefCell::default(),
             hosts: RefCell::default(),
@@ -99,6 +102,16 @@ impl Sim {
         }))
     }
 
+    /// A run of more than `steps` steps from now on panics: something goes round without end.
+    pub fn limit_steps(&self, steps: u64) {
+        self.0.steps_left.set(steps);
+    }
+
+    /// The world's clock for other threads' eyes: virtual nanoseconds since the start.
+    pub fn shared_clock(&self) -> Arc<AtomicU64> {
+        self.0.now.clone()
+    }
+
     /// The seed, for messages.
     pub fn seed(&self) -> u64 {
         self.0.seed
@@ -106,7 +119,7 @@ impl Sim {
 
     /// Virtual nanoseconds since the start.
     pub fn now(&self) -> u64 {
-        self.0.now.get()
+        self.0.now.load(Ordering::Relaxed)
     }
 
     /// Draws from the world's random numbers.
@@ -178,6 +191,9 @@ impl Sim {
         let waker = self.waker(MAIN);
         self.0.ready.lock().insert(MAIN);
         loop {
+            let left = self.0.steps_left.get();
+            assert!(left > 0, "seed {}: the steps are used up, something goes round without end", self.0.seed);
+            self.0.steps_left.set(left - 1);
             match self.choose() {
                 Some(MAIN) => {
                     if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
@@ -209,9 +225,10 @@ impl Sim {
         let (hosts, paused) = (self.0.hosts.borrow(), self.0.paused.borrow());
         let mut ready = self.0.ready.lock();
         ready.retain(|id| *id == MAIN || hosts.contains_key(id));
-        let can_run: Vec<u64> =
-            ready.iter().copied().filter(|id| hosts.get(id).is_none_or(|host| !paused.contains(host))).collect();
-        let chosen = *can_run.get(self.with_rng(|rng| rng.below(can_run.len() as u64)) as usize)?;
+        let can_run = |id: &&u64| hosts.get(id).is_none_or(|host| !paused.contains(host));
+        let count = ready.iter().filter(can_run).count() as u64;
+        let nth = self.with_rng(|rng| rng.below(count)) as usize;
+        let chosen = *ready.iter().filter(can_run).nth(nth)?;
         ready.remove(&chosen);
         Some(chosen)
     }
@@ -231,7 +248,7 @@ impl Sim {
         let mut timers = self.0.timers.borrow_mut();
         let Some((&(at, _), _)) = timers.first_key_value() else { return false };
         assert!(at < LONGEST_RUN.as_nanos() as u64, "seed {}: the run never ends", self.0.seed);
-        self.0.now.set(self.0.now.get().max(at));
+        self.0.now.store(self.now().max(at), Ordering::Relaxed);
         let later = timers.split_off(&(at + 1, 0));
         let due = std::mem::replace(&mut *timers, later);
         due.into_values().for_each(Waker::wake);
@@ -284,12 +301,25 @@ impl SimEnv {
     fn rate(&self) -> i128 {
         1_000_000 + i128::from(self.clock.fast_ppm)
     }
+
+    /// This host's clock, for a thread that moves data.
+    pub fn thread_clock(&self) -> Box<dyn Fn() -> Instant + Send> {
+        let (world, clock) = (self.sim.shared_clock(), self.clock);
+        Box::new(move || clock.shows(world.load(Ordering::Relaxed)))
+    }
+}
+
+impl HostClock {
+    /// What it shows after `world` nanoseconds of virtual time.
+    fn shows(&self, world: u64) -> Instant {
+        let ran = i128::from(world) * (1_000_000 + i128::from(self.fast_ppm)) / 1_000_000;
+        Instant(self.starts_at.saturating_add(ran as u64))
+    }
 }
 
 impl Env for SimEnv {
     fn now(&self) -> Instant {
-        let ran = i128::from(self.sim.now()) * self.rate() / 1_000_000;
-        Instant(self.clock.starts_at.saturating_add(ran as u64))
+        self.clock.shows(self.sim.now())
     }
 
     fn wall_ns(&self) -> i64 {

@@ -20,7 +20,7 @@ use crate::units::{CellSize, SlotId};
 
 /// A sender waits up to this long before it gives up a command whose answer does not come.
 const LONGEST_TIMEOUT_MS: u64 = 200;
-const LONGEST_LATE_MS: u64 = 5000;
+const LONGEST_LATE: Duration = Duration::from_secs(5);
 
 /// One host's path to a [`MemoryDisk`].
 pub struct MemoryLun {
@@ -30,6 +30,7 @@ pub struct MemoryLun {
     data: Arc<MemoryData>,
     latency_ns: Cell<(u64, u64)>,
     rates: Cell<FaultRates>,
+    longest_late_write: Cell<Duration>,
     script: RefCell<VecDeque<Fault>>,
 }
 
@@ -44,6 +45,7 @@ impl MemoryLun {
             data,
             latency_ns: Cell::default(),
             rates: Cell::default(),
+            longest_late_write: Cell::new(LONGEST_LATE),
             script: RefCell::default(),
         }
     }
@@ -61,6 +63,11 @@ impl MemoryLun {
     /// Faults by chance from now on.
     pub fn set_rates(&self, rates: FaultRates) {
         self.rates.set(rates);
+    }
+
+    /// Late commands that are no compare-and-write are late by up to `longest`: what the lease's margin is for.
+    pub fn set_longest_late_write(&self, longest: Duration) {
+        self.longest_late_write.set(longest.min(LONGEST_LATE));
     }
 
     /// The next compare-and-write of this path meets `fault`, the one after it the next fault given, and so on.
@@ -88,13 +95,17 @@ impl MemoryLun {
             return Some(fault);
         }
         let rates = self.rates.get();
+        let longest = match effect {
+            Effect::CompareAndWrite { .. } => LONGEST_LATE,
+            _ => self.longest_late_write.get(),
+        };
         self.sim.with_rng(|rng| {
             if rng.chance(rates.answer_lost) {
                 Some(Fault::AnswerLost)
             } else if rng.chance(rates.command_lost) {
                 Some(Fault::CommandLost)
             } else if rng.chance(rates.late) {
-                Some(Fault::Late(Duration::from_millis(rng.below(LONGEST_LATE_MS))))
+                Some(Fault::Late(Duration::from_millis(rng.below(longest.as_millis() as u64))))
             } else if rng.chance(rates.repeated) {
                 Some(Fault::Repeated)
             } else if rng.chance(rates.not_done) {
@@ -168,7 +179,7 @@ impl MemoryLun {
         })
     }
 
-    async fn read_part(&self, offset: u64, length: usize) -> Result<Vec<u8>, LunError> {
+    async fn read_part(&self, offset: u64, length: usize) -> Result<AlignedBuf, LunError> {
         match self.send(Effect::Read { offset, length, data: false }).await? {
             Answer::Bytes(bytes) => Ok(bytes),
             Answer::Done | Answer::Compared(_) => unreachable!("a read answers with bytes"),
@@ -230,13 +241,11 @@ impl Lun for MemoryLun {
 
     fn read(&self, offset: u64, length: usize) -> LocalFuture<'_, Result<AlignedBuf, LunError>> {
         Box::pin(async move {
-            let mut bytes = Vec::new();
-            let first = self.tear_at(length).unwrap_or(length);
-            bytes.extend(self.read_part(offset, first).await?);
-            if first < length {
-                bytes.extend(self.read_part(offset + first as u64, length - first).await?);
-            }
-            Ok(AlignedBuf::copy_of(&bytes))
+            let Some(first) = self.tear_at(length) else { return self.read_part(offset, length).await };
+            let mut bytes = AlignedBuf::zeroed(length);
+            bytes[..first].copy_from_slice(&self.read_part(offset, first).await?);
+            bytes[first..].copy_from_slice(&self.read_part(offset + first as u64, length - first).await?);
+            Ok(bytes)
         })
     }
 

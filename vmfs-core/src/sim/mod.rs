@@ -39,6 +39,7 @@ mod format;
 mod lun;
 mod rng;
 mod store;
+mod watch;
 
 pub use disk::{MemoryDisk, PathState, Snapshot};
 pub use executor::{HostClock, HostNo, STORAGE, Sim, SimEnv, TaskHandle};
@@ -46,3 +47,4 @@ pub use fault::{Command, Fault, FaultRates, Record};
 pub use format::format_disks;
 pub use lun::MemoryLun;
 pub use rng::Rng;
+pub use watch::{Seen, Watcher};
