@@ -3,7 +3,7 @@
 //! Must not know: what cells mean; who asks.
 
 use std::cell::{Cell as StdCell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::format::layout::LunLayout;
 use crate::gate::{Gate, GatePage, GateState};
 use crate::lun::{Lun, LunErrorKind};
 use crate::slot::{self, OwnSlot};
-use crate::units::{BlockSize, CellAddress, CellSize, LunIndex, SlotRef};
+use crate::units::{BlockSize, CellAddress, CellSize, LunIndex, SlotId, SlotRef};
 
 /// Attempts at a command that the storage provably did not carry out (busy, queue full).
 const NOT_DONE_TRIES: u32 = 7;
@@ -82,6 +82,7 @@ pub struct Context {
     read_only: bool,
     fenced: StdCell<Option<LunIndex>>,
     clock: StdCell<u64>,
+    suspects: RefCell<BTreeSet<(LunIndex, SlotId)>>,
 }
 
 impl Context {
@@ -95,6 +96,7 @@ impl Context {
             read_only,
             fenced: StdCell::new(None),
             clock: StdCell::new(1),
+            suspects: RefCell::default(),
         }
     }
 
@@ -162,6 +164,19 @@ impl Context {
                 self.gate.poison(member.index, own.slot.generation);
             }
         }
+    }
+
+    /// Asks for a watch over a slot: somebody waits for what its owner holds.
+    pub fn suspect(&self, lun: LunIndex, slot: SlotId) {
+        self.suspects.borrow_mut().insert((lun, slot));
+    }
+
+    /// Takes the slots of a LUN that are to be watched.
+    pub fn take_suspects(&self, lun: LunIndex) -> Vec<SlotId> {
+        let mut suspects = self.suspects.borrow_mut();
+        let of_lun = suspects.iter().filter(|(on, _)| *on == lun).map(|(_, slot)| *slot).collect();
+        suspects.retain(|(on, _)| *on != lun);
+        of_lun
     }
 
     /// The own slot on a LUN: whoever changes a cell there writes under it.

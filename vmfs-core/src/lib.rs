@@ -8,6 +8,7 @@
 
 pub mod alloc;
 pub mod breaker;
+pub mod breaking;
 pub mod buf;
 pub mod cas;
 pub mod check;
@@ -26,6 +27,7 @@ pub mod mapping;
 pub mod mkfs;
 pub mod object;
 pub mod real_env;
+pub mod recover;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slot;

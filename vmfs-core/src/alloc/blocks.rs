@@ -446,8 +446,28 @@ impl Blocks {
         for (_, at) in blocks {
             self.context.member(at.lun)?.set_unresolved();
         }
+        self.keep_from_use(owner, blocks, None).await
+    }
+
+    /// Keeps blocks from use until `broken` is proven fenced, whose writes to them may still arrive.
+    pub async fn quarantine_of(
+        &self,
+        broken: SlotRef,
+        owner: FdId,
+        blocks: &[(u32, BlockAddress)],
+    ) -> Result<(), FsError> {
+        self.keep_from_use(owner, blocks, Some(broken)).await
+    }
+
+    async fn keep_from_use(
+        &self,
+        owner: FdId,
+        blocks: &[(u32, BlockAddress)],
+        of: Option<SlotRef>,
+    ) -> Result<(), FsError> {
         self.for_each_owned(owner, blocks, |by, found| {
-            *found = entry(EntryKind::Quarantine, by.pack(), found.index, by);
+            let of = of.unwrap_or(by);
+            *found = entry(EntryKind::Quarantine, of.pack(), found.index, of);
         })
         .await
         .map(|_| ())

@@ -27,6 +27,8 @@ pub struct Space {
     pub units: units::Units,
     /// Root cells.
     pub roots: roots::Roots,
+    /// The table cells behind blocks and units.
+    pub tables: Rc<table::Tables>,
 }
 
 impl Space {
@@ -35,8 +37,8 @@ impl Space {
         let arenas = Rc::new(arena::Arenas::new(context.clone()));
         let tables = Rc::new(table::Tables::new(context.clone(), arenas.clone()));
         let blocks = blocks::Blocks::new(context.clone(), tables.clone());
-        let units = units::Units::new(context.clone(), tables, blocks.containers().clone());
+        let units = units::Units::new(context.clone(), tables.clone(), blocks.containers().clone());
         let roots = roots::Roots::new(context.clone(), arenas, blocks.containers().clone());
-        Rc::new(Space { blocks, units, roots })
+        Rc::new(Space { blocks, units, roots, tables })
     }
 }

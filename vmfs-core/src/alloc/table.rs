@@ -185,13 +185,39 @@ impl Tables {
             }
             fresh = true;
         }
-        let message =
-            format!("{:?} cell {}: other hosts changed it {TRIES} times in a row; try again", place.kind, place.at);
-        Err(FsError::refused(FsErrorKind::Busy, message).into())
+        Err(contended(place).into())
+    }
+
+    /// Makes every older compare-and-write on its way to a cell void, and gives its entries as they are then.
+    pub async fn restamp(&self, place: TablePlace) -> Result<TableCell, FsError> {
+        let entry = self.entry(place.at);
+        let mut guard = entry.known.lock().await;
+        for _ in 0..TRIES {
+            let known = self.load(place).await?;
+            self.context.prove_live_since(place.at.lun, known.moment).await?;
+            let outcome = self.context.cas(&known.cell, CellChange::same(&known.cell)).await;
+            *guard = None;
+            match outcome? {
+                CasOutcome::Applied(cell) => {
+                    let table = known.table.clone();
+                    *guard = Some(Known { cell, ..known });
+                    return Ok(table);
+                }
+                CasOutcome::Lost(_) | CasOutcome::Overtaken(_) => {}
+                CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => return Err(error.into()),
+            }
+        }
+        Err(contended(place))
     }
 
     /// Forgets everything: this host was fenced.
     pub fn forget(&self) {
         self.entries.borrow_mut().clear();
     }
+}
+
+fn contended(place: TablePlace) -> FsError {
+    let message =
+        format!("{:?} cell {}: other hosts changed it {TRIES} times in a row; try again", place.kind, place.at);
+    FsError::refused(FsErrorKind::Busy, message)
 }

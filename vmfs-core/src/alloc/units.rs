@@ -477,6 +477,17 @@ impl Units {
         Ok(())
     }
 
+    /// Units of a container have become free: its table cells are looked at again when units are needed.
+    pub fn look_again(&self, container: BlockAddress) {
+        let Ok(member) = self.context.member(container.lun) else { return };
+        let (Some(start), bytes) = (member.layout.block_offset(container.block), member.layout.block_size.bytes())
+        else {
+            return;
+        };
+        let inside = start..start + bytes;
+        self.full.borrow_mut().retain(|at| at.lun != container.lun || !inside.contains(&at.offset));
+    }
+
     /// Forgets the pools: this host was fenced.
     pub fn forget(&self) {
         self.pools.borrow_mut().clear();

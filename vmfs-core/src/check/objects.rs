@@ -236,7 +236,12 @@ impl Checker<'_> {
             }
             let (severity, why) = if current {
                 (Severity::Recoverable, format!("that host {:?} unlocks it, or is recovered", slot.host_name))
-            } else if slot.generation >= holder.slot.generation {
+            } else if slot.generation > holder.slot.generation
+                || (slot.incarnation != 0 && slot.incarnation == holder.incarnation)
+            {
+                // Recovery leaves locks alone: whoever opens the object next takes this one back. A slot in use again does not tell.
+                (Severity::Recoverable, "no lock: that host is gone; the next open takes it back".to_owned())
+            } else if slot.generation == holder.slot.generation {
                 (Severity::Error, "no lock: that host has left its slot".to_owned())
             } else {
                 (Severity::Error, format!("at most generation {}, the slot's", slot.generation))

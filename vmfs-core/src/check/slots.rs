@@ -140,8 +140,9 @@ impl Checker<'_> {
 
     fn check_heartbeat(&mut self, heartbeat: &Heartbeat, at: CellAddress) {
         if heartbeat.state == SlotState::Free {
-            if *heartbeat != free_at(heartbeat) {
-                self.error(Structure::Heartbeat, at, None, "state", "free, with fields of a host", "only a generation");
+            if *heartbeat != free_at(heartbeat) && *heartbeat != Heartbeat::recovered(heartbeat) {
+                let expected = "a generation, and of a recovered one incarnation and fence grade";
+                self.error(Structure::Heartbeat, at, None, "state", "free, with fields of a host", expected);
             }
             return;
         }

@@ -345,7 +345,7 @@ fn has_moved(child: &Object, entry: &Dirent, directory: FdId) -> bool {
 }
 
 /// Whether an entry names this very object, also as the one that it replaces.
-fn names_object(entry: &Dirent, object: ObjectRef) -> bool {
+pub(super) fn names_object(entry: &Dirent, object: ObjectRef) -> bool {
     entry.child == object || entry.pending == Some(Some(object))
 }
 

@@ -20,6 +20,7 @@ mod marks;
 mod moving;
 mod name_set;
 mod names;
+mod recover;
 mod remove;
 mod rename;
 mod tidy;

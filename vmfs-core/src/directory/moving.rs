@@ -25,6 +25,9 @@ impl Names {
         rename: Rename<'_>,
         marked: &mut Option<ObjectRef>,
     ) -> Result<Outcome, FsError> {
+        // Both directories are places where a death may leave an entry behind.
+        self.objects.space().roots.note(rename.to.fd).await?;
+        self.objects.space().roots.note(rename.from.fd).await?;
         let mut patience = self.patience();
         let mut pending = None;
         let result = self.move_loop(rename, marked, &mut pending, &mut patience).await;

@@ -206,6 +206,21 @@ pub async fn walk<S: Source>(
     }
 }
 
+/// The unit that a directory has at a place, if it has one there.
+pub async fn unit_at<S: Source>(source: &S, content: &Content, place: UnitPlace) -> Result<Option<UnitRef>, FsError> {
+    let Content::Buckets { depth, refs } = content else { return Ok(None) };
+    match place {
+        UnitPlace::Bucket(index) => {
+            let slot = index as usize >> (MAX_DEPTH - depth);
+            if slot >= 1 << depth { Ok(None) } else { reference_at(source, *depth, refs, slot).await }
+        }
+        UnitPlace::Inner(index) if *depth > DIRECT_DEPTH => {
+            Ok(refs.get(index as usize >> (MAX_DEPTH - depth)).copied().flatten())
+        }
+        UnitPlace::Inner(_) => Ok(None),
+    }
+}
+
 /// Whether a directory holds no entry at all, whatever they may be worth.
 pub fn is_empty(content: &Content) -> bool {
     match content {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::allocate::{in_doubt, may_still_run};
+use super::erase::broken;
 use super::files::{Files, Open, touch};
 use super::open_file::{Hold, SharedFile};
 use super::publish::{BodyChange, contended};
@@ -368,6 +369,10 @@ impl Files {
         if !certain || open.shared.doubt.load(Ordering::Acquire) {
             let all: Vec<(u32, BlockAddress)> = loot.dropped.into_iter().chain(loot.fresh).collect();
             return self.space.blocks.quarantine(fd, &all).await;
+        }
+        if let Some(broken) = broken(&open.object.image()) {
+            let all: Vec<(u32, BlockAddress)> = loot.dropped.into_iter().chain(loot.fresh).collect();
+            return self.space.blocks.quarantine_of(broken, fd, &all).await;
         }
         let (dropped, fresh) = futures_util::join!(
             self.space.blocks.free_retired(fd, &loot.dropped),

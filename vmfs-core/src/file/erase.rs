@@ -11,12 +11,18 @@ use crate::alloc::units::{UnitEdit, UnitUse};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::CellKind;
 use crate::format::body::{Content, MappingRoot};
-use crate::format::root_cell::ObjectState;
+use crate::format::root_cell::{Holder, ObjectState};
 use crate::format::table_entry::EntryKind;
 use crate::mapping::publish::pointers;
 use crate::mapping::tree::{InnerCache, Tree};
 use crate::object::{Image, Object};
-use crate::units::{BlockAddress, LunIndex, UnitAddress};
+use crate::units::{BlockAddress, LunIndex, SlotRef, UnitAddress};
+
+/// The incarnation whose writes to the object's blocks may still arrive: its lock was broken and it is not proven fenced.
+pub(super) fn broken(image: &Image) -> Option<SlotRef> {
+    let broken = image.root.unclean.broken;
+    (broken != Holder::default()).then_some(broken.slot)
+}
 
 impl Files {
     /// Frees the blocks, pointer blocks and inner units of an unlinked object that nobody has open on this host. Its body and root cell
@@ -90,10 +96,12 @@ impl Files {
         // does not carry this host's mark.
         let blocks = self.space.blocks.retire(object.fd, &blocks).await?;
         let certain = self.trim(&blocks).await? && !self.is_doubtful(object.fd);
-        if certain {
-            self.space.blocks.free_retired(object.fd, &blocks).await
-        } else {
-            self.space.blocks.quarantine(object.fd, &blocks).await
+        if !certain {
+            return self.space.blocks.quarantine(object.fd, &blocks).await;
+        }
+        match broken(image) {
+            Some(broken) => self.space.blocks.quarantine_of(broken, object.fd, &blocks).await,
+            None => self.space.blocks.free_retired(object.fd, &blocks).await,
         }
     }
 

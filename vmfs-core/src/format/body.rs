@@ -60,7 +60,7 @@ pub struct Attributes {
     pub gid: u32,
     /// Bytes of the file, of the disk, of the symlink's target; for a directory the number of its entries.
     pub size: u64,
-    /// Data blocks held, at the time of this commit; a hint, made exact by the next commit after a crash.
+    /// Data blocks held, at the time of this commit; a hint for du(1): a crash in the middle of a publish can leave it off.
     pub blocks: u64,
     /// Last read, as far as it was recorded.
     pub accessed_ns: i64,

@@ -159,6 +159,16 @@ impl Heartbeat {
         }
     }
 
+    /// What is left in a slot after the recovery of the incarnation that `of` shows: enough to tell that it is gone, and how surely.
+    pub fn recovered(of: &Heartbeat) -> Heartbeat {
+        Heartbeat {
+            generation: of.generation,
+            incarnation: of.incarnation,
+            fence_grade: of.fence_grade,
+            ..Heartbeat::free()
+        }
+    }
+
     /// Whether the incarnation at `generation` lives here.
     pub fn is_live(&self, generation: Generation) -> bool {
         self.state == SlotState::Live && self.generation == generation

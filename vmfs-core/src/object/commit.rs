@@ -151,11 +151,12 @@ impl Objects {
             self.discard(change.units).await;
             return refreshed.map(|()| Committed::Lost);
         }
-        if change.body.is_some()
-            && let Err(refused) = self.check_may_write(object, expected).await
-        {
-            self.discard(change.units).await;
-            return Err(refused);
+        if change.body.is_some() {
+            let may = self.check_may_write(object, expected).await;
+            if !matches!(may, Ok(true)) {
+                self.discard(change.units).await;
+                return may.map(|_| Committed::Lost);
+            }
         }
         let mut root = expected.root.clone();
         if let ObjectState::Creating(_) = root.state {

@@ -65,9 +65,12 @@ impl Objects {
             if !others.is_empty() && !joins {
                 // The image may be old: look again before refusing.
                 self.refresh(object).await?;
-                if Rc::ptr_eq(&object.image(), &image) {
+                if Rc::ptr_eq(&object.image(), &image) && !self.drop_gone_holders(object, &image).await? {
                     return Err(self.busy(object, &image).await);
                 }
+                continue;
+            }
+            if others.len() >= MAX_HOLDERS && self.drop_gone_holders(object, &image).await? {
                 continue;
             }
             if others.len() >= MAX_HOLDERS {
@@ -204,12 +207,15 @@ impl Objects {
         }
     }
 
-    /// `Busy` when another host holds the lock exclusively: only the holder commits the body.
-    pub(super) async fn check_may_write(&self, object: &Object, image: &Rc<Image>) -> Result<(), FsError> {
+    /// Only a holder commits the body: `Busy` when other hosts hold the lock. False: one that is gone was taken out, look again.
+    pub(super) async fn check_may_write(&self, object: &Object, image: &Rc<Image>) -> Result<bool, FsError> {
         let own = self.own_holder(object.fd)?;
         let record = &image.root.lock;
         if record.mode == HoldMode::Free || record.holders.contains(&own) {
-            return Ok(());
+            return Ok(true);
+        }
+        if self.drop_gone_holders(object, image).await? {
+            return Ok(false);
         }
         Err(self.busy(object, image).await)
     }

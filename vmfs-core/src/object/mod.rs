@@ -6,6 +6,7 @@
 mod commit;
 mod load;
 mod lock;
+mod takeover;
 mod unlink;
 
 pub use commit::{Change, Committed, NewObject, RootEdit};

@@ -62,8 +62,8 @@ impl Objects {
             if expected.is_some_and(|expected| !Rc::ptr_eq(expected, &image)) {
                 return Ok(false);
             }
-            if refuse_locked && image.root.lock.mode != HoldMode::Free {
-                self.check_may_write(object, &image).await?;
+            if refuse_locked && image.root.lock.mode != HoldMode::Free && !self.check_may_write(object, &image).await? {
+                continue;
             }
             let Some(state) = next(&image.root) else { return Err(FsError::Stale { fd: object.fd }) };
             let root = RootCell { state, ..image.root.clone() };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::{join, join_all, select};
 
-use super::Inner;
+use super::{Inner, patrol};
 use crate::context::Member;
 use crate::error::{FsError, FsErrorKind};
 use crate::lease;
@@ -31,11 +31,12 @@ pub(super) async fn run(inner: &Rc<Inner>) {
         return;
     }
     let renewals = join_all(members.iter().map(|member| renewals(inner, member)));
-    join(join(renewals, scans), tidying(inner)).await;
+    let patrols = join_all(members.iter().map(|member| patrol::run(inner, member)));
+    join(join(renewals, scans), join(tidying(inner), patrols)).await;
 }
 
 /// Sleeps; false when the volume was left meanwhile.
-async fn sleep(inner: &Inner, time: Duration) -> bool {
+pub(super) async fn sleep(inner: &Inner, time: Duration) -> bool {
     if inner.left.get() {
         return false;
     }

@@ -13,6 +13,7 @@ pub(crate) mod dump;
 mod members;
 mod mount;
 mod operations;
+mod patrol;
 mod status;
 mod types;
 pub(crate) mod words;

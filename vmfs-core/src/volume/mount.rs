@@ -24,6 +24,7 @@ use crate::lease;
 use crate::lun::Lun;
 use crate::object::Objects;
 use crate::slot::{self, OwnSlot};
+use crate::units::{LunIndex, SlotId};
 
 /// Table cells of each LUN that are counted before the mount is ready: 13,000 blocks with cells of 512 bytes.
 const FIRST_SCAN_CELLS: usize = 512;
@@ -39,10 +40,10 @@ pub(super) async fn mount(
     let probed = members::probe_all(luns, options.read_only, &env).await?;
     let io = CellIo::new(probed[0].context, env.clone());
     let incarnation = if options.read_only { 0 } else { draw_incarnation(&env) };
-    let mut warnings = Vec::new();
+    let (mut warnings, mut former) = (Vec::new(), Vec::new());
     let mut slots = Vec::new();
     if !options.read_only {
-        slots = join_all(&io, &probed, &options, incarnation, &mut warnings).await?;
+        slots = join_all(&io, &probed, &options, incarnation, &mut warnings, &mut former).await?;
     }
     for own in &slots {
         gate.extend(own.lun, own.slot.generation, own.lease_until, lease::margin(&own.lease).as_nanos() as u64);
@@ -56,6 +57,8 @@ pub(super) async fn mount(
         })
         .collect();
     let context = Rc::new(Context::new(io, members, gate, incarnation, options.read_only));
+    // They are watched from the start: nobody renews them.
+    former.into_iter().for_each(|(lun, slot)| context.suspect(lun, slot));
     match assemble(&context, &probed, &options, warnings, info).await {
         Ok(volume) => Ok(volume),
         Err(error) => {
@@ -73,13 +76,15 @@ fn draw_incarnation(env: &Rc<dyn Env>) -> u64 {
     u64::from_le_bytes(bytes).max(1)
 }
 
-/// Joins every LUN, with the same slot index where it is free. A failure leaves those that were joined.
+/// Joins every LUN, with the same slot index where it is free. A failure leaves those that were joined. `former` gets the slots that an
+/// earlier mount of this host did not leave.
 async fn join_all(
     io: &CellIo,
     probed: &[Probed],
     options: &MountOptions,
     incarnation: u64,
     warnings: &mut Vec<String>,
+    former: &mut Vec<(LunIndex, SlotId)>,
 ) -> Result<Vec<OwnSlot>, FsError> {
     let mut slots: Vec<OwnSlot> = Vec::with_capacity(probed.len());
     for p in probed {
@@ -88,30 +93,56 @@ async fn join_all(
         match slot::join(io, &p.lun, lun, &options.host, incarnation, p.header.lease, prefer).await {
             Ok(own) => slots.push(own),
             Err(error) => {
-                for own in &mut slots {
-                    let lun = probed.iter().find(|p| p.header.lun_index == own.lun).expect("was joined");
-                    slot::leave(io, &lun.lun, own, true).await.ok();
-                }
+                leave_all(io, probed, &mut slots).await;
                 return Err(error);
             }
         }
+    }
+    if let Err(error) = mark_paths(io, probed, &slots).await {
+        leave_all(io, probed, &mut slots).await;
+        return Err(error);
     }
     for p in probed {
         let lun = p.header.lun_index;
         for (number, slot) in slot::read_slots(io, &p.lun, lun).await?.into_iter().enumerate() {
             match slot {
-                Ok((_, h)) if is_former_self(&h, options, incarnation) => warnings.push(format!(
+                Ok((_, h)) if is_former_self(&h, options, incarnation) => {
+                    former.push((lun, SlotId(number as u8)));
+                    warnings.push(format!(
                     "slot {number} of {}: an earlier mount of this very host (generation {}) never left; its locks stay until \
-                     its slot is broken, which this release does not do by itself: see vmfs status and vmfs why-locked",
+                     its lease is over for certain, then it is recovered by itself: see vmfs status",
                     p.lun.name(),
                     h.generation
-                )),
+                ));
+                }
                 Ok(_) => {}
                 Err(error) => warnings.push(format!("slot {number} of {}: {error}", p.lun.name())),
             }
         }
     }
     Ok(slots)
+}
+
+/// Marks the paths that carry plain writes as the slots', then reads the slots live: a breaker that claimed one meanwhile either waits
+/// for the end of these paths or was faster.
+async fn mark_paths(io: &CellIo, probed: &[Probed], slots: &[OwnSlot]) -> Result<(), FsError> {
+    for own in slots {
+        let lun = lun_of(probed, own);
+        lun.hold_drain_byte(own.slot.slot)?;
+        slot::check_live(io, lun, own).await?;
+    }
+    Ok(())
+}
+
+/// Leaves slots that were just joined, as far as that works: nothing was done in them.
+async fn leave_all(io: &CellIo, probed: &[Probed], slots: &mut [OwnSlot]) {
+    for own in slots {
+        slot::leave(io, lun_of(probed, own), own, true).await.ok();
+    }
+}
+
+fn lun_of<'a>(probed: &'a [Probed], own: &OwnSlot) -> &'a Rc<dyn Lun> {
+    &probed.iter().find(|p| p.header.lun_index == own.lun).expect("was joined").lun
 }
 
 fn is_former_self(heartbeat: &Heartbeat, options: &MountOptions, incarnation: u64) -> bool {

@@ -1,0 +1,205 @@
+//! Owns: watching the slots of other hosts, breaking those that are gone, and recovering what they left.
+//! Promises: one that lives is never broken by it: the claim expects the very image that stood still for longer than the lease; a LUN
+//! that does not answer convicts nobody. Must not know: what a lock protects; how recovery frees things.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::Inner;
+use crate::breaker::{Judgement, Look, Watch};
+use crate::breaking;
+use crate::context::Member;
+use crate::env::Instant;
+use crate::error::{FsError, FsErrorKind};
+use crate::format::Cell;
+use crate::format::heartbeat::{Heartbeat, SlotState};
+use crate::lease;
+use crate::recover::{self, Parts};
+use crate::slot;
+use crate::units::{OpId, SlotId, SlotRef};
+
+/// All slots are looked through once in this many leases: the dead are found also when nobody waits for what they held.
+const LEASES_BETWEEN_SCANS: u32 = 2;
+/// A watched slot that changes this often in a row is watched no more.
+const LIVES: u32 = 3;
+
+/// A slot under watch.
+struct Watched {
+    /// The looks at a slot that is live by its state.
+    watch: Option<Watch>,
+    /// Looks in a row that found it changed.
+    changed: u32,
+}
+
+/// The patrol on one LUN.
+struct Patrol<'a> {
+    inner: &'a Rc<Inner>,
+    member: &'a Rc<Member>,
+    watched: BTreeMap<SlotId, Watched>,
+    /// What each slot showed at the last scan.
+    seen: BTreeMap<SlotId, OpId>,
+    next_scan: Instant,
+}
+
+/// Patrols the slots of one LUN until the volume is left.
+pub(super) async fn run(inner: &Rc<Inner>, member: &Rc<Member>) {
+    let mut patrol =
+        Patrol { inner, member, watched: BTreeMap::new(), seen: BTreeMap::new(), next_scan: inner.context.env().now() };
+    loop {
+        let mut chance = [0];
+        inner.context.env().random(&mut chance);
+        if !super::background::sleep(inner, lease::renew_after(&inner.info.lease, chance[0])).await {
+            return;
+        }
+        if inner.context.fenced().is_some() || inner.closing.get() {
+            continue;
+        }
+        if let Err(error) = patrol.round().await {
+            patrol.interrupted();
+            if error.kind() != FsErrorKind::Fenced {
+                tracing::warn!(lun = member.lun.name(), %error, "the slots of other hosts could not be looked at");
+            }
+        }
+    }
+}
+
+impl Patrol<'_> {
+    /// A look failed: what stood still may have done so for the storage's sake.
+    fn interrupted(&mut self) {
+        self.watched.values_mut().for_each(|watched| watched.watch = None);
+    }
+
+    async fn round(&mut self) -> Result<(), FsError> {
+        let context = &self.inner.context;
+        let now = context.env().now();
+        // Who cannot renew its own lease here judges nobody.
+        context.gate_is_open(self.member.index, now)?;
+        for slot in context.take_suspects(self.member.index) {
+            self.watched.entry(slot).or_insert(Watched { watch: None, changed: 0 });
+        }
+        if now >= self.next_scan {
+            self.scan().await?;
+            let lease = Duration::from_millis(self.inner.info.lease.lease_ms.into());
+            self.next_scan = now.after(lease * LEASES_BETWEEN_SCANS);
+        }
+        let slots: Vec<SlotId> = self.watched.keys().copied().collect();
+        for slot in slots {
+            if !self.look(slot).await? {
+                self.watched.remove(&slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks through all slots: those that stood still since the last time, and those that are not live, are watched.
+    async fn scan(&mut self) -> Result<(), FsError> {
+        let own = self.inner.context.own_slot(self.member.index)?;
+        let slots = slot::read_slots(&self.inner.context.io, &self.member.lun, self.member.index).await?;
+        for (number, found) in slots.into_iter().enumerate() {
+            let number = SlotId(number as u8);
+            let Ok((cell, heartbeat)) = found else { continue };
+            let stood_still = self.seen.insert(number, cell.header().op_id) == Some(cell.header().op_id);
+            let is_wanted = match heartbeat.state {
+                SlotState::Free => false,
+                SlotState::Live => stood_still && number != own.slot,
+                SlotState::Breaking | SlotState::Dirty => true,
+            };
+            if is_wanted {
+                self.watched.entry(number).or_insert(Watched { watch: None, changed: 0 });
+            }
+        }
+        Ok(())
+    }
+
+    /// One look at a watched slot, and what follows from it. False: it needs no watch any more.
+    async fn look(&mut self, number: SlotId) -> Result<bool, FsError> {
+        let context = &self.inner.context;
+        let began = context.env().now();
+        let (cell, heartbeat) = slot::read_slot(&context.io, &self.member.lun, self.member.index, number).await?;
+        let ended = context.env().now();
+        if number == context.own_slot(self.member.index)?.slot {
+            return Ok(false);
+        }
+        match heartbeat.state {
+            SlotState::Free => Ok(false),
+            SlotState::Live => self.judge(number, Look { cell: &cell, began, ended }, &heartbeat).await,
+            SlotState::Breaking | SlotState::Dirty => self.take_up(number, cell, &heartbeat).await,
+        }
+    }
+
+    async fn judge(&mut self, number: SlotId, look: Look<'_>, heartbeat: &Heartbeat) -> Result<bool, FsError> {
+        let watched = self.watched.get_mut(&number).expect("it is looked at because it is watched");
+        let Some(watch) = &mut watched.watch else {
+            watched.watch = Some(Watch::begin(look));
+            return Ok(true);
+        };
+        let longest_gap = lease::liveness_watch(&self.inner.info.lease);
+        match watch.look(look, &heartbeat.lease, longest_gap) {
+            Judgement::Lives => {
+                watched.changed += 1;
+                Ok(watched.changed < LIVES)
+            }
+            Judgement::StandsStill(_) => {
+                watched.changed = 0;
+                Ok(true)
+            }
+            Judgement::Gone => {
+                let claimed = breaking::claim(&self.inner.context, self.member, look.cell).await?;
+                watched.watch = None;
+                let Some(cell) = claimed else { return Ok(true) };
+                tracing::warn!(
+                    lun = self.member.lun.name(),
+                    slot = %number,
+                    host = heartbeat.host_name,
+                    "a host that has not renewed its lease is taken over"
+                );
+                let heartbeat = slot::decode(&cell)?;
+                self.take_up(number, cell, &heartbeat).await
+            }
+        }
+    }
+
+    /// Goes on with a slot that is claimed or dirty: fence, then recover, unless another host that lives is at it.
+    async fn take_up(&mut self, number: SlotId, cell: Cell, heartbeat: &Heartbeat) -> Result<bool, FsError> {
+        let context = &self.inner.context;
+        let mut cell = cell;
+        if !breaking::is_own(context, heartbeat) {
+            if breaking::breaker_lives(context, self.member, heartbeat).await? {
+                // It is at it, or it is gone too: then its own slot stands still.
+                context.suspect(self.member.index, heartbeat.breaker.slot.slot);
+                return Ok(true);
+            }
+            match breaking::claim(context, self.member, &cell).await? {
+                Some(claimed) => cell = claimed,
+                None => return Ok(true),
+            }
+        }
+        let Some(dirty) = breaking::fence(context, self.member, number, &cell).await? else { return Ok(true) };
+        self.recover(number, &dirty).await
+    }
+
+    /// Recovers what the incarnation in a dirty slot left, and frees the slot.
+    async fn recover(&mut self, number: SlotId, dirty: &Cell) -> Result<bool, FsError> {
+        let heartbeat = slot::decode(dirty)?;
+        let dead = SlotRef { slot: number, generation: heartbeat.generation };
+        let inner = self.inner;
+        let parts = Parts { context: &inner.context, objects: &inner.objects, names: &inner.names };
+        let recovered = recover::recover(&parts, self.member, dead, &heartbeat).await?;
+        inner.reap().await?;
+        let freed = breaking::free(&inner.context, self.member, number, dirty).await?;
+        if freed.is_some() {
+            tracing::info!(
+                lun = self.member.lun.name(),
+                slot = %dead,
+                host = heartbeat.host_name,
+                units = recovered.units,
+                blocks = recovered.blocks,
+                quarantined = recovered.quarantined,
+                marks = recovered.marks,
+                "what a host left behind was recovered"
+            );
+        }
+        Ok(freed.is_none())
+    }
+}
