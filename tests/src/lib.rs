@@ -8,3 +8,4 @@ pub mod crash;
 pub mod harness;
 pub mod history;
 pub mod random;
+pub mod simulate;

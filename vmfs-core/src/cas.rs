@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
+use crate::buf::AlignedBuf;
 use crate::env::Env;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::{Cell, CellContext, CellHeader, CellKind, FormatError};
 use crate::lun::{CompareAndWrite, Compared, Lun, LunError, LunErrorKind};
+use crate::sabotage::{Sabotage, active};
 use crate::units::{CellAddress, FdId, Link, OpId, SlotRef, Token};
 
 /// Reads of a cell that fails its checks before that is believed: a concurrent change can tear a read.
@@ -106,8 +108,9 @@ impl CellIo {
     /// Reads one cell. A check that fails is read again twice; then it is [`FsError::Corrupt`].
     pub async fn read(&self, lun: &Rc<dyn Lun>, at: CellAddress) -> Result<Cell, FsError> {
         for attempt in 1.. {
-            let bytes = self.read_bytes(lun, at.offset, self.context.cell_size.bytes()).await?;
-            match Cell::decode(&self.context, at, &bytes) {
+            let length = self.context.cell_size.bytes();
+            let (bytes, skip) = self.read_bytes(lun, at.offset, length).await?;
+            match Cell::decode(&self.context, at, &bytes[skip..skip + length]) {
                 Ok(cell) => return Ok(cell),
                 Err(cause) if attempt == READ_TRIES => {
                     return Err(FsError::Corrupt { structure: format!("cell {at} of {}", lun.name()), cause });
@@ -141,22 +144,29 @@ impl CellIo {
             return Ok(Vec::new());
         }
         let (size, stride) = (self.context.cell_size.bytes(), stride as usize);
-        let bytes = self.read_bytes(lun, first.offset, (cells - 1) * stride + size).await?;
+        if stride > size && size.is_multiple_of(lun.alignment()) {
+            let bytes = lun.read_strided(first.offset, size, stride, cells).await?;
+            let decode = |(nth, image): (usize, &[u8])| {
+                let at = CellAddress { lun: first.lun, offset: first.offset + (nth * stride) as u64 };
+                Cell::decode(&self.context, at, image)
+            };
+            return Ok(bytes.chunks_exact(size).enumerate().map(decode).collect());
+        }
+        let (bytes, skip) = self.read_bytes(lun, first.offset, (cells - 1) * stride + size).await?;
         let decode = |nth: usize| {
             let at = CellAddress { lun: first.lun, offset: first.offset + (nth * stride) as u64 };
-            Cell::decode(&self.context, at, &bytes[nth * stride..nth * stride + size])
+            Cell::decode(&self.context, at, &bytes[skip + nth * stride..skip + nth * stride + size])
         };
         Ok((0..cells).map(decode).collect())
     }
 
-    /// Reads a range that need not be aligned as the LUN wants it.
-    async fn read_bytes(&self, lun: &Rc<dyn Lun>, offset: u64, length: usize) -> Result<Vec<u8>, LunError> {
+    /// Reads a range that need not be aligned as the LUN wants it: the bytes, and where in them the range begins.
+    async fn read_bytes(&self, lun: &Rc<dyn Lun>, offset: u64, length: usize) -> Result<(AlignedBuf, usize), LunError> {
         let alignment = lun.alignment() as u64;
         let start = offset - offset % alignment;
         let end = (offset + length as u64).next_multiple_of(alignment);
         let buf = lun.read(start, (end - start) as usize).await?;
-        let skip = (offset - start) as usize;
-        Ok(buf[skip..skip + length].to_vec())
+        Ok((buf, (offset - start) as usize))
     }
 
     /// The image that follows `expect`: `seq` + 1, a new `op_id`, written by `writer`.
@@ -165,7 +175,7 @@ impl CellIo {
             kind: change.kind,
             address: expect.address(),
             seq: expect.header().seq.next(),
-            op_id: self.op_id(),
+            op_id: if active(Sabotage::ImagesRecur) { OpId([expect.header().seq.0 as u8; 16]) } else { self.op_id() },
             writer,
             owner: change.owner,
             link: change.link,
@@ -225,7 +235,9 @@ impl CellIo {
         let mut doubt = match answer {
             Ok(Compared::Written) => return Ok(CasOutcome::Applied(new)),
             Ok(Compared::Miscompare) => None,
-            Err(error) if error.kind != LunErrorKind::Unknown => return Ok(CasOutcome::NotDone(error)),
+            Err(error) if error.kind != LunErrorKind::Unknown || active(Sabotage::UnknownIsFailed) => {
+                return Ok(CasOutcome::NotDone(error));
+            }
             Err(error) => Some(error),
         };
         for round in 0..SETTLE_ROUNDS {
@@ -238,6 +250,7 @@ impl CellIo {
                     doubt = Some(error);
                     continue;
                 }
+                Look::StillExpected if active(Sabotage::NoRestamp) => return Ok(CasOutcome::Lost(expect.clone())),
                 Look::StillExpected => {}
             }
             let stamp = self.restamped(expect, new.header().writer);
@@ -256,7 +269,7 @@ impl CellIo {
             Err(FsError::Lun(error)) => return Ok(Look::Failed(error)),
             Err(other) => return Err(other),
         };
-        if current.header().op_id == new.header().op_id {
+        if current.header().op_id == new.header().op_id && !active(Sabotage::MiscompareIsLost) {
             return Ok(match lun.flush().await {
                 Ok(()) => Look::Settled(CasOutcome::Applied(current)),
                 Err(error) => Look::Failed(error),
@@ -266,7 +279,7 @@ impl CellIo {
             return Ok(Look::StillExpected);
         }
         // A lower `seq` is a cell that was formatted anew since: mine may have been there before that.
-        Ok(Look::Settled(if current.header().seq == expect.header().seq.next() {
+        Ok(Look::Settled(if current.header().seq == expect.header().seq.next() || active(Sabotage::OvertakenIsLost) {
             CasOutcome::Lost(current)
         } else {
             CasOutcome::Overtaken(current)

@@ -17,6 +17,7 @@ use std::time::Duration;
 use crate::env::Instant;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::header::LeaseTimes;
+use crate::sabotage::{Sabotage, active};
 
 /// Added to the time that a breaker watches, for what no formula knows.
 pub const TAKEOVER_EXTRA: Duration = Duration::from_secs(2);
@@ -25,7 +26,7 @@ pub const LONGEST_LEASE_MS: u32 = 600_000;
 
 /// When a lease ends whose renewal was begun at `t0` (before it was sent) and Applied: t0 + L.
 pub fn lease_until(t0: Instant, times: &LeaseTimes) -> Instant {
-    t0.after(Duration::from_millis(times.lease_ms.into()))
+    t0.after(Duration::from_millis(times.lease_ms.into()) * if active(Sabotage::LeaseTooLong) { 4 } else { 1 })
 }
 
 /// M: submissions end this long before the lease does.
@@ -49,7 +50,7 @@ pub fn takeover_after(owner: &LeaseTimes) -> Duration {
     let lease_ns = u128::from(owner.lease_ms.min(LONGEST_LEASE_MS)) * 1_000_000;
     let ppm = u128::from(owner.clock_ppm.min(500_000));
     let stretched = (lease_ns * (1_000_000 + ppm)).div_ceil(1_000_000 - ppm);
-    Duration::from_nanos(stretched as u64) + TAKEOVER_EXTRA
+    (Duration::from_nanos(stretched as u64) + TAKEOVER_EXTRA) / if active(Sabotage::WatchTooShort) { 2 } else { 1 }
 }
 
 /// How long a slot is watched to see whether anybody renews it: two renewals and what they may be late, never above `takeover_after`.

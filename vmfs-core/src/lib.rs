@@ -28,6 +28,7 @@ pub mod mkfs;
 pub mod object;
 pub mod real_env;
 pub mod recover;
+pub mod sabotage;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slot;

@@ -16,6 +16,7 @@ use crate::format::{Cell, CellKind, FormatError};
 use crate::gate::GatePage;
 use crate::lease;
 use crate::lun::{Lun, LunError};
+use crate::sabotage::{Sabotage, active};
 use crate::units::{Generation, LunIndex, SLOTS, SlotId, SlotRef, Uuid};
 
 /// Attempts at a slot cell that others change too (a request to drop a LUN, a claim) before the host gives up.
@@ -203,6 +204,7 @@ pub async fn renew(io: &CellIo, lun: &Rc<dyn Lun>, own: &mut OwnSlot) -> Result<
         let next = Heartbeat { beat: found.beat.wrapping_add(1), ..found };
         let t0 = io.env().now();
         if change(io, lun, own, next).await? {
+            let t0 = if active(Sabotage::LeaseFromAnswer) { io.env().now() } else { t0 };
             own.lease_until = own.lease_until.max(lease::lease_until(t0, &own.lease));
             return Ok(());
         }
@@ -316,6 +318,7 @@ async fn change(io: &CellIo, lun: &Rc<dyn Lun>, own: &mut OwnSlot, next: Heartbe
 fn accept(lun: &Rc<dyn Lun>, own: &OwnSlot, cell: &Cell) -> Result<(), FsError> {
     match judge(own, cell, &decode(cell)?) {
         Verdict::Mine => Ok(()),
+        Verdict::Fenced if active(Sabotage::ClaimIgnored) => Ok(()),
         Verdict::Fenced => Err(FsError::Fenced { lun: own.lun }),
         Verdict::RolledBack => Err(FsError::refused(
             FsErrorKind::Stale,

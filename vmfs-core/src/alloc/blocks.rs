@@ -18,6 +18,7 @@ use crate::format::arena::Place;
 use crate::format::layout::entries_per_cell;
 use crate::format::root_cell::LunSet;
 use crate::format::table_entry::{EntryKind, TableCell, TableEntry};
+use crate::sabotage::{Sabotage, active};
 use crate::units::{BlockAddress, BlockNo, FdId, LunIndex, SlotRef};
 
 /// Blocks at the end of a LUN that are kept for containers, so that removing works on a full volume.
@@ -562,7 +563,10 @@ fn choose(
     let mut chosen = Vec::new();
     let mut places = (0..count)
         .map(|n| (from + n) % count)
-        .filter(|n| entries[*n].kind == EntryKind::Free)
+        .filter(|n| {
+            entries[*n].kind == EntryKind::Free
+                || (active(Sabotage::BlockTakenTwice) && entries[*n].kind == EntryKind::Data)
+        })
         .collect::<Vec<_>>()
         .into_iter();
     for index in indexes {

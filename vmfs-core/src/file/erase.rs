@@ -16,6 +16,7 @@ use crate::format::table_entry::EntryKind;
 use crate::mapping::publish::pointers;
 use crate::mapping::tree::{InnerCache, Tree};
 use crate::object::{Image, Object};
+use crate::sabotage::{Sabotage, active};
 use crate::units::{BlockAddress, LunIndex, SlotRef, UnitAddress};
 
 /// The incarnation whose writes to the object's blocks may still arrive: its lock was broken and it is not proven fenced.
@@ -31,7 +32,7 @@ impl Files {
     /// # Errors
     /// `Invalid` while the object has a name. After any other error it can be called again; once it is done, it does nothing.
     pub async fn erase(&self, object: &Rc<Object>) -> Result<(), FsError> {
-        if object.is_erased() {
+        if object.is_erased() || active(Sabotage::BlocksForgotten) {
             return Ok(());
         }
         let image = object.image();
@@ -94,6 +95,9 @@ impl Files {
         }
         // After an error this is done again: blocks that were freed by then may be somebody else's, so nothing is done to a block that
         // does not carry this host's mark.
+        if active(Sabotage::UnmapBeforeMark) {
+            self.trim(&blocks).await?;
+        }
         let blocks = self.space.blocks.retire(object.fd, &blocks).await?;
         let certain = self.trim(&blocks).await? && !self.is_doubtful(object.fd);
         if !certain {
@@ -101,7 +105,13 @@ impl Files {
         }
         match broken(image) {
             Some(broken) => self.space.blocks.quarantine_of(broken, object.fd, &blocks).await,
-            None => self.space.blocks.free_retired(object.fd, &blocks).await,
+            None => {
+                self.space.blocks.free_retired(object.fd, &blocks).await?;
+                if active(Sabotage::UnmapAfterFree) {
+                    self.trim(&blocks).await?;
+                }
+                Ok(())
+            }
         }
     }
 

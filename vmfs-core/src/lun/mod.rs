@@ -50,6 +50,21 @@ pub trait Lun {
 
     /// Reads `length` bytes.
     fn read(&self, offset: u64, length: usize) -> LocalFuture<'_, Result<AlignedBuf, LunError>>;
+    /// Reads `count` pieces of `length` bytes that lie `stride` bytes apart, with one command; gives them one behind another.
+    fn read_strided(
+        &self,
+        offset: u64,
+        length: usize,
+        stride: usize,
+        count: usize,
+    ) -> LocalFuture<'_, Result<AlignedBuf, LunError>> {
+        Box::pin(async move {
+            let mut buf = self.read(offset, count.saturating_sub(1) * stride + length).await?;
+            (1..count).for_each(|nth| buf.copy_within(nth * stride..nth * stride + length, nth * length));
+            buf.truncate(count * length);
+            Ok(buf)
+        })
+    }
     /// Writes durably (FUA). May tear at cell boundaries, never within a cell.
     fn write(&self, offset: u64, data: AlignedBuf) -> LocalFuture<'_, Result<(), LunError>>;
     /// Makes all completed plain data writes durable.

@@ -8,6 +8,7 @@ use super::granules::BlockState;
 use super::tree::Shape;
 use crate::format::pointer::{BlockPointer, Granules, pointer_at};
 use crate::format::{Cell, FormatError};
+use crate::sabotage::{Sabotage, active};
 use crate::units::{BlockAddress, CellSize};
 
 /// One block to publish: where it lies and the granules that are written.
@@ -24,7 +25,8 @@ pub struct Pending {
 impl Pending {
     /// What a flush publishes of a block.
     pub fn of(state: &BlockState) -> Pending {
-        Pending { at: state.place.at, bits: state.filled, fresh: state.fresh }
+        let bits = if active(Sabotage::GranulesWhole) { Granules::ALL } else { state.filled };
+        Pending { at: state.place.at, bits, fresh: state.fresh }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::format::body::Body;
 use crate::format::root_cell::{HoldMode, LockRecord, LunSet, ObjectFlags, ObjectState, ObjectType, RootCell, Unclean};
 use crate::format::table_entry::EntryKind;
 use crate::format::{Cell, CellKind};
+use crate::sabotage::{Sabotage, active};
 use crate::units::{BlockAddress, FdId, Link, LunIndex, Token};
 
 /// Root cells tried by one creation before it is given up.
@@ -211,6 +212,7 @@ impl Objects {
     ) -> Result<Committed, FsError> {
         let edits: Vec<(UnitUse, UnitEdit)> = units
             .iter()
+            .filter(|_| !active(Sabotage::UnitNotAssigned))
             .map(|unit| (unit.use_, UnitEdit::Assign))
             .chain(drops.iter().map(|unit| (*unit, UnitEdit::Retire)))
             .collect();
@@ -224,6 +226,7 @@ impl Objects {
             self.space.blocks.retire(object.fd, drop_blocks),
             self.context.prove_live(luns)
         );
+        let written = if active(Sabotage::CellsInDoubt) { Ok(true) } else { written };
         let ready = edited.and(retired.map(|_| ())).and(live).and(written);
         match ready {
             Ok(true) => {}
@@ -339,6 +342,9 @@ impl Objects {
         drop_blocks: &[(u32, BlockAddress)],
     ) -> Result<(), FsError> {
         self.undo(object.fd, units, drops, drop_blocks).await;
+        if active(Sabotage::DropsOfTheLost) {
+            self.defer(drops.to_vec());
+        }
         match self.refresh(object).await {
             // The object is gone: the caller finds that out by itself.
             Err(FsError::Stale { .. }) | Ok(()) => Ok(()),

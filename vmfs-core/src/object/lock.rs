@@ -10,6 +10,7 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
 use crate::format::heartbeat::{Heartbeat, SlotState};
 use crate::format::root_cell::{HoldMode, Holder, MAX_HOLDERS, ObjectState, RootCell};
+use crate::sabotage::{Sabotage, active};
 use crate::slot;
 
 const TRIES: u32 = 64;
@@ -62,7 +63,7 @@ impl Objects {
             let record = &image.root.lock;
             let others: Vec<Holder> = record.holders.iter().filter(|h| **h != own).copied().collect();
             let joins = record.mode == mode && mode != HoldMode::Exclusive;
-            if !others.is_empty() && !joins {
+            if !others.is_empty() && !joins && !active(Sabotage::LockIgnored) {
                 // The image may be old: look again before refusing.
                 self.refresh(object).await?;
                 if Rc::ptr_eq(&object.image(), &image) && !self.drop_gone_holders(object, &image).await? {
@@ -83,7 +84,7 @@ impl Objects {
             let mut root = settled(&image.root);
             root.lock.mode = mode;
             root.lock.token = root.lock.token.next();
-            root.lock.holders = others;
+            root.lock.holders = if active(Sabotage::LockIgnored) { Vec::new() } else { others };
             root.lock.holders.push(own);
             match self.change_root(object, &image, root).await {
                 Ok(true) => {
@@ -145,7 +146,7 @@ impl Objects {
         }
         for _ in 0..TRIES {
             let image = object.image();
-            if !image.root.lock.holders.contains(&own) {
+            if !image.root.lock.holders.contains(&own) || active(Sabotage::LockKept) {
                 object.held.set(false);
                 return Ok(());
             }

@@ -205,8 +205,15 @@ impl MemoryDisk {
         let (command, answer) = match effect {
             Effect::Read { offset, length, data } => {
                 let mut bytes = AlignedBuf::zeroed(*length);
-                store.read(*offset, &mut bytes);
+                store.read_over_zeros(*offset, &mut bytes);
                 (if *data { Command::DataRead } else { Command::Read }, Answer::Bytes(bytes))
+            }
+            Effect::ReadStrided { offset, length, stride, count } => {
+                let mut bytes = AlignedBuf::zeroed(length * count);
+                for (nth, piece) in bytes.chunks_exact_mut(*length).enumerate() {
+                    store.read_over_zeros(offset + (nth * stride) as u64, piece);
+                }
+                (Command::Read, Answer::Bytes(bytes))
             }
             Effect::Write { offset, bytes } => {
                 store.write_through(*offset, bytes);
@@ -254,6 +261,7 @@ impl MemoryDisk {
 #[derive(Clone)]
 pub(super) enum Effect {
     Read { offset: u64, length: usize, data: bool },
+    ReadStrided { offset: u64, length: usize, stride: usize, count: usize },
     Write { offset: u64, bytes: Vec<u8> },
     DataWrite { offset: u64, bytes: Vec<u8> },
     Flush { data: bool },
@@ -270,6 +278,10 @@ impl Effect {
             Effect::Read { offset, length, data } => {
                 Seen::Read { offset: *offset, length: *length as u64, data: *data }
             }
+            Effect::ReadStrided { .. } => {
+                let (_, offset, length) = self.describe();
+                Seen::Read { offset, length, data: false }
+            }
             Effect::Write { offset, bytes } => Seen::Write { offset: *offset, bytes, data: false },
             Effect::DataWrite { offset, bytes } => Seen::Write { offset: *offset, bytes, data: true },
             Effect::Flush { .. } => Seen::Flush,
@@ -284,6 +296,9 @@ impl Effect {
     pub(super) fn describe(&self) -> (&'static str, u64, u64) {
         match self {
             Effect::Read { offset, length, .. } => ("read", *offset, *length as u64),
+            Effect::ReadStrided { offset, length, stride, count } => {
+                ("read", *offset, (count.saturating_sub(1) * stride + length) as u64)
+            }
             Effect::Write { offset, bytes } | Effect::DataWrite { offset, bytes } => {
                 ("write", *offset, bytes.len() as u64)
             }

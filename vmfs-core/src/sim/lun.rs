@@ -180,7 +180,11 @@ impl MemoryLun {
     }
 
     async fn read_part(&self, offset: u64, length: usize) -> Result<AlignedBuf, LunError> {
-        match self.send(Effect::Read { offset, length, data: false }).await? {
+        self.read_effect(Effect::Read { offset, length, data: false }).await
+    }
+
+    async fn read_effect(&self, effect: Effect) -> Result<AlignedBuf, LunError> {
+        match self.send(effect).await? {
             Answer::Bytes(bytes) => Ok(bytes),
             Answer::Done | Answer::Compared(_) => unreachable!("a read answers with bytes"),
         }
@@ -245,6 +249,27 @@ impl Lun for MemoryLun {
             let mut bytes = AlignedBuf::zeroed(length);
             bytes[..first].copy_from_slice(&self.read_part(offset, first).await?);
             bytes[first..].copy_from_slice(&self.read_part(offset + first as u64, length - first).await?);
+            Ok(bytes)
+        })
+    }
+
+    fn read_strided(
+        &self,
+        offset: u64,
+        length: usize,
+        stride: usize,
+        count: usize,
+    ) -> LocalFuture<'_, Result<AlignedBuf, LunError>> {
+        Box::pin(async move {
+            let part = |from: usize, to: usize| {
+                let offset = offset + (from * stride) as u64;
+                self.read_effect(Effect::ReadStrided { offset, length, stride, count: to - from })
+            };
+            let first = self.tear_at(count * self.alignment_bytes()).map(|at| at / self.alignment_bytes());
+            let Some(first) = first else { return part(0, count).await };
+            let mut bytes = AlignedBuf::zeroed(count * length);
+            bytes[..first * length].copy_from_slice(&part(0, first).await?);
+            bytes[first * length..].copy_from_slice(&part(first, count).await?);
             Ok(bytes)
         })
     }

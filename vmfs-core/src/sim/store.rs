@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::rng::Rng;
 
-const PAGE: usize = 4096;
+/// The smallest cell: of the 4096 bytes that a slot has most are never written.
+const PAGE: usize = 512;
 /// A power loss takes or keeps whole pieces of this size: the smallest cell.
 const PIECE: usize = 512;
 
@@ -23,10 +24,20 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) {
-        for_each_page(offset, into.len(), |page, within, at, length| match self.pages.get(&page) {
-            Some(bytes) => into[at..at + length].copy_from_slice(&bytes[within..within + length]),
-            None => into[at..at + length].fill(0),
-        });
+        into.fill(0);
+        self.read_over_zeros(offset, into);
+    }
+
+    /// As [`Store::read`], into bytes that are zero: what was never written costs nothing.
+    pub(super) fn read_over_zeros(&self, offset: u64, into: &mut [u8]) {
+        let end = offset + into.len() as u64;
+        let page = PAGE as u64;
+        for (number, bytes) in self.pages.range(offset / page..end.div_ceil(page)) {
+            let start = number * page;
+            let (from, to) = (start.max(offset), (start + page).min(end));
+            let within = (from - start) as usize..(to - start) as usize;
+            into[(from - offset) as usize..(to - offset) as usize].copy_from_slice(&bytes[within]);
+        }
     }
 
     /// Changes bytes; what they were is durable or not as before.

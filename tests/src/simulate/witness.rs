@@ -1,0 +1,413 @@
+//! Owns: what is seen at the LUNs: whose data writes take effect on whose blocks, who takes which lock from whom, who claims which slot.
+//! Promises: everything it says comes from the bytes of the LUNs alone; the code under test is never asked.
+//! Must not know: what hosts were told to do.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use engine::format::heartbeat::{Heartbeat, SlotState};
+use engine::format::layout::{ARENA_OFFSET, HEARTBEAT_OFFSET, LunLayout};
+use engine::format::root_cell::{Holder, ObjectState, RootCell};
+use engine::format::table_entry::{EntryKind, TableCell, TableEntry};
+use engine::format::{Cell, CellContext, CellKind};
+use engine::sim::{HostNo, MemoryDisk, Seen, Watcher};
+use engine::units::{CellAddress, Generation, LunIndex, SlotId, SlotRef};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::plan::CLOCK_PPM;
+
+/// Commands kept for a trace.
+const KEPT: usize = 4000;
+
+/// What a watched host is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Commands that changed a LUN.
+    Changes,
+    /// Renewals that landed.
+    Renewals,
+}
+
+struct Wait {
+    host: HostNo,
+    until: Until,
+    left: u32,
+    told: Arc<Notify>,
+}
+
+/// A command that took effect, for traces.
+#[derive(Clone, Debug)]
+pub struct Effect {
+    /// Virtual nanoseconds.
+    pub at: u64,
+    /// Whose.
+    pub host: HostNo,
+    /// LUN.
+    pub lun: LunIndex,
+    /// What, for people.
+    pub what: &'static str,
+    /// Byte offset.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    heartbeat: Heartbeat,
+    /// Who lives there.
+    owner: HostNo,
+    /// Somebody else has said that it does not.
+    claimed: bool,
+    changed_at: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Lock {
+    holders: Vec<Holder>,
+    /// Hosts that took it at last.
+    takers: Vec<HostNo>,
+}
+
+/// What is known of one LUN.
+#[derive(Clone)]
+struct LunView {
+    layout: LunLayout,
+    blocks: Vec<TableEntry>,
+    first_block: u64,
+}
+
+/// What is known at the start of a run; made once for each kind of volume.
+#[derive(Clone)]
+pub struct Start {
+    context: CellContext,
+    luns: BTreeMap<LunIndex, LunView>,
+}
+
+impl Start {
+    /// From LUNs that no host uses.
+    pub fn of(context: CellContext, layouts: Vec<LunLayout>, disks: &[MemoryDisk]) -> Start {
+        let mut luns = BTreeMap::new();
+        for (layout, disk) in layouts.into_iter().zip(disks) {
+            let mut blocks = Vec::new();
+            for nth in 0..layout.table_cell_count() {
+                let (at, _, used) = layout.table_cell(nth).expect("below the count");
+                let image = disk.peek(at.offset, context.cell_size.bytes());
+                let cell = Cell::decode(&context, at, &image).expect("a fresh volume is sound");
+                let table = TableCell::decode(context.cell_size, cell.payload()).expect("a fresh volume is sound");
+                blocks.extend(table.entries[..used].iter().copied());
+            }
+            let first_block = layout.table_cell(0).expect("a LUN has blocks").1.get();
+            luns.insert(layout.lun, LunView { layout, blocks, first_block });
+        }
+        Start { context, luns }
+    }
+}
+
+/// All that was seen in one run.
+pub struct Witness {
+    clock: Arc<std::sync::atomic::AtomicU64>,
+    context: CellContext,
+    luns: BTreeMap<LunIndex, LunView>,
+    slots: BTreeMap<(LunIndex, SlotId), Slot>,
+    locks: BTreeMap<u64, Lock>,
+    incarnations: BTreeMap<u64, HostNo>,
+    waits: Vec<Wait>,
+    /// What broke a promise.
+    pub findings: Vec<String>,
+    /// The last commands.
+    pub effects: VecDeque<Effect>,
+    /// Over all commands and their order.
+    pub hash: u64,
+}
+
+/// The witness, shared by the LUNs of a run.
+pub type Shared = Arc<Mutex<Witness>>;
+
+/// Puts a witness beside these LUNs.
+pub fn watch(start: Start, clock: Arc<std::sync::atomic::AtomicU64>, disks: &[MemoryDisk]) -> Shared {
+    let indexes: Vec<LunIndex> = start.luns.keys().copied().collect();
+    let witness = Arc::new(Mutex::new(Witness {
+        clock,
+        context: start.context,
+        luns: start.luns,
+        slots: BTreeMap::new(),
+        locks: BTreeMap::new(),
+        incarnations: BTreeMap::new(),
+        waits: Vec::new(),
+        findings: Vec::new(),
+        effects: VecDeque::new(),
+        hash: 0,
+    }));
+    for (lun, disk) in indexes.into_iter().zip(disks) {
+        disk.set_watcher(Box::new(OnLun { lun, witness: witness.clone() }));
+    }
+    witness
+}
+
+struct OnLun {
+    lun: LunIndex,
+    witness: Shared,
+}
+
+impl Watcher for OnLun {
+    fn seen(&mut self, host: HostNo, seen: Seen<'_>) {
+        self.witness.lock().seen(self.lun, host, seen);
+    }
+}
+
+impl Witness {
+    /// Is told when `host` has done so much.
+    pub fn tell(&mut self, host: HostNo, until: Until, count: u32) -> Arc<Notify> {
+        let told = Arc::new(Notify::new());
+        self.waits.push(Wait { host, until, left: count, told: told.clone() });
+        told
+    }
+
+    /// Mixes a value into the run's hash.
+    pub fn mix(&mut self, value: u64) {
+        self.hash = (self.hash.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn find(&mut self, what: String) {
+        if self.findings.len() < 8 {
+            let at = self.now() / 1000;
+            self.findings.push(format!("at {at} us: {what}"));
+        }
+    }
+
+    fn count(&mut self, host: HostNo, of: Until) {
+        for wait in self.waits.iter_mut().filter(|w| w.host == host && w.until == of && w.left > 0) {
+            wait.left -= 1;
+            if wait.left == 0 {
+                wait.told.notify_one();
+            }
+        }
+        self.waits.retain(|wait| wait.left > 0);
+    }
+
+    fn seen(&mut self, lun: LunIndex, host: HostNo, seen: Seen<'_>) {
+        let at = self.now();
+        let (what, offset, length) = match seen {
+            Seen::Read { offset, length, data: false } => ("read", offset, length),
+            Seen::Read { offset, length, data: true } => ("read data", offset, length),
+            Seen::Write { offset, bytes, data: false } => ("write", offset, bytes.len() as u64),
+            Seen::Write { offset, bytes, data: true } => ("write data", offset, bytes.len() as u64),
+            Seen::CompareAndWrite { offset, new, wrote: true } => ("change", offset, new.len() as u64),
+            Seen::CompareAndWrite { offset, new, wrote: false } => ("miscompare", offset, new.len() as u64),
+            Seen::Clear { offset, length } => ("clear", offset, length),
+            Seen::Flush => ("flush", 0, 0),
+        };
+        self.mix(at ^ u64::from(host.0) << 40 ^ (what.len() as u64) << 56);
+        self.mix(offset ^ length << 44 ^ u64::from(lun.get()));
+        if !matches!(seen, Seen::Read { .. }) {
+            if self.effects.len() == KEPT {
+                self.effects.pop_front();
+            }
+            self.effects.push_back(Effect { at, host, lun, what, offset, length });
+        }
+        match seen {
+            Seen::Write { offset, bytes, .. } => {
+                self.data(lun, host, offset, bytes.len() as u64, false);
+                self.count(host, Until::Changes);
+            }
+            Seen::Clear { offset, length } => {
+                self.data(lun, host, offset, length, true);
+                self.count(host, Until::Changes);
+            }
+            Seen::CompareAndWrite { offset, new, wrote: true } => {
+                self.changed(CellAddress { lun, offset }, host, new);
+                self.count(host, Until::Changes);
+            }
+            _ => {}
+        }
+    }
+
+    /// Plain bytes change: may this host do that there?
+    fn data(&mut self, lun: LunIndex, host: HostNo, offset: u64, length: u64, clears: bool) {
+        let verb = if clears { "clears" } else { "writes" };
+        let Some(view) = self.luns.get(&lun) else { return };
+        let (size, first) = (view.layout.block_size.bytes(), view.first_block);
+        let base = engine::units::BlockNo::new(first).and_then(|block| view.layout.block_offset(block)).unwrap_or(0);
+        let mut wrong = Vec::new();
+        if offset < base {
+            wrong.push(format!("{host:?} {verb} {length} bytes at {offset} of {lun}, outside of all blocks"));
+        } else {
+            for nth in (offset - base) / size..(offset - base + length).div_ceil(size) {
+                if let Some(cause) = self.may_not(lun, host, nth as usize, clears) {
+                    let block = first + nth;
+                    wrong.push(format!("{host:?} {verb} {length} bytes at {offset} of {lun}, block {block}: {cause}"));
+                }
+            }
+        }
+        wrong.into_iter().for_each(|cause| self.find(cause));
+    }
+
+    fn may_not(&self, lun: LunIndex, host: HostNo, nth: usize, clears: bool) -> Option<String> {
+        let entry = self.luns.get(&lun)?.blocks.get(nth)?;
+        // Recovery of an incarnation that is gone.
+        if clears && entry.kind != EntryKind::Free && self.is_of_the_dead(lun, entry) {
+            return None;
+        }
+        match entry.kind {
+            EntryKind::Data | EntryKind::Retiring => {
+                let marked = entry.kind == EntryKind::Retiring && self.is_of(lun, entry, host);
+                if self.was_claimed(lun, host) {
+                    return Some("its slot was claimed before".to_owned());
+                }
+                match self.locks.get(&entry.fd) {
+                    _ if marked => None,
+                    Some(lock) if lock.takers.contains(&host) => None,
+                    Some(lock) => Some(format!(
+                        "it belongs to object {:#x}, whose lock was taken by {:?} since",
+                        entry.fd, lock.takers
+                    )),
+                    None => Some(format!("it belongs to object {:#x}, whose lock nobody took", entry.fd)),
+                }
+            }
+            EntryKind::Formatting if self.is_of(lun, entry, host) => None,
+            EntryKind::Quarantine => None,
+            other => Some(format!("its entry says {other:?}")),
+        }
+    }
+
+    fn is_of(&self, lun: LunIndex, entry: &TableEntry, host: HostNo) -> bool {
+        let slot = self.slots.get(&(lun, entry.slot));
+        slot.is_some_and(|slot| slot.owner == host && slot.heartbeat.generation.low() == entry.generation_low)
+    }
+
+    fn is_of_the_dead(&self, lun: LunIndex, entry: &TableEntry) -> bool {
+        let slot = self.slots.get(&(lun, entry.slot));
+        slot.is_some_and(|slot| {
+            slot.heartbeat.generation.low() == entry.generation_low && slot.heartbeat.state == SlotState::Dirty
+        })
+    }
+
+    /// Whether somebody else has claimed the slot of a host on a LUN.
+    fn was_claimed(&self, lun: LunIndex, host: HostNo) -> bool {
+        self.slots.range((lun, SlotId(0))..=(lun, SlotId(255))).any(|(_, slot)| slot.owner == host && slot.claimed)
+    }
+
+    fn changed(&mut self, at: CellAddress, host: HostNo, image: &[u8]) {
+        if at.offset >= ARENA_OFFSET && at.offset < ARENA_OFFSET + (1 << 20) {
+            return;
+        }
+        let Some(kind) = image.get(4).copied().and_then(CellKind::from_stored) else { return };
+        if !matches!(kind, CellKind::Heartbeat | CellKind::BlockTable | CellKind::Root) {
+            return;
+        }
+        let cell = match Cell::decode(&self.context, at, image) {
+            Ok(cell) => cell,
+            Err(cause) => return self.find(format!("{host:?} changes cell {at} to what is no sound cell: {cause}")),
+        };
+        match kind {
+            CellKind::Heartbeat => self.heartbeat(at, host, &cell),
+            CellKind::BlockTable => self.table(at, host, &cell),
+            _ => self.root(at, host, &cell),
+        }
+    }
+
+    fn heartbeat(&mut self, at: CellAddress, host: HostNo, cell: &Cell) {
+        let Ok(heartbeat) = Heartbeat::decode(cell.payload()) else { return };
+        let id = (at.lun, SlotId(((at.offset - HEARTBEAT_OFFSET) / 4096) as u8));
+        let now = self.now();
+        let before = self.slots.get(&id).cloned();
+        let joins = heartbeat.state == SlotState::Live
+            && before.as_ref().is_none_or(|old| old.heartbeat.generation != heartbeat.generation);
+        if joins {
+            self.incarnations.insert(heartbeat.incarnation, host);
+        }
+        if let Some(old) = &before
+            && old.heartbeat.state == SlotState::Live
+            && old.owner != host
+        {
+            // The owner counts its lease by a clock that may run slow.
+            let lease_ns = u64::from(old.heartbeat.lease.lease_ms) * 1_000_000;
+            let needed = lease_ns * 1_000_000 / (1_000_000 + u64::from(CLOCK_PPM));
+            if heartbeat.state == SlotState::Live {
+                self.find(format!("{host:?} changes the slot {} of {:?} on {}", id.1, old.owner, at.lun));
+            } else if now - old.changed_at < needed {
+                let ms = (now - old.changed_at) / 1_000_000;
+                self.find(format!(
+                    "{host:?} claims the slot {} of {:?} on {}, which was renewed {ms} ms before",
+                    id.1, old.owner, at.lun
+                ));
+            }
+        }
+        if heartbeat.state == SlotState::Live && before.as_ref().is_some_and(|old| old.owner == host) {
+            self.count(host, Until::Renewals);
+        }
+        let owner = if joins { host } else { before.as_ref().map_or(host, |old| old.owner) };
+        let claimed = !joins && (owner != host || before.is_some_and(|old| old.claimed));
+        self.slots.insert(id, Slot { heartbeat, owner, claimed, changed_at: now });
+    }
+
+    fn table(&mut self, at: CellAddress, host: HostNo, cell: &Cell) {
+        let Some(view) = self.luns.get_mut(&at.lun) else { return };
+        let Ok(table) = TableCell::decode(self.context.cell_size, cell.payload()) else { return };
+        let Some(offset) = at.offset.checked_sub(engine::format::layout::TABLE_OFFSET) else { return };
+        let nth = offset / self.context.cell_size.bytes() as u64;
+        let Some((place, first, used)) = view.layout.table_cell(nth) else { return };
+        if place != at {
+            return;
+        }
+        let from = (first.get() - view.first_block) as usize;
+        let mut wrong = Vec::new();
+        for (old, new) in view.blocks[from..from + used].iter_mut().zip(&table.entries) {
+            if old.kind == EntryKind::Data && new.kind == EntryKind::Data && (old.fd, old.index) != (new.fd, new.index)
+            {
+                wrong.push(format!("{host:?} gives a block of object {:#x} to object {:#x}", old.fd, new.fd));
+            }
+            *old = *new;
+        }
+        wrong.into_iter().for_each(|cause| self.find(cause));
+    }
+
+    fn root(&mut self, at: CellAddress, host: HostNo, cell: &Cell) {
+        let Ok(root) = RootCell::decode(self.context.cell_size, cell.payload()) else { return };
+        let Some(fd) = cell.header().owner.map(|fd| fd.get()) else { return };
+        let old = self.locks.remove(&fd).unwrap_or_default();
+        let gone: Vec<Holder> = old.holders.iter().filter(|h| !root.lock.holders.contains(h)).copied().collect();
+        for holder in gone {
+            if self.incarnations.get(&holder.incarnation) == Some(&host) {
+                continue;
+            }
+            let alive = self.slots.iter().find(|(_, slot)| {
+                slot.heartbeat.incarnation == holder.incarnation && slot.heartbeat.state == SlotState::Live
+            });
+            if let Some(((lun, _), _)) = alive {
+                let victim = self.incarnations.get(&holder.incarnation);
+                let cause = format!("{host:?} takes the lock of {fd:#x} from {victim:?}, which lives on {lun}");
+                self.find(cause);
+            }
+        }
+        let new: Vec<Holder> = root.lock.holders.iter().filter(|h| !old.holders.contains(h)).copied().collect();
+        let mut takers = old.takers;
+        if matches!(root.state, ObjectState::Free) {
+            takers.clear();
+        }
+        if !new.is_empty() {
+            // Those that held it before still do, in a mode for several.
+            takers
+                .retain(|taker| root.lock.holders.iter().any(|h| self.incarnations.get(&h.incarnation) == Some(taker)));
+            takers.extend(new.iter().filter_map(|h| self.incarnations.get(&h.incarnation)));
+        }
+        let _ = at;
+        self.locks.insert(fd, Lock { holders: root.lock.holders, takers });
+    }
+
+    /// The slots of an incarnation that still say that it lives.
+    pub fn live_slots(&self, host: HostNo) -> Vec<(LunIndex, SlotRef)> {
+        let live = |(id, slot): (&(LunIndex, SlotId), &Slot)| {
+            let generation: Generation = slot.heartbeat.generation;
+            (slot.owner == host && slot.heartbeat.state == SlotState::Live)
+                .then_some((id.0, SlotRef { slot: id.1, generation }))
+        };
+        self.slots.iter().filter_map(live).collect()
+    }
+}

@@ -1,0 +1,133 @@
+//! Owns: the list of deliberate faults, each of which breaks one rule of the protocol, and which of them is on.
+//! Promises: without the feature `sabotage` nothing is ever on and nothing of it is compiled into a program.
+//! Must not know: how a fault is noticed; the simulator's catalogue does.
+//!
+//! A fault is one line at the place of the rule that it breaks. It shows that the rule is needed and that the oracles see its absence.
+
+/// Makes the enum and its table from one list.
+macro_rules! sabotages {
+    ($($(#[doc = $doc:literal])+ $name:ident, $text:literal, $breaks:literal;)+) => {
+        /// A deliberate fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Sabotage {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Sabotage {
+            /// All of them.
+            pub const ALL: &'static [Sabotage] = &[$(Sabotage::$name,)+];
+
+            /// Its name on command lines.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Sabotage::$name => $text,)+
+                }
+            }
+
+            /// The rule that it breaks.
+            pub const fn breaks(self) -> &'static str {
+                match self {
+                    $(Sabotage::$name => $breaks,)+
+                }
+            }
+        }
+    };
+}
+
+sabotages! {
+    /// A compare-and-write that miscompares is taken for a loss, though it was there.
+    MiscompareIsLost, "miscompare-is-lost", "a miscompare is no loss: the path may have repeated the command";
+    /// A command without an answer is taken for one that was not carried out.
+    UnknownIsFailed, "unknown-is-failed", "a time-out is no failure: the change may be there";
+    /// A cell that moved on twice is taken for lost.
+    OvertakenIsLost, "overtaken-is-lost", "an overtaken change may have been there in between";
+    /// A doubt is not resolved by superseding the command: it may yet land.
+    NoRestamp, "no-restamp", "what may yet land is superseded before it is called lost";
+    /// A change has the same name whoever makes it.
+    ImagesRecur, "images-recur", "R2: images never recur";
+    /// The own slot is not read before a commit.
+    SlotNotRead, "slot-not-read", "R1: a commit rests on the own slot, read after the image";
+    /// A thread looks at the gate after it has written.
+    GateAfterWrite, "gate-after-write", "the gate is checked before data is sent";
+    /// The actor does not look at the gate.
+    GateIgnored, "gate-ignored", "data is sent only while the gate is open";
+    /// The lease counts from when the renewal was answered.
+    LeaseFromAnswer, "lease-from-answer", "t0 is taken before a renewal is sent";
+    /// The lease is taken for twice as long.
+    LeaseTooLong, "lease-too-long", "the gate closes before the lease ends";
+    /// A breaker waits half as long as it must.
+    WatchTooShort, "watch-too-short", "a slot is watched for D without a change before it is claimed";
+    /// A host goes on in a slot that another host has claimed.
+    ClaimIgnored, "claim-ignored", "a slot that was claimed is never renewed again";
+    /// A lock is taken whoever holds it.
+    LockIgnored, "lock-ignored", "a lock held by a host that is not proven gone is never taken";
+    /// A lock is not given back.
+    LockKept, "lock-kept", "a clean leave leaves no lock behind";
+    /// The slot is left as free whatever stays behind.
+    AlwaysClean, "always-clean", "a slot is left free only if nothing stays behind for recovery";
+    /// An entry is believed though the object behind it has another link.
+    LinkIgnored, "link-ignored", "an entry counts only if its object agrees in link and parent";
+    /// A flush does not flush the LUNs.
+    FlushForgotten, "flush-forgotten", "what a flush acknowledged is on stable storage";
+    /// Closing does not publish what was written.
+    PublishForgotten, "publish-forgotten", "what was written is published at the last close";
+    /// A block is published as if all of it had been written.
+    GranulesWhole, "granules-whole", "a granule that was not written reads as zeros";
+    /// A commit is sent though some fresh cell did not take what it names.
+    CellsInDoubt, "cells-in-doubt", "everything that a commit makes reachable is there before";
+    /// A change that lost gives back what it would have dropped.
+    DropsOfTheLost, "drops-of-the-lost", "a change that lost has dropped nothing";
+    /// A taken unit is not marked as used before the commit.
+    UnitNotAssigned, "unit-not-assigned", "the entry of a unit names its owner before the owner reaches it";
+    /// The space of a removed file is given back to the storage before it is marked.
+    UnmapBeforeMark, "unmap-before-mark", "only what carries the own mark is unmapped";
+    /// The space of a removed file is given back to the storage after it became free.
+    UnmapAfterFree, "unmap-after-free", "never UNMAP after a block became allocatable";
+    /// What is read without a lock is believed without a second look.
+    ReadOnce, "read-once", "bytes read without a lock count only if nothing changed meanwhile";
+    /// A file grows over what lies behind its end.
+    GrowthUncleaned, "growth-uncleaned", "bytes never written read as zeros";
+    /// A removed object's blocks are left in its name when its cell becomes free.
+    BlocksForgotten, "blocks-forgotten", "an object is free only after its space is";
+    /// A block is given to a file though it is somebody's.
+    BlockTakenTwice, "block-taken-twice", "a block is never reachable from two places";
+}
+
+impl Sabotage {
+    /// The one with this name.
+    pub fn from_name(name: &str) -> Option<Sabotage> {
+        Sabotage::ALL.iter().copied().find(|sabotage| sabotage.name() == name)
+    }
+}
+
+/// Whether a fault is on, on this thread.
+#[cfg(not(feature = "sabotage"))]
+#[inline(always)]
+pub const fn active(_: Sabotage) -> bool {
+    false
+}
+
+#[cfg(feature = "sabotage")]
+pub use on::{active, set};
+
+#[cfg(feature = "sabotage")]
+mod on {
+    use std::cell::Cell;
+
+    use super::Sabotage;
+
+    thread_local! {
+        static ON: Cell<Option<Sabotage>> = const { Cell::new(None) };
+    }
+
+    /// Whether a fault is on, on this thread.
+    #[inline]
+    pub fn active(sabotage: Sabotage) -> bool {
+        ON.get() == Some(sabotage)
+    }
+
+    /// Turns one fault on, on this thread, or all off.
+    pub fn set(sabotage: Option<Sabotage>) {
+        ON.set(sabotage);
+    }
+}
