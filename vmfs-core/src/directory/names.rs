@@ -34,6 +34,8 @@ pub struct Names {
     pub(super) objects: Rc<Objects>,
     pub(super) cache: RefCell<UnitCache>,
     pub(super) unfinished: RefCell<Vec<Unfinished>>,
+    /// Held while what is unfinished is taken up: who leaves must not take a list in work for an empty one.
+    pub(super) tidying: Mutex<()>,
     /// Objects that have lost their names; their space is the caller's to free, at their last close.
     pub(super) removed: RefCell<Vec<Rc<Object>>>,
     /// Objects used lately, which the table of objects would forget: a directory is not read anew for each name.
@@ -52,6 +54,7 @@ impl Names {
             objects,
             cache: RefCell::default(),
             unfinished: RefCell::default(),
+            tidying: Mutex::default(),
             removed: RefCell::default(),
             recent: RefCell::default(),
             locks: RefCell::default(),

@@ -50,6 +50,7 @@ impl Names {
 
     /// Tries once to finish what is listed; what fails stays listed. Gives the last error.
     pub async fn tidy(&self) -> Result<(), FsError> {
+        let _one = self.tidying.lock().await;
         let list = std::mem::take(&mut *self.unfinished.borrow_mut());
         let mut result = Ok(());
         for what in list {

@@ -104,6 +104,7 @@ impl Objects {
 
     /// Gives back locks that this host may have taken without knowing it. What fails is tried again with the next call.
     pub async fn release_doubtful_locks(&self) -> Result<(), FsError> {
+        let _one = self.releasing.lock().await;
         let doubtful = std::mem::take(&mut *self.doubtful_locks.borrow_mut());
         let mut result = Ok(());
         for fd in doubtful {
@@ -124,7 +125,13 @@ impl Objects {
     /// Gives the lock back. The caller has resolved all of its data I/O and mapping changes.
     pub async fn unlock(&self, object: &Object) -> Result<(), FsError> {
         let _busy = object.busy.lock().await;
-        self.unlock_busy(object).await
+        let unlocked = self.unlock_busy(object).await;
+        if unlocked.is_err() {
+            // Nobody holds it here any more, and nobody else would ever give it back.
+            object.held.set(false);
+            self.doubtful_locks.borrow_mut().insert(object.fd);
+        }
+        unlocked
     }
 
     async fn unlock_unless_held(&self, object: &Object) -> Result<(), FsError> {

@@ -113,6 +113,8 @@ pub struct Objects {
     dropped: RefCell<Vec<UnitUse>>,
     /// Objects whose lock this host may hold without knowing it.
     doubtful_locks: RefCell<BTreeSet<FdId>>,
+    /// Held while they are given back: who leaves must not take a set in work for an empty one.
+    releasing: Mutex<()>,
     tidying: Mutex<()>,
 }
 
@@ -130,6 +132,7 @@ impl Objects {
             table: RefCell::default(),
             dropped: RefCell::default(),
             doubtful_locks: RefCell::default(),
+            releasing: Mutex::new(()),
             tidying: Mutex::new(()),
         })
     }
