@@ -45,6 +45,8 @@ pub struct Member {
     proven: StdCell<Moment>,
     /// Something is left on this LUN that only recovery may clean: the slot must be left dirty.
     unresolved: StdCell<bool>,
+    /// Held during a renewal, and while the slot is left.
+    pub(crate) renewal: tokio::sync::Mutex<()>,
 }
 
 impl Member {
@@ -58,6 +60,18 @@ impl Member {
             slot: RefCell::new(slot),
             proven: StdCell::default(),
             unresolved: StdCell::new(false),
+            renewal: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Notes an image of the own slot that was seen live, if it is later than the one that is known: the storage never shows an older
+    /// one again.
+    pub(crate) fn note_seen(&self, slot: SlotRef, cell: Cell) {
+        if let Some(own) = &mut *self.slot.borrow_mut()
+            && own.slot == slot
+            && own.cell.header().seq < cell.header().seq
+        {
+            own.cell = cell;
         }
     }
 
@@ -285,7 +299,8 @@ impl Context {
         self.tick();
         let sent = self.now();
         match slot::check_live(&self.io, &member.lun, &own).await {
-            Ok(()) => {
+            Ok(seen) => {
+                member.note_seen(own.slot, seen);
                 member.proven.set(member.proven.get().max(sent));
                 Ok(())
             }

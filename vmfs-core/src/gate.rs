@@ -90,6 +90,11 @@ impl GatePage {
         Ok(GatePage { memory })
     }
 
+    /// Goes on writing a page that somebody made.
+    pub fn open(memory: Arc<dyn GateMemory>) -> Result<GatePage, GateError> {
+        Gate::open(memory).map(|gate| GatePage { memory: gate.memory })
+    }
+
     /// A reader of this page.
     pub fn gate(&self) -> Gate {
         Gate { memory: self.memory.clone() }

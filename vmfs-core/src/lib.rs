@@ -21,6 +21,7 @@ pub mod error;
 pub mod file;
 pub mod format;
 pub mod gate;
+pub mod keeper;
 pub mod lease;
 pub mod lun;
 pub mod mapping;

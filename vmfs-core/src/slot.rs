@@ -274,11 +274,12 @@ pub async fn leave(io: &CellIo, lun: &Rc<dyn Lun>, own: &mut OwnSlot, clean: boo
     Err(contended(lun, own))
 }
 
-/// Reads the own slot: the evidence of rule R1. It counts for images that were known before this was called.
-pub async fn check_live(io: &CellIo, lun: &Rc<dyn Lun>, own: &OwnSlot) -> Result<(), FsError> {
+/// Reads the own slot: the evidence of rule R1. It counts for images that were known before this was called. Gives what it saw.
+pub async fn check_live(io: &CellIo, lun: &Rc<dyn Lun>, own: &OwnSlot) -> Result<Cell, FsError> {
     let read = io.read(lun, layout::heartbeat_cell(own.lun, own.slot.slot)).await;
     let cell = read.map_err(|error| formatted_anew(lun, own, error))?;
-    accept(lun, own, &cell)
+    accept(lun, own, &cell)?;
+    Ok(cell)
 }
 
 /// A sound cell of another volume in the place of the own slot is the end, not a fault to wait for.

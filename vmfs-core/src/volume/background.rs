@@ -11,9 +11,8 @@ use futures_util::future::{join, join_all, select};
 
 use super::{Inner, patrol};
 use crate::context::Member;
-use crate::error::{FsError, FsErrorKind};
-use crate::lease;
-use crate::slot;
+use crate::env::LocalFuture;
+use crate::keeper::Kept;
 
 /// Time between two rounds of tidying when nothing asks for one.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
@@ -59,52 +58,13 @@ async fn sleep_or_asked(inner: &Inner, time: Duration) -> bool {
     !inner.left.get()
 }
 
-/// Renews the own slot on one LUN until the volume is left or this host is fenced there.
+/// Has the own slot on one LUN kept until the volume is left or this host is fenced there.
 async fn renewals(inner: &Rc<Inner>, member: &Rc<Member>) {
-    let mut failed = false;
-    loop {
-        let mut chance = [0];
-        inner.context.env().random(&mut chance);
-        let wait = lease::renew_after(&inner.info.lease, chance[0]);
-        if !sleep(inner, if failed { wait / 4 } else { wait }).await || inner.context.fenced().is_some() {
-            return;
-        }
-        let _one = inner.renewing[&member.index].lock().await;
-        match renew(inner, member).await {
-            Ok(true) => {
-                if failed {
-                    tracing::info!(lun = member.lun.name(), "the lease is renewed again");
-                }
-                failed = false;
-            }
-            Ok(false) => return,
-            Err(error) if matches!(error.kind(), FsErrorKind::Fenced | FsErrorKind::Stale) => {
-                inner.fenced(member, &error);
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(lun = member.lun.name(), %error, "the lease could not be renewed; trying again");
-                failed = true;
-            }
-        }
+    let sleep = |time| -> LocalFuture<'_, bool> { Box::pin(sleep(inner, time)) };
+    let kept = Kept { context: &inner.context, member, sleep: &sleep };
+    if let Some(error) = inner.keeper.keep(kept).await {
+        inner.fenced(member, &error);
     }
-}
-
-/// One renewal; false when the slot was left.
-async fn renew(inner: &Inner, member: &Member) -> Result<bool, FsError> {
-    let Some(mut mine) = member.slot.borrow().clone() else {
-        return Ok(false);
-    };
-    let sent = inner.context.before_renewal();
-    slot::renew(&inner.context.io, &member.lun, &mut mine).await?;
-    inner.context.renewal_applied(member.index, sent);
-    let margin_ns = lease::margin(&mine.lease).as_nanos() as u64;
-    inner.context.gate().extend(member.index, mine.slot.generation, mine.lease_until, margin_ns);
-    if let Some(own) = &mut *member.slot.borrow_mut() {
-        own.cell = mine.cell;
-        own.lease_until = mine.lease_until;
-    }
-    Ok(true)
 }
 
 async fn tidying(inner: &Rc<Inner>) {

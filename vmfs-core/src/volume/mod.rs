@@ -25,7 +25,6 @@ pub use types::{
 };
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -38,10 +37,10 @@ use crate::error::FsError;
 use crate::file::{Files, OpenFile, OpenMode};
 use crate::format::dirent::ObjectRef;
 use crate::gate::GatePage;
+use crate::keeper::{Embedded, SlotKeeper};
 use crate::lun::Lun;
 use crate::object::Objects;
 use crate::slot::HostIdentity;
-use crate::units::LunIndex;
 
 /// A mounted volume. Clones are the same mount.
 #[derive(Clone)]
@@ -62,8 +61,8 @@ struct Inner {
     left: Cell<bool>,
     /// The background is to look around: there is something to tidy, or the volume was left.
     wake: Notify,
-    /// Held during a renewal on a LUN, and while its slot is left.
-    renewing: BTreeMap<LunIndex, Mutex<()>>,
+    /// Joins, renews and leaves the slots.
+    keeper: Rc<dyn SlotKeeper>,
     /// Held while removed objects are freed.
     reaping: Mutex<()>,
     warnings: RefCell<Vec<String>>,
@@ -77,7 +76,7 @@ impl Volume {
     /// says, features or a lock mode or a cell size that do not fit. `Busy`: no slot is free. `Corrupt`: a damaged header.
     /// The caller polls [`Volume::background`] from now on.
     pub async fn mount(luns: Vec<Rc<dyn Lun>>, options: MountOptions, env: Rc<dyn Env>) -> Result<Volume, FsError> {
-        mount::mount(luns, options, env, GatePage::in_process()).await
+        mount::mount(luns, options, env, GatePage::in_process(), Rc::new(Embedded)).await
     }
 
     /// As [`Volume::mount`], with a gate page that other processes see too.
@@ -87,7 +86,18 @@ impl Volume {
         env: Rc<dyn Env>,
         gate: GatePage,
     ) -> Result<Volume, FsError> {
-        mount::mount(luns, options, env, gate).await
+        mount::mount(luns, options, env, gate, Rc::new(Embedded)).await
+    }
+
+    /// As [`Volume::mount_with_gate`], with slots that `keeper` joins, renews and leaves. It writes the same gate page.
+    pub async fn mount_kept(
+        luns: Vec<Rc<dyn Lun>>,
+        options: MountOptions,
+        env: Rc<dyn Env>,
+        gate: GatePage,
+        keeper: Rc<dyn SlotKeeper>,
+    ) -> Result<Volume, FsError> {
+        mount::mount(luns, options, env, gate, keeper).await
     }
 
     /// Renews the slots, keeps the gate page, frees and tidies what operations left behind, refreshes the free space. Ends after

@@ -3,7 +3,6 @@
 //! Must not know: names.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::members::{self, Probed};
@@ -20,6 +19,7 @@ use crate::format::dirent::ObjectRef;
 use crate::format::heartbeat::{Heartbeat, SlotState};
 use crate::format::root_cell::ObjectType;
 use crate::gate::GatePage;
+use crate::keeper::{Joining, SlotKeeper};
 use crate::lease;
 use crate::lun::Lun;
 use crate::object::Objects;
@@ -36,6 +36,7 @@ pub(super) async fn mount(
     options: MountOptions,
     env: Rc<dyn Env>,
     gate: GatePage,
+    keeper: Rc<dyn SlotKeeper>,
 ) -> Result<Volume, FsError> {
     let probed = members::probe_all(luns, options.read_only, &env).await?;
     let io = CellIo::new(probed[0].context, env.clone());
@@ -43,7 +44,7 @@ pub(super) async fn mount(
     let (mut warnings, mut former) = (Vec::new(), Vec::new());
     let mut slots = Vec::new();
     if !options.read_only {
-        slots = join_all(&io, &probed, &options, incarnation, &mut warnings, &mut former).await?;
+        slots = join_all(&io, &probed, &options, &*keeper, incarnation, &mut warnings, &mut former).await?;
     }
     for own in &slots {
         gate.extend(own.lun, own.slot.generation, own.lease_until, lease::margin(&own.lease).as_nanos() as u64);
@@ -59,11 +60,11 @@ pub(super) async fn mount(
     let context = Rc::new(Context::new(io, members, gate, incarnation, options.read_only));
     // They are watched from the start: nobody renews them.
     former.into_iter().for_each(|(lun, slot)| context.suspect(lun, slot));
-    match assemble(&context, &probed, &options, warnings, info).await {
+    match assemble(&context, &probed, &options, &keeper, warnings, info).await {
         Ok(volume) => Ok(volume),
         Err(error) => {
             for member in context.members() {
-                leave(&context, &member, true).await.ok();
+                leave(&context, &*keeper, &member, true).await.ok();
             }
             Err(error)
         }
@@ -82,6 +83,7 @@ async fn join_all(
     io: &CellIo,
     probed: &[Probed],
     options: &MountOptions,
+    keeper: &dyn SlotKeeper,
     incarnation: u64,
     warnings: &mut Vec<String>,
     former: &mut Vec<(LunIndex, SlotId)>,
@@ -90,16 +92,26 @@ async fn join_all(
     for p in probed {
         let prefer = slots.first().map(|own| own.slot.slot).or(options.slot_hint);
         let lun = p.header.lun_index;
-        match slot::join(io, &p.lun, lun, &options.host, incarnation, p.header.lease, prefer).await {
+        let joining = Joining {
+            io,
+            lun: &p.lun,
+            index: lun,
+            lun_uuid: p.header.lun_uuid,
+            identity: &options.host,
+            incarnation,
+            lease: p.header.lease,
+            prefer,
+        };
+        match keeper.join(joining).await {
             Ok(own) => slots.push(own),
             Err(error) => {
-                leave_all(io, probed, &mut slots).await;
+                leave_all(io, keeper, probed, &mut slots).await;
                 return Err(error);
             }
         }
     }
     if let Err(error) = mark_paths(io, probed, &slots).await {
-        leave_all(io, probed, &mut slots).await;
+        leave_all(io, keeper, probed, &mut slots).await;
         return Err(error);
     }
     for p in probed {
@@ -135,9 +147,9 @@ async fn mark_paths(io: &CellIo, probed: &[Probed], slots: &[OwnSlot]) -> Result
 }
 
 /// Leaves slots that were just joined, as far as that works: nothing was done in them.
-async fn leave_all(io: &CellIo, probed: &[Probed], slots: &mut [OwnSlot]) {
+async fn leave_all(io: &CellIo, keeper: &dyn SlotKeeper, probed: &[Probed], slots: &mut [OwnSlot]) {
     for own in slots {
-        slot::leave(io, lun_of(probed, own), own, true).await.ok();
+        keeper.leave(io, lun_of(probed, own), own, true).await.ok();
     }
 }
 
@@ -180,6 +192,7 @@ async fn assemble(
     context: &Rc<Context>,
     probed: &[Probed],
     options: &MountOptions,
+    keeper: &Rc<dyn SlotKeeper>,
     warnings: Vec<String>,
     info: impl Fn(ObjectRef) -> VolumeInfo,
 ) -> Result<Volume, FsError> {
@@ -194,8 +207,6 @@ async fn assemble(
         space.blocks.scan(member.index, 0, FIRST_SCAN_CELLS).await?;
     }
     let files = Rc::new(Files::new(context.clone(), space.clone(), objects.clone()));
-    let renewing: BTreeMap<_, _> =
-        context.members().iter().map(|member| (member.index, tokio::sync::Mutex::new(()))).collect();
     Ok(Volume {
         inner: Rc::new(Inner {
             context: context.clone(),
@@ -207,7 +218,7 @@ async fn assemble(
             closing: Cell::new(false),
             left: Cell::new(false),
             wake: tokio::sync::Notify::new(),
-            renewing,
+            keeper: keeper.clone(),
             reaping: tokio::sync::Mutex::new(()),
             warnings: RefCell::new(warnings),
         }),
@@ -230,8 +241,8 @@ pub(super) async fn unmount(inner: &Rc<Inner>) -> Result<(), FsError> {
             if !clean {
                 tracing::warn!(lun = %member.lun.name(), "the slot is left dirty: something stays behind for recovery");
             }
-            let _renewals_ended = inner.renewing[&member.index].lock().await;
-            result = result.and(leave(&inner.context, &member, clean).await);
+            let _renewals_ended = member.renewal.lock().await;
+            result = result.and(leave(&inner.context, &*inner.keeper, &member, clean).await);
         }
     }
     inner.left.set(true);
@@ -254,11 +265,16 @@ async fn finish(inner: &Rc<Inner>) -> Result<(), FsError> {
     result.and(inner.objects.space().units.drain_pools().await)
 }
 
-async fn leave(context: &Rc<Context>, member: &Rc<Member>, clean: bool) -> Result<(), FsError> {
+async fn leave(
+    context: &Rc<Context>,
+    keeper: &dyn SlotKeeper,
+    member: &Rc<Member>,
+    clean: bool,
+) -> Result<(), FsError> {
     let own = member.slot.borrow_mut().take();
     let Some(mut own) = own else {
         return Ok(());
     };
     context.gate().poison(member.index, own.slot.generation);
-    slot::leave(&context.io, &member.lun, &mut own, clean).await
+    keeper.leave(&context.io, &member.lun, &mut own, clean).await
 }

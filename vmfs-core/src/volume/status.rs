@@ -160,8 +160,9 @@ async fn lun_status(inner: &Inner, member: &Rc<Member>, warnings: &mut Vec<Strin
     let info = inner.info.luns.iter().find(|lun| lun.index == member.index).expect("members are those of the mount");
     let count = inner.objects.space().blocks.count(member.index);
     let now = inner.context.env().now();
-    let lease_left_ms =
-        member.slot.borrow().as_ref().map_or(0, |own| own.lease_until.0.saturating_sub(now.0) / 1_000_000);
+    let own = member.slot.borrow().as_ref().map(|own| own.slot.generation);
+    let (shown, lease_until) = inner.context.gate_reader().lease_until(member.index);
+    let lease_left_ms = if own == Some(shown) { lease_until.0.saturating_sub(now.0) / 1_000_000 } else { 0 };
     let mut status = LunStatus {
         info: info.clone(),
         total_blocks: count.total,
