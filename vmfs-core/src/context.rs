@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::{Mutex, Notify};
+
 use crate::cas::{CasOutcome, CellChange, CellIo};
 use crate::env::{Env, Instant};
 use crate::error::{FsError, FsErrorKind};
@@ -46,7 +48,7 @@ pub struct Member {
     /// Something is left on this LUN that only recovery may clean: the slot must be left dirty.
     unresolved: StdCell<bool>,
     /// Held during a renewal, and while the slot is left.
-    pub(crate) renewal: tokio::sync::Mutex<()>,
+    pub(crate) renewal: Mutex<()>,
 }
 
 impl Member {
@@ -60,7 +62,7 @@ impl Member {
             slot: RefCell::new(slot),
             proven: StdCell::default(),
             unresolved: StdCell::new(false),
-            renewal: tokio::sync::Mutex::new(()),
+            renewal: Mutex::default(),
         }
     }
 
@@ -97,6 +99,8 @@ pub struct Context {
     fenced: StdCell<Option<LunIndex>>,
     clock: StdCell<u64>,
     suspects: RefCell<BTreeSet<(LunIndex, SlotId)>>,
+    /// Members came or went. One task waits for it: the one that works for each of them.
+    members_changed: Notify,
 }
 
 impl Context {
@@ -111,6 +115,7 @@ impl Context {
             fenced: StdCell::new(None),
             clock: StdCell::new(1),
             suspects: RefCell::default(),
+            members_changed: Notify::new(),
         }
     }
 
@@ -140,6 +145,30 @@ impl Context {
     /// All members that are there, ascending.
     pub fn members(&self) -> Vec<Rc<Member>> {
         self.members.borrow().values().cloned().collect()
+    }
+
+    /// Adds a member: from now on it is found by everybody. The caller has joined its slot and opened the gate, if the volume is
+    /// mounted for writing. False: there is one of that index already.
+    pub fn add_member(&self, member: Member) -> bool {
+        let mut members = self.members.borrow_mut();
+        if members.contains_key(&member.index) {
+            return false;
+        }
+        members.insert(member.index, Rc::new(member));
+        self.members_changed.notify_one();
+        true
+    }
+
+    /// Takes a member out: nobody finds it any more. The caller leaves its slot.
+    pub fn remove_member(&self, lun: LunIndex) -> Option<Rc<Member>> {
+        let removed = self.members.borrow_mut().remove(&lun);
+        self.members_changed.notify_one();
+        removed
+    }
+
+    /// Waits until members came or went since the last time.
+    pub(crate) async fn members_changed(&self) {
+        self.members_changed.notified().await;
     }
 
     /// The page that data submissions check.

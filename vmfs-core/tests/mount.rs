@@ -45,8 +45,9 @@ fn luns_are_taken_in_any_order_and_the_same_volume_comes_of_it() {
             let volume = try_mount(&sim, &order.map(|n| &disks[n]), 1).await.unwrap();
             assert!(exists(&volume, volume.root(), b"file").await);
             let info = volume.info();
-            assert_eq!(info.luns.iter().map(|lun| lun.index.get()).collect::<Vec<_>>(), [1, 2, 3]);
-            assert!(info.luns.windows(2).all(|pair| pair[0].slot.unwrap().slot == pair[1].slot.unwrap().slot));
+            let luns = volume.luns();
+            assert_eq!(luns.iter().map(|lun| lun.index.get()).collect::<Vec<_>>(), [1, 2, 3]);
+            assert!(luns.windows(2).all(|pair| pair[0].slot.unwrap().slot == pair[1].slot.unwrap().slot));
             volume.unmount().await.unwrap();
         }
     });
@@ -121,7 +122,7 @@ fn renewals_keep_the_gate_open_a_cut_path_freezes_it_and_its_return_opens_it_aga
     sim.block_on(async {
         let (volume, _) = mount(&sim, &disks, 1).await;
         let lun = LunIndex::new(1).unwrap();
-        let generation = volume.info().luns[0].slot.unwrap().generation;
+        let generation = volume.luns()[0].slot.unwrap().generation;
         let state = || volume.gate().gate().state(lun, generation, volume.context().env().now());
         for _ in 0..20 {
             sim.sleep(Duration::from_secs(5)).await;

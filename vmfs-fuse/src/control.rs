@@ -15,6 +15,7 @@ use vmfs_core::error::FsError;
 use vmfs_core::file::Hold;
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::units::{LunIndex, Uuid};
+use vmfs_core::volume::LunInfo;
 
 use crate::disks;
 use crate::handles::{FileHandle, Handle, Lent};
@@ -66,7 +67,12 @@ impl Control {
         }
     }
 
-    fn access(&self, lun: &vmfs_core::volume::LunInfo) -> LunAccess {
+    /// The members as they are now: some may have been added since the mount.
+    fn luns(&self) -> Result<Vec<LunInfo>, FsError> {
+        self.state.actor.ask(|volume| async move { Ok(volume.luns()) })
+    }
+
+    fn access(&self, lun: &LunInfo) -> LunAccess {
         let data = self.state.luns.get(lun.index);
         LunAccess {
             index: lun.index.get(),
@@ -78,8 +84,8 @@ impl Control {
     }
 
     fn open_drained(&self, handle: &FileHandle, lun: LunIndex) -> Result<OwnedFd, Refusal> {
-        let info = self.state.info.luns.iter().find(|info| info.index == lun);
-        let Some(slot) = info.and_then(|info| info.slot) else {
+        let luns = self.luns().map_err(|error| refusal(&error))?;
+        let Some(slot) = luns.iter().find(|info| info.index == lun).and_then(|info| info.slot) else {
             return refuse(libc::EROFS, format!("{lun}: this host has no slot there"));
         };
         let opened = self.state.luns.get(lun).and_then(|data| data.open_descriptor());
@@ -108,7 +114,7 @@ impl Service for Control {
         }
         let gate = self.state.gate.read_only_descriptor().map_err(|error| io_refusal("the gate page", &error))?;
         let revoke = handle.direct.revoke_event().map_err(|error| io_refusal("the revoke event", &error))?;
-        let luns = self.state.info.luns.iter().map(|lun| self.access(lun)).collect();
+        let luns = self.luns().map_err(|error| refusal(&error))?.iter().map(|lun| self.access(lun)).collect();
         Ok((Attachment { lock_lun: handle.file.fd().lun().get(), luns }, gate, revoke))
     }
 

@@ -11,6 +11,7 @@ use super::grant::Grant;
 use super::open_file::{Hold, SharedFile};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::MAX_INLINE;
+use crate::format::root_cell::LunSet;
 use crate::lun::{LunError, LunErrorKind};
 use crate::mapping::granules::{BlockState, GranuleEvent};
 use crate::mapping::runs::{Class, Known};
@@ -21,6 +22,16 @@ use crate::units::BlockAddress;
 const GRANT_BLOCKS: u64 = 64;
 /// Unpublished blocks after which a writer waits for a flush, so that memory stays bounded.
 const MOST_UNPUBLISHED: usize = 16_384;
+
+/// What became of unwritten granules that a writer asked for.
+enum Fill {
+    /// They are lent.
+    Granted(Grant),
+    /// Another writer was first: look again.
+    Changed,
+    /// They lie on LUNs, these among them, that the file's lock may have been taken without.
+    JoinedLater(LunSet),
+}
 
 impl Files {
     /// Gives the caller the granules at the start of `range` that were never written, whole. Takes blocks where there are none and waits
@@ -55,28 +66,33 @@ impl Files {
                 Class::Unknown => self.load(open, range.start..range.start + 1).await?,
                 Class::Filling => ended.await,
                 Class::Hole => self.take_blocks(open, &range).await?,
-                Class::Unwritten => {
-                    let mut state = open.shared.state.write();
-                    let limit = range.start.saturating_add(GRANT_BLOCKS << self.context.block_size().shift());
-                    let fills = state.runs.begin_fill(range.start..range.end.min(limit));
-                    if fills.is_empty() {
-                        continue;
-                    }
-                    match Grant::new(&open.shared, &fills, &state.access) {
-                        Some(grant) => return Ok(grant),
-                        None => {
-                            for fill in &fills {
-                                let range = fill.file_offset..fill.file_offset + fill.length;
-                                state.runs.end_fill(range, GranuleEvent::AbandonFill);
-                            }
-                            let fd = open.shared.fd;
-                            let message = format!("{fd} lies on a LUN that this host joined later; open it again");
-                            return Err(FsError::refused(FsErrorKind::Io, message));
-                        }
-                    }
-                }
+                Class::Unwritten => match self.begin_fill(open, &range) {
+                    Fill::Granted(grant) => return Ok(grant),
+                    Fill::Changed => {}
+                    Fill::JoinedLater(luns) => self.admit(open, &luns).await?,
+                },
             }
         }
+    }
+
+    /// Hands out the unwritten granules at the start of `range`.
+    fn begin_fill(&self, open: &Open, range: &Range<u64>) -> Fill {
+        let mut state = open.shared.state.write();
+        let limit = range.start.saturating_add(GRANT_BLOCKS << self.context.block_size().shift());
+        let fills = state.runs.begin_fill(range.start..range.end.min(limit));
+        if fills.is_empty() {
+            return Fill::Changed;
+        }
+        if let Some(grant) = Grant::new(&open.shared, &fills, &state.access) {
+            return Fill::Granted(grant);
+        }
+        let mut luns = LunSet::default();
+        for fill in &fills {
+            let range = fill.file_offset..fill.file_offset + fill.length;
+            state.runs.end_fill(range, GranuleEvent::AbandonFill);
+            luns.insert(fill.lun);
+        }
+        Fill::JoinedLater(luns)
     }
 
     pub(super) fn check_writable(&self, open: &Open, range: &Range<u64>) -> Result<(), FsError> {
@@ -226,13 +242,14 @@ impl Files {
         reclaim: Option<&mut Taking>,
     ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
         let fd = open.shared.fd;
-        let allowed = open.object.image().root.luns;
         let prefer = near.map_or(fd.lun(), |at| at.lun);
-        let taken = self.space.blocks.take(fd, indexes, prefer, &allowed, near).await;
-        let (Err(error), Some(own)) = (&taken, reclaim) else { return taken };
-        if error.kind() != FsErrorKind::NoSpace {
-            return taken;
+        let is_short =
+            |taken: &Result<Vec<_>, FsError>| taken.as_ref().is_err_and(|error| error.kind() == FsErrorKind::NoSpace);
+        let mut taken = self.space.blocks.take(fd, indexes, prefer, &self.usable(open), near).await;
+        if is_short(&taken) && self.spread(open).await? {
+            taken = self.space.blocks.take(fd, indexes, prefer, &self.usable(open), near).await;
         }
+        let Some(own) = reclaim.filter(|_| is_short(&taken)) else { return taken };
         self.free_spares(open, own).await?;
         for other in self.all() {
             if !Rc::ptr_eq(&other, open)
@@ -241,7 +258,28 @@ impl Files {
                 self.free_spares(&other, &mut spares).await?;
             }
         }
-        self.space.blocks.take(fd, indexes, prefer, &allowed, near).await
+        self.space.blocks.take(fd, indexes, prefer, &self.usable(open), near).await
+    }
+
+    /// The LUNs that the file may use and that its lock was taken with.
+    fn usable(&self, open: &Open) -> LunSet {
+        let (state, mut usable) = (open.shared.state.read(), LunSet::default());
+        let allowed = open.object.image().root.luns;
+        allowed.iter().filter(|lun| state.access.permit(*lun).is_some()).for_each(|lun| usable.insert(lun));
+        usable
+    }
+
+    /// Lets a file that finds no space use the members that came after it. False: there is none.
+    async fn spread(&self, open: &Open) -> Result<bool, FsError> {
+        let (usable, mut more) = (self.usable(open), LunSet::default());
+        let members = self.context.members();
+        let joined = members.iter().map(|member| member.index).filter(|lun| self.context.own_slot(*lun).is_ok());
+        joined.filter(|lun| !usable.contains(*lun)).for_each(|lun| more.insert(lun));
+        if more.iter().next().is_none() {
+            return Ok(false);
+        }
+        self.admit(open, &more).await?;
+        Ok(true)
     }
 
     async fn free_spares(&self, open: &Rc<Open>, taking: &mut Taking) -> Result<(), FsError> {

@@ -18,13 +18,13 @@ use crate::alloc::Space;
 use crate::context::Context;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::{Attributes, Content};
-use crate::format::root_cell::{HoldMode, ObjectFlags, ObjectState, ObjectType};
+use crate::format::root_cell::{HoldMode, LunSet, ObjectFlags, ObjectState, ObjectType};
 use crate::mapping::allocate::Sequence;
 use crate::mapping::runs::{DEFAULT_CLEAN_EXTENTS, RunMap};
 use crate::mapping::tree::{InnerCache, Shape};
 use crate::object::{Object, Objects};
 use crate::sabotage::{Sabotage, active};
-use crate::units::{BlockAddress, FdId};
+use crate::units::{BlockAddress, FdId, Generation, LunIndex};
 
 /// The files open on this host, on the metadata actor.
 pub struct Files {
@@ -251,18 +251,38 @@ impl Files {
             let message = format!("{} is the base of snapshots and is never written", open.shared.fd);
             return Err(FsError::refused(FsErrorKind::ReadOnly, message));
         }
+        // What was joined before the lock is taken counts, of the LUNs that the object may use: whoever breaks the lock looks there.
+        let joined = self.joined();
         self.objects.lock(&open.object, wanted).await?;
-        let mut generations = Vec::new();
-        for member in self.context.members() {
-            if let Ok(own) = self.context.own_slot(member.index) {
-                generations.push((member.index, own.generation));
-            }
-        }
+        let luns = open.object.image().root.luns;
+        let is_used = |lun: LunIndex| lun == open.shared.fd.lun() || luns.contains(lun);
+        let generations = joined.into_iter().filter(|(lun, _)| is_used(*lun)).collect();
         self.take_over_body(open);
         let hold = if wanted == HoldMode::Shared { Hold::Reading } else { Hold::Writing };
         let taken = (self.context.env().now(), open.shared.size());
         let mut state = open.shared.state.write();
         state.access = Access { hold, lock_lun: open.shared.fd.lun(), generations, taken };
+        Ok(())
+    }
+
+    /// The LUNs on which this host has a slot, with its generation there.
+    fn joined(&self) -> Vec<(LunIndex, Generation)> {
+        let members = self.context.members();
+        members.iter().filter_map(|m| Some((m.index, self.context.own_slot(m.index).ok()?.generation))).collect()
+    }
+
+    /// Lets an open file use LUNs that were joined after its lock was taken: the lock is confirmed first. Nothing of the file is on them
+    /// before, so whoever breaks the lock from the image before looks at all that has to be looked at.
+    pub(super) async fn admit(&self, open: &Open, luns: &LunSet) -> Result<(), FsError> {
+        let mut generations = Vec::new();
+        for lun in luns.iter() {
+            generations.push((lun, self.context.own_slot(lun)?.generation));
+        }
+        self.objects.confirm_lock(&open.object, luns).await?;
+        let mut state = open.shared.state.write();
+        let access = &mut state.access;
+        generations.retain(|(lun, _)| access.permit(*lun).is_none());
+        access.generations.extend(generations);
         Ok(())
     }
 

@@ -36,8 +36,8 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Takes references on `fills`, which the caller has just marked with the map locked for writing. A piece on a LUN where this host
-    /// had no slot when it took the lock is `Err`, and nothing stays marked.
+    /// Takes references on `fills`, which the caller has just marked with the map locked for writing. `None`: a piece lies on a
+    /// LUN where this host had no slot when it took the lock.
     pub(crate) fn new(file: &Arc<SharedFile>, fills: &[FillPiece], access: &super::open_file::Access) -> Option<Grant> {
         let mut pieces = Vec::with_capacity(fills.len());
         for fill in fills {

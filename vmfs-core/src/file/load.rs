@@ -10,11 +10,12 @@ use super::open_file::{Hold, SharedFile};
 use crate::cas::{CasOutcome, CellChange};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::{Content, MappingRoot};
+use crate::format::root_cell::LunSet;
 use crate::format::unit::UnitRef;
 use crate::format::{Cell, CellKind};
 use crate::mapping::granules::Place;
 use crate::mapping::publish::pointers;
-use crate::mapping::runs::{Known, RunMap};
+use crate::mapping::runs::{Class, Known, RunMap};
 use crate::mapping::tree::{InnerSource, MAX_FILE_BLOCKS, Tree};
 use crate::object::{Image, Objects};
 use crate::units::{BlockAddress, CellAddress, FdId, Link, UnitAddress};
@@ -78,7 +79,25 @@ impl Files {
                 break;
             }
         }
-        Ok(())
+        let later = self.joined_later(open, &range);
+        if later.iter().next().is_some() { self.admit(open, &later).await } else { Ok(()) }
+    }
+
+    /// The LUNs under a byte range that the file's lock was taken without.
+    fn joined_later(&self, open: &Open, range: &Range<u64>) -> LunSet {
+        let (state, mut later) = (open.shared.state.read(), LunSet::default());
+        let end = range.end.min(open.shared.size());
+        let mut at = range.start;
+        while at < end && state.access.hold != Hold::Nothing && state.inline.is_none() {
+            let stretch = state.runs.stretch(at, end);
+            if let Class::Data { lun, .. } = stretch.class
+                && state.access.permit(lun).is_none()
+            {
+                later.insert(lun);
+            }
+            at = stretch.end;
+        }
+        later
     }
 
     /// The same for a caller that holds the change lock.

@@ -53,7 +53,7 @@ pub(crate) struct Access {
     pub(crate) hold: Hold,
     /// LUN of the root cell, with the lock and the heartbeat that vouches for it.
     pub(crate) lock_lun: LunIndex,
-    /// Own generation on each LUN when the lock was taken.
+    /// Own generation on each LUN that the file may use and that was joined before the lock was taken or last confirmed.
     pub(crate) generations: Vec<(LunIndex, Generation)>,
     /// When it was taken, and the file's size then.
     pub(crate) taken: (Instant, u64),
@@ -113,7 +113,8 @@ pub enum ReadSegment {
     Zero(u64),
     /// The content is in memory: [`SharedFile::read_inline`].
     Inline,
-    /// Not known here: `Files::load_runs` (it waits while the range is being taken away), then resolve again.
+    /// Not known here, or on a LUN that was joined after the lock was taken: `Files::load_runs` (it waits while the range is being
+    /// taken away), then resolve again.
     Unknown,
     /// No lock is held: read through `Files::read`.
     Unlocked,
@@ -133,7 +134,8 @@ pub enum WriteSegment {
 /// What a writer asks the metadata actor for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// `Files::load_runs`: pointer blocks are not in memory, or the range is being taken away.
+    /// `Files::load_runs`: pointer blocks are not in memory, the range is being taken away, or it lies on a LUN that was joined after
+    /// the lock was taken.
     Runs,
     /// `Files::allocate`: granules were never written (or another writer fills them).
     Allocation,
@@ -294,7 +296,7 @@ impl SharedFile {
         match stretch.class {
             Class::Data { lun, offset: at } => match self.run(&state, lun, at, offset..stretch.end) {
                 Some(run) => ReadSegment::Data(run),
-                None => ReadSegment::Unlocked,
+                None => ReadSegment::Unknown,
             },
             Class::Unwritten | Class::Filling | Class::Hole => ReadSegment::Zero(stretch.end - offset),
             Class::Unknown => ReadSegment::Unknown,
@@ -340,7 +342,7 @@ impl SharedFile {
         match stretch.class {
             Class::Data { lun, offset: at } => match self.run(&state, lun, at, offset..stretch.end) {
                 Some(run) => WriteSegment::Data(run),
-                None => WriteSegment::Need(Need::Refused),
+                None => WriteSegment::Need(Need::Runs),
             },
             Class::Unknown => WriteSegment::Need(Need::Runs),
             Class::Unwritten | Class::Filling | Class::Hole => WriteSegment::Need(Need::Allocation),
@@ -424,7 +426,7 @@ impl SharedFile {
 }
 
 impl Access {
-    /// The permit for data on `lun`; `None` when this host had no slot there when the lock was taken.
+    /// The permit for data on `lun`; `None` when this host had no slot there when the lock was taken or last confirmed.
     pub(crate) fn permit(&self, lun: LunIndex) -> Option<Permit> {
         let generation = |of: LunIndex| self.generations.iter().find(|(lun, _)| *lun == of).map(|(_, g)| *g);
         Some(Permit {

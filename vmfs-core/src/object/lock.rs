@@ -9,7 +9,7 @@ use crate::cas::{CasOutcome, CellChange};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
 use crate::format::heartbeat::{Heartbeat, SlotState};
-use crate::format::root_cell::{HoldMode, Holder, MAX_HOLDERS, ObjectState, RootCell};
+use crate::format::root_cell::{HoldMode, Holder, LunSet, MAX_HOLDERS, ObjectState, RootCell};
 use crate::sabotage::{Sabotage, active};
 use crate::slot;
 
@@ -97,6 +97,30 @@ impl Objects {
                     self.doubtful_locks.borrow_mut().insert(object.fd);
                     return Err(error);
                 }
+            }
+        }
+        Err(contended(object))
+    }
+
+    /// Makes a lock that this host holds vouch for data on `luns`, where it has joined a slot by now: the object's set of LUNs has them
+    /// afterwards, and whoever breaks the lock has to go by an image that is newer than those slots. `Stale`: it is not held.
+    pub async fn confirm_lock(&self, object: &Object, luns: &LunSet) -> Result<(), FsError> {
+        let _busy = object.busy.lock().await;
+        let own = self.own_holder(object.fd)?;
+        if object.doubtful.get() {
+            self.refresh(object).await?;
+        }
+        for _ in 0..TRIES {
+            let image = object.image();
+            if !object.held.get() || !image.root.lock.holders.contains(&own) {
+                let message = format!("{}: its lock was given back while it was in use; open it again", object.fd);
+                return Err(FsError::refused(FsErrorKind::Stale, message));
+            }
+            let mut root = settled(&image.root);
+            luns.iter().for_each(|lun| root.luns.insert(lun));
+            self.context.prove_live(luns.iter()).await?;
+            if self.change_root(object, &image, root).await? {
+                return Ok(());
             }
         }
         Err(contended(object))

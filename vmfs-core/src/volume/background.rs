@@ -2,12 +2,15 @@
 //! Promises: one renewal in flight on each LUN, its time taken before it is sent; a LUN that does not answer holds up nothing else.
 //! Must not know: what an operation is.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_util::future::{join, join_all, select};
+use futures_util::StreamExt;
+use futures_util::future::{join, join3, select};
+use futures_util::stream::FuturesUnordered;
 
 use super::{Inner, patrol};
 use crate::context::Member;
@@ -23,15 +26,38 @@ const FIRST_SCAN_STEP: Duration = Duration::from_millis(20);
 const NEXT_SCAN_STEP: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(inner: &Rc<Inner>) {
-    let members = inner.context.members();
-    let scans = join_all(members.iter().map(|member| scan(inner, member)));
     if inner.info.read_only {
-        scans.await;
-        return;
+        each_member(inner).await;
+    } else {
+        join(each_member(inner), tidying(inner)).await;
     }
-    let renewals = join_all(members.iter().map(|member| renewals(inner, member)));
-    let patrols = join_all(members.iter().map(|member| patrol::run(inner, member)));
-    join(join(renewals, scans), join(tidying(inner), patrols)).await;
+}
+
+/// Works for every member, also for those that are added later, until the volume is left.
+async fn each_member(inner: &Rc<Inner>) {
+    let mut works = FuturesUnordered::new();
+    let mut begun = BTreeSet::new();
+    loop {
+        for member in inner.context.members() {
+            if begun.insert(member.index) {
+                works.push(work(inner, member));
+            }
+        }
+        let next = works.next();
+        if let futures_util::future::Either::Left((None, _)) = select(next, pin!(inner.context.members_changed())).await
+        {
+            return;
+        }
+    }
+}
+
+/// All that goes on for one member, until the volume is left or the member is taken out.
+async fn work(inner: &Rc<Inner>, member: Rc<Member>) {
+    if inner.info.read_only {
+        scan(inner, &member).await;
+    } else {
+        join3(renewals(inner, &member), scan(inner, &member), patrol::run(inner, &member)).await;
+    }
 }
 
 /// Sleeps; false when the volume was left meanwhile.
@@ -89,7 +115,10 @@ async fn scan(inner: &Rc<Inner>, member: &Rc<Member>) {
     let mut from = 0;
     loop {
         let complete = inner.objects.space().blocks.count(member.index).complete;
-        if !sleep(inner, if complete { NEXT_SCAN_STEP } else { FIRST_SCAN_STEP }).await || inner.closing.get() {
+        if !sleep(inner, if complete { NEXT_SCAN_STEP } else { FIRST_SCAN_STEP }).await
+            || inner.closing.get()
+            || inner.context.member(member.index).is_err()
+        {
             return;
         }
         match inner.objects.space().blocks.scan(member.index, from, SCAN_CELLS).await {

@@ -60,14 +60,14 @@ pub(super) async fn probe_all(
         return refuse("no LUN was given: name every LUN of the volume".to_owned());
     };
     let io = CellIo::new(first.context, env.clone());
-    let table = member_table(&io, first).await?;
+    let table = member_table(&io, &first.lun, first.header.lun_index).await?;
     check_whole(&members, &table)?;
     members.sort_by_key(|member| member.header.lun_index);
     Ok(members)
 }
 
 /// Reads the header of one LUN.
-async fn probe(lun: Rc<dyn Lun>) -> Result<Probed, FsError> {
+pub(super) async fn probe(lun: Rc<dyn Lun>) -> Result<Probed, FsError> {
     let name = lun.name().to_owned();
     if lun.bytes() < HEADER_COPY_OFFSET + FIXED_STRIDE {
         return refuse(format!("{name} has only {} bytes: it is no LUN of a VMFS volume; check the path", lun.bytes()));
@@ -153,7 +153,7 @@ fn check_against(before: &[Probed], probed: &Probed) -> Result<(), FsError> {
 }
 
 /// What can be said of a LUN by itself.
-fn check_alone(member: &Probed, read_only: bool) -> Result<(), FsError> {
+pub(super) fn check_alone(member: &Probed, read_only: bool) -> Result<(), FsError> {
     let (lun, header) = (&member.lun, &member.header);
     let name = lun.name();
     if lun.bytes() < header.lun_bytes {
@@ -217,19 +217,17 @@ fn lock_mode_name(mode: LockMode) -> &'static str {
     }
 }
 
-/// The member table as `probed` has it: the members that were ever used.
-async fn member_table(io: &CellIo, probed: &Probed) -> Result<Vec<Member>, FsError> {
-    let lun = probed.header.lun_index;
+/// The member table as a LUN has it: the members that were ever used.
+pub(super) async fn member_table(io: &CellIo, on: &Rc<dyn Lun>, lun: LunIndex) -> Result<Vec<Member>, FsError> {
     let first = member_cell(lun, LunIndex::new(1).expect("1 is a member index"));
     let mut table = Vec::new();
-    for (nth, cell) in io.read_strided(&probed.lun, first, FIXED_STRIDE, MAX_MEMBERS).await?.into_iter().enumerate() {
+    for (nth, cell) in io.read_strided(on, first, FIXED_STRIDE, MAX_MEMBERS).await?.into_iter().enumerate() {
         let at = CellAddress { lun, offset: first.offset + nth as u64 * FIXED_STRIDE };
         let cell = match cell {
             Ok(cell) => cell,
-            Err(_) => io.read(&probed.lun, at).await?,
+            Err(_) => io.read(on, at).await?,
         };
-        let corrupt =
-            |cause| FsError::Corrupt { structure: format!("member cell {at} of {}", probed.lun.name()), cause };
+        let corrupt = |cause| FsError::Corrupt { structure: format!("member cell {at} of {}", on.name()), cause };
         cell.expect_kind(CellKind::Member).map_err(corrupt)?;
         let member = Member::decode(cell.payload()).map_err(corrupt)?;
         if usize::from(member.index.get()) != nth + 1 {

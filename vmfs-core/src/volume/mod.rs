@@ -8,6 +8,7 @@
 //!              └─ unmount()          closes, tidies, leaves the slots
 //! ```
 
+mod adopt;
 mod background;
 pub(crate) mod dump;
 mod members;
@@ -41,6 +42,7 @@ use crate::keeper::{Embedded, SlotKeeper};
 use crate::lun::Lun;
 use crate::object::Objects;
 use crate::slot::HostIdentity;
+use crate::units::LunIndex;
 
 /// A mounted volume. Clones are the same mount.
 #[derive(Clone)]
@@ -63,6 +65,8 @@ struct Inner {
     wake: Notify,
     /// Joins, renews and leaves the slots.
     keeper: Rc<dyn SlotKeeper>,
+    /// Held while a LUN is taken up as a member, and from the beginning of the unmount on.
+    adopting: Mutex<()>,
     /// Held while removed objects are freed.
     reaping: Mutex<()>,
     warnings: RefCell<Vec<String>>,
@@ -121,6 +125,20 @@ impl Volume {
     /// What does not change while the volume is mounted.
     pub fn info(&self) -> &VolumeInfo {
         &self.inner.info
+    }
+
+    /// The members that are there, ascending.
+    pub fn luns(&self) -> Vec<LunInfo> {
+        status::luns(&self.inner)
+    }
+
+    /// Takes up a LUN that became a member of the volume after it was mounted, or that was not there then: joins a slot on it and uses
+    /// it from now on, for new files and those that are open. Nothing else stops meanwhile.
+    ///
+    /// Refused with kind `Invalid`, naming the LUN, the cause and what to do: no LUN of this volume, no member in use, a clone. `Exists`:
+    /// it is there already. `Busy`: no slot is free on it.
+    pub async fn adopt(&self, lun: Rc<dyn Lun>) -> Result<LunIndex, FsError> {
+        adopt::adopt(&self.inner, lun).await
     }
 
     /// Space.

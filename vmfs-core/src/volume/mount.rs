@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::members::{self, Probed};
-use super::types::{LunInfo, MountOptions, VolumeInfo};
+use super::types::{MountOptions, VolumeInfo};
 use super::{Inner, Volume};
 use crate::alloc::Space;
 use crate::cas::CellIo;
@@ -16,18 +16,18 @@ use crate::env::Env;
 use crate::error::{FsError, FsErrorKind};
 use crate::file::Files;
 use crate::format::dirent::ObjectRef;
-use crate::format::heartbeat::{Heartbeat, SlotState};
+use crate::format::heartbeat::SlotState;
 use crate::format::root_cell::ObjectType;
 use crate::gate::GatePage;
 use crate::keeper::{Joining, SlotKeeper};
 use crate::lease;
 use crate::lun::Lun;
 use crate::object::Objects;
-use crate::slot::{self, OwnSlot};
+use crate::slot::{self, HostIdentity, OwnSlot};
 use crate::units::{LunIndex, SlotId};
 
 /// Table cells of each LUN that are counted before the mount is ready: 13,000 blocks with cells of 512 bytes.
-const FIRST_SCAN_CELLS: usize = 512;
+pub(super) const FIRST_SCAN_CELLS: usize = 512;
 /// Rounds of tidying at unmount before what is left makes the slots dirty.
 const LAST_ROUNDS: u32 = 8;
 
@@ -49,7 +49,7 @@ pub(super) async fn mount(
     for own in &slots {
         gate.extend(own.lun, own.slot.generation, own.lease_until, lease::margin(&own.lease).as_nanos() as u64);
     }
-    let info = |root| describe(&probed, &slots, options.read_only, incarnation, root);
+    let info = |root| describe(&probed[0], options.read_only, incarnation, root);
     let members = probed
         .iter()
         .map(|p| {
@@ -115,35 +115,51 @@ async fn join_all(
         return Err(error);
     }
     for p in probed {
-        let lun = p.header.lun_index;
-        for (number, slot) in slot::read_slots(io, &p.lun, lun).await?.into_iter().enumerate() {
-            match slot {
-                Ok((_, h)) if is_former_self(&h, options, incarnation) => {
-                    former.push((lun, SlotId(number as u8)));
-                    warnings.push(format!(
-                    "slot {number} of {}: an earlier mount of this very host (generation {}) never left; its locks stay until \
-                     its lease is over for certain, then it is recovered by itself: see vmfs status",
-                    p.lun.name(),
-                    h.generation
-                ));
-                }
-                Ok(_) => {}
-                Err(error) => warnings.push(format!("slot {number} of {}: {error}", p.lun.name())),
-            }
-        }
+        former.extend(former_selves(io, p, &options.host, incarnation, warnings).await?);
     }
     Ok(slots)
 }
 
-/// Marks the paths that carry plain writes as the slots', then reads the slots live: a breaker that claimed one meanwhile either waits
-/// for the end of these paths or was faster.
+/// The slots of a LUN that an earlier mount of this host did not leave.
+pub(super) async fn former_selves(
+    io: &CellIo,
+    probed: &Probed,
+    host: &HostIdentity,
+    incarnation: u64,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<(LunIndex, SlotId)>, FsError> {
+    let (lun, mut former) = (probed.header.lun_index, Vec::new());
+    for (number, slot) in slot::read_slots(io, &probed.lun, lun).await?.into_iter().enumerate() {
+        match slot {
+            Ok((_, h)) if h.state != SlotState::Free && h.host == host.host && h.incarnation != incarnation => {
+                former.push((lun, SlotId(number as u8)));
+                warnings.push(format!(
+                    "slot {number} of {}: an earlier mount of this very host (generation {}) never left; its locks stay until \
+                     its lease is over for certain, then it is recovered by itself: see vmfs status",
+                    probed.lun.name(),
+                    h.generation
+                ));
+            }
+            Ok(_) => {}
+            Err(error) => warnings.push(format!("slot {number} of {}: {error}", probed.lun.name())),
+        }
+    }
+    Ok(former)
+}
+
+/// Marks the paths that carry plain writes as the slots'.
 async fn mark_paths(io: &CellIo, probed: &[Probed], slots: &[OwnSlot]) -> Result<(), FsError> {
     for own in slots {
-        let lun = lun_of(probed, own);
-        lun.hold_drain_byte(own.slot.slot)?;
-        slot::check_live(io, lun, own).await?;
+        mark_path(io, lun_of(probed, own), own).await?;
     }
     Ok(())
+}
+
+/// Marks the path that carries plain writes as the slot's, then reads the slot live: a breaker that claimed it meanwhile either waits
+/// for the end of this path or was faster.
+pub(super) async fn mark_path(io: &CellIo, lun: &Rc<dyn Lun>, own: &OwnSlot) -> Result<(), FsError> {
+    lun.hold_drain_byte(own.slot.slot)?;
+    slot::check_live(io, lun, own).await.map(|_| ())
 }
 
 /// Leaves slots that were just joined, as far as that works: nothing was done in them.
@@ -157,12 +173,7 @@ fn lun_of<'a>(probed: &'a [Probed], own: &OwnSlot) -> &'a Rc<dyn Lun> {
     &probed.iter().find(|p| p.header.lun_index == own.lun).expect("was joined").lun
 }
 
-fn is_former_self(heartbeat: &Heartbeat, options: &MountOptions, incarnation: u64) -> bool {
-    heartbeat.state != SlotState::Free && heartbeat.host == options.host.host && heartbeat.incarnation != incarnation
-}
-
-fn describe(probed: &[Probed], slots: &[OwnSlot], read_only: bool, incarnation: u64, root: ObjectRef) -> VolumeInfo {
-    let first = &probed[0];
+fn describe(first: &Probed, read_only: bool, incarnation: u64, root: ObjectRef) -> VolumeInfo {
     VolumeInfo {
         uuid: first.context.volume,
         label: first.header.label.clone(),
@@ -173,17 +184,6 @@ fn describe(probed: &[Probed], slots: &[OwnSlot], read_only: bool, incarnation: 
         read_only,
         incarnation,
         root,
-        luns: probed
-            .iter()
-            .map(|p| LunInfo {
-                index: p.header.lun_index,
-                name: p.lun.name().to_owned(),
-                uuid: p.header.lun_uuid,
-                bytes: p.header.lun_bytes,
-                state: p.header.state,
-                slot: slots.iter().find(|own| own.lun == p.header.lun_index).map(|own| own.slot),
-            })
-            .collect(),
     }
 }
 
@@ -219,6 +219,7 @@ async fn assemble(
             left: Cell::new(false),
             wake: tokio::sync::Notify::new(),
             keeper: keeper.clone(),
+            adopting: tokio::sync::Mutex::new(()),
             reaping: tokio::sync::Mutex::new(()),
             warnings: RefCell::new(warnings),
         }),
@@ -230,6 +231,8 @@ pub(super) async fn unmount(inner: &Rc<Inner>) -> Result<(), FsError> {
     if inner.closing.replace(true) {
         return Err(FsError::refused(FsErrorKind::Invalid, "the volume is being unmounted already"));
     }
+    // A LUN that is being taken up has its slot by then, or gives up.
+    let _no_more_members = inner.adopting.lock().await;
     let mut result = inner.files.close_all().await;
     if !inner.info.read_only && inner.context.fenced().is_none() {
         result = result.and(finish(inner).await);

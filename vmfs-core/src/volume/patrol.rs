@@ -49,7 +49,9 @@ pub(super) async fn run(inner: &Rc<Inner>, member: &Rc<Member>) {
     loop {
         let mut chance = [0];
         inner.context.env().random(&mut chance);
-        if !super::background::sleep(inner, lease::renew_after(&inner.info.lease, chance[0])).await {
+        if !super::background::sleep(inner, lease::renew_after(&inner.info.lease, chance[0])).await
+            || inner.context.member(member.index).is_err()
+        {
             return;
         }
         if inner.context.fenced().is_some() || inner.closing.get() {

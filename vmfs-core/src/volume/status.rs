@@ -6,7 +6,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::Inner;
-use super::types::{HostStatus, LockHolder, LunStatus, StatFs, VolumeStatus, WhyLocked};
+use super::types::{HostStatus, LockHolder, LunInfo, LunStatus, StatFs, VolumeStatus, WhyLocked};
 use crate::context::Member;
 use crate::error::FsError;
 use crate::format::dirent::{MAX_NAME, ObjectRef};
@@ -35,6 +35,22 @@ pub(super) fn statfs(inner: &Inner) -> StatFs {
         all.free_blocks += count.free;
     }
     all
+}
+
+pub(super) fn luns(inner: &Inner) -> Vec<LunInfo> {
+    inner.context.members().iter().map(|member| lun_info(member)).collect()
+}
+
+fn lun_info(member: &Member) -> LunInfo {
+    let header = member.header.borrow();
+    LunInfo {
+        index: member.index,
+        name: member.lun.name().to_owned(),
+        uuid: header.lun_uuid,
+        bytes: header.lun_bytes,
+        state: header.state,
+        slot: member.slot.borrow().as_ref().map(|own| own.slot),
+    }
 }
 
 fn host_status(inner: &Inner, slot: SlotId, heartbeat: Heartbeat) -> HostStatus {
@@ -157,14 +173,13 @@ pub(super) async fn status(inner: &Rc<Inner>) -> VolumeStatus {
 }
 
 async fn lun_status(inner: &Inner, member: &Rc<Member>, warnings: &mut Vec<String>) -> LunStatus {
-    let info = inner.info.luns.iter().find(|lun| lun.index == member.index).expect("members are those of the mount");
     let count = inner.objects.space().blocks.count(member.index);
     let now = inner.context.env().now();
     let own = member.slot.borrow().as_ref().map(|own| own.slot.generation);
     let (shown, lease_until) = inner.context.gate_reader().lease_until(member.index);
     let lease_left_ms = if own == Some(shown) { lease_until.0.saturating_sub(now.0) / 1_000_000 } else { 0 };
     let mut status = LunStatus {
-        info: info.clone(),
+        info: lun_info(member),
         total_blocks: count.total,
         free_blocks: count.free,
         hosts: Vec::new(),

@@ -42,11 +42,9 @@ pub struct VolumeInfo {
     pub incarnation: u64,
     /// The root directory.
     pub root: ObjectRef,
-    /// Members by index, ascending.
-    pub luns: Vec<LunInfo>,
 }
 
-/// One member LUN.
+/// One member LUN, as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LunInfo {
     /// Index in the volume.

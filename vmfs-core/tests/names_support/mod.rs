@@ -121,7 +121,7 @@ pub async fn exists(volume: &Volume, directory: ObjectRef, name: &[u8]) -> bool 
 
 /// The slots that a mount holds.
 pub fn slots_of(volume: &Volume) -> Vec<(LunIndex, SlotRef)> {
-    volume.info().luns.iter().filter_map(|lun| lun.slot.map(|slot| (lun.index, slot))).collect()
+    volume.luns().iter().filter_map(|lun| lun.slot.map(|slot| (lun.index, slot))).collect()
 }
 
 /// What a breaker does at its end: the slots of a dead host become dirty. Uses another host's mount.
