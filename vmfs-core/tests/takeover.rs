@@ -13,10 +13,13 @@ use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::file::{OpenFile, OpenMode};
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::format::header::LeaseTimes;
+use vmfs_core::format::heartbeat::SlotState;
+use vmfs_core::format::layout::arena_cell;
 use vmfs_core::format::root_cell::ObjectType;
 use vmfs_core::lease;
 use vmfs_core::lun::Fencing;
 use vmfs_core::sim::{HostNo, MemoryDisk, Sim};
+use vmfs_core::slot;
 use vmfs_core::units::CellSize;
 use vmfs_core::volume::{AttributeChange, RenameFlags, Volume};
 
@@ -191,6 +194,32 @@ fn a_breaker_that_dies_is_broken_in_turn() {
         sim.sleep(Duration::from_secs(120)).await;
         third.unmount().await.unwrap();
         assert_eq!(fsck(&sim, &disks, false).await, Vec::new());
+    });
+    sim.end();
+}
+
+/// A recovery that fails ended the round of looks, and the watches over all other slots began anew with the next one.
+#[test]
+fn a_slot_that_cannot_be_recovered_holds_up_no_other_one() {
+    let (sim, disks) = world(7, 1, CellSize::B512);
+    sim.block_on(async {
+        let (first, _) = mount(&sim, &disks, 1).await;
+        let (second, _) = mount(&sim, &disks, 2).await;
+        let (other, _) = mount(&sim, &disks, 3).await;
+        let file = create(&second, second.root(), b"disk").await.unwrap().object;
+        let _open = second.open(file, WRITE).await.unwrap();
+        let (damaged, behind) = (slots_of(&first)[0].1.slot, slots_of(&second)[0].1.slot);
+        assert!(damaged < behind, "the damaged slot is looked at first");
+        sim.kill(HostNo(1));
+        sim.kill(HostNo(2));
+        disks[0].damage(arena_cell(slots_of(&first)[0].0, damaged).offset, &[0xee; 512]);
+        sim.sleep(Duration::from_secs(100)).await;
+        let member = other.context().members().remove(0);
+        let state =
+            async |number| slot::read_slot(&other.context().io, &member.lun, member.index, number).await.unwrap();
+        assert_eq!(state(damaged).await.1.state, SlotState::Dirty);
+        assert_eq!(state(behind).await.1.state, SlotState::Free);
+        other.open(file, WRITE).await.unwrap();
     });
     sim.end();
 }

@@ -76,7 +76,12 @@ impl Names {
 
     /// The directory that a root cell gives as its object's parent, whatever its link is.
     pub(super) async fn parent_of(&self, image: &Image) -> Result<Option<Found>, FsError> {
-        match image.root.parent {
+        self.parent_at(image.root.parent).await
+    }
+
+    /// The directory of this identity, if it is one.
+    pub(super) async fn parent_at(&self, parent: Option<FdId>) -> Result<Option<Found>, FsError> {
+        match parent {
             None => Ok(None),
             Some(fd) => match self.objects.load_any(fd).await {
                 Ok(parent) if is_directory(&parent) => {

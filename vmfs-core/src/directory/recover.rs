@@ -23,7 +23,30 @@ impl Names {
         match self.settle_loop(what, dead, &mut patience).await {
             Err(error) if error.kind() == FsErrorKind::Stale => Ok(false),
             Err(FsError::MissingLun { .. }) => Ok(false),
+            Err(error) if error.kind() == FsErrorKind::Corrupt => self.take_back_creation(what, dead, error).await,
             other => other,
+        }
+    }
+
+    /// Frees a root cell whose body never came to be: root cell and body of a new object are written at once, and its maker died in
+    /// between. `unreadable` stays an error when the object is anything else: one that has a name had its body before.
+    async fn take_back_creation(&self, what: ObjectRef, dead: SlotRef, unreadable: FsError) -> Result<bool, FsError> {
+        let mut patience = self.patience();
+        loop {
+            let (cell, root) = self.objects.read_root(what.fd).await?;
+            if root.state != ObjectState::Creating(dead) || cell.header().link != what.link {
+                return Err(unreadable);
+            }
+            if let Some(parent) = self.parent_at(root.parent).await? {
+                let _guard = self.lock_directories(&[parent.fd]).await;
+                if self.names_it(&parent, what, &mut patience).await? {
+                    return Err(unreadable);
+                }
+            }
+            if self.objects.free_unnamed(what.fd, &cell, &root).await? {
+                return Ok(true);
+            }
+            patience.lost(b"").await?;
         }
     }
 
@@ -32,6 +55,8 @@ impl Names {
         let _guard = self.lock_directories(&[what.fd]).await;
         let directory = match self.load_directory(what).await {
             Err(error) if matches!(error.kind(), FsErrorKind::Stale | FsErrorKind::NotDirectory) => return Ok(()),
+            // Its maker has not written its body yet, or died before: nothing was ever moved there.
+            Err(error) if error.kind() == FsErrorKind::Corrupt && self.is_unfinished(what).await? => return Ok(()),
             other => other?,
         };
         let entries = loop {
@@ -61,6 +86,12 @@ impl Names {
             }
         }
         Ok(())
+    }
+
+    /// Whether an object is still being created.
+    async fn is_unfinished(&self, what: ObjectRef) -> Result<bool, FsError> {
+        let (cell, root) = self.objects.read_root(what.fd).await?;
+        Ok(cell.header().link == what.link && matches!(root.state, ObjectState::Creating(_)))
     }
 
     async fn settle_loop(&self, what: ObjectRef, dead: SlotRef, patience: &mut Patience) -> Result<bool, FsError> {

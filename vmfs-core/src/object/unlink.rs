@@ -12,6 +12,7 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
 use crate::format::root_cell::{HoldMode, ObjectState, RootCell};
 use crate::format::table_entry::EntryKind;
+use crate::units::FdId;
 
 const TRIES: u32 = 64;
 
@@ -143,6 +144,21 @@ impl Objects {
         self.context.member(object.fd.lun())?.set_unresolved();
         let message = format!("{}: its root cell was changed while it was freed; left to recovery", object.fd);
         Err(FsError::refused(FsErrorKind::Busy, message))
+    }
+
+    /// Frees the root cell of an object that never had a name nor a body, from this very image. False: somebody changed it first.
+    pub(crate) async fn free_unnamed(&self, fd: FdId, cell: &Cell, root: &RootCell) -> Result<bool, FsError> {
+        self.space.roots.note(fd).await?;
+        self.context.prove_live([fd.lun()]).await?;
+        let freed = RootCell::free(root.lock.token);
+        match self.context.cas(cell, CellChange::payload(cell, freed.encode())).await? {
+            CasOutcome::Applied(_) => {
+                self.table.borrow_mut().remove(&fd);
+                Ok(true)
+            }
+            CasOutcome::Lost(_) | CasOutcome::Overtaken(_) => Ok(false),
+            CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => Err(error.into()),
+        }
     }
 
     async fn freed(&self, object: &Object, cell: Cell, moment: Moment, body: Option<UnitUse>) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::allowance::Allowance;
 use super::executor::{HostNo, Sim};
 use super::fault::{Command, Record};
 use super::lun::MemoryLun;
@@ -36,6 +37,7 @@ struct State {
     store: Store,
     bytes: u64,
     paths: BTreeMap<HostNo, PathState>,
+    allowances: BTreeMap<HostNo, Allowance>,
     stalled: bool,
     records: Option<Vec<Record>>,
     watcher: Option<Box<dyn Watcher>>,
@@ -62,6 +64,7 @@ impl MemoryDisk {
             store: Store::default(),
             bytes,
             paths: BTreeMap::new(),
+            allowances: BTreeMap::new(),
             stalled: false,
             records: None,
             watcher: None,
@@ -101,6 +104,11 @@ impl MemoryDisk {
     /// Cuts, fences or restores the path of a host.
     pub fn set_path(&self, host: HostNo, path: PathState) {
         self.state.lock().paths.insert(host, path);
+    }
+
+    /// The commands of `host` count against `allowance`; once it is used up nothing of this host gets through.
+    pub fn set_allowance(&self, host: HostNo, allowance: &Allowance) {
+        self.state.lock().allowances.insert(host, allowance.clone());
     }
 
     /// What an attempt to fence finds: `Proven` (at first), `NotYet` or `TimeOnly`.
@@ -189,10 +197,14 @@ impl MemoryDisk {
         self.state.lock().watcher = Some(watcher);
     }
 
-    /// The error that a command of `host` gets now, if any.
-    pub(super) fn refusal(&self, host: HostNo) -> Option<LunErrorKind> {
-        match self.state.lock().paths.get(&host).copied().unwrap_or_default() {
-            PathState::Up => None,
+    /// The error that a command of `host` gets now, if any. One that `changes` something counts against the host's allowance.
+    pub(super) fn refusal(&self, host: HostNo, changes: bool) -> Option<LunErrorKind> {
+        let state = self.state.lock();
+        match state.paths.get(&host).copied().unwrap_or_default() {
+            PathState::Up => match state.allowances.get(&host) {
+                Some(allowance) if !allowance.spend(changes) => Some(LunErrorKind::Unknown),
+                _ => None,
+            },
             PathState::Cut => Some(LunErrorKind::Unknown),
             PathState::Fenced => Some(LunErrorKind::Fenced),
         }
@@ -271,6 +283,11 @@ pub(super) enum Effect {
 }
 
 impl Effect {
+    /// Whether it leaves anything on the LUN or makes it durable.
+    pub(super) fn changes(&self) -> bool {
+        !matches!(self, Effect::Read { .. } | Effect::ReadStrided { .. })
+    }
+
     /// What an observer is told of it.
     fn seen(&self, command: Command) -> Seen<'_> {
         let wrote = command == Command::CompareAndWrite { wrote: true };

@@ -197,7 +197,7 @@ fn apply(disk: &MemoryDisk, host: HostNo, path: u64, effect: &Effect, at: u64) -
     if is_plain_change && disk.is_revoked(path) {
         return Err(error(disk, LunErrorKind::Fenced, effect, "this incarnation was fenced by a breaker"));
     }
-    if let Some(kind) = disk.refusal(host) {
+    if let Some(kind) = disk.refusal(host, effect.changes()) {
         return Err(error(disk, kind, effect, "the simulated path of this host is cut or fenced"));
     }
     let (_, offset, length) = effect.describe();
@@ -315,7 +315,7 @@ impl Lun for MemoryLun {
         Box::pin(async move {
             self.sim.sleep(self.some_latency()).await;
             let effect = Effect::Flush { data: false };
-            match self.disk.refusal(self.host) {
+            match self.disk.refusal(self.host, false) {
                 Some(kind) => Err(self.error(kind, &effect, "the simulated path of this host is cut or fenced")),
                 None => Ok(self.disk.fence(slot)),
             }

@@ -19,6 +19,7 @@
 //! | latency | each command takes a random time | [`MemoryLun::set_latency`] |
 //! | tear | a write or read of several cells is carried out in two parts with time in between | [`FaultRates::tear`] |
 //! | cut | a host's path is dead: `Unknown`, nothing carried out | [`MemoryDisk::set_path`] |
+//! | used up | a host's commands land in their order up to the n-th, and nothing of it after that | [`MemoryDisk::set_allowance`] |
 //! | fenced | the storage refuses a host: `Fenced` | [`MemoryDisk::set_path`] |
 //! | stall | commands of all hosts wait | [`MemoryDisk::set_stalled`] |
 //! | power loss | each cell written by plain data writes since the last flush keeps its new or gets its old content | [`MemoryDisk::lose_power`] |
@@ -32,6 +33,7 @@
 //! # What cannot happen
 //! A cell that is torn within itself, a compare-and-write that is not atomic, a flush that lies.
 
+mod allowance;
 mod disk;
 mod executor;
 mod fault;
@@ -41,6 +43,7 @@ mod rng;
 mod store;
 mod watch;
 
+pub use allowance::Allowance;
 pub use disk::{MemoryDisk, PathState, Snapshot};
 pub use executor::{HostClock, HostNo, STORAGE, Sim, SimEnv, TaskHandle};
 pub use fault::{Command, Fault, FaultRates, Record};

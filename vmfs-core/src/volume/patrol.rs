@@ -59,10 +59,14 @@ pub(super) async fn run(inner: &Rc<Inner>, member: &Rc<Member>) {
         }
         if let Err(error) = patrol.round().await {
             patrol.interrupted();
-            if error.kind() != FsErrorKind::Fenced {
-                tracing::warn!(lun = member.lun.name(), %error, "the slots of other hosts could not be looked at");
-            }
+            told(member, &error);
         }
+    }
+}
+
+fn told(member: &Member, error: &FsError) {
+    if error.kind() != FsErrorKind::Fenced {
+        tracing::warn!(lun = member.lun.name(), %error, "slots of other hosts could not be watched or recovered; trying again");
     }
 }
 
@@ -86,9 +90,17 @@ impl Patrol<'_> {
             self.next_scan = now.after(lease * LEASES_BETWEEN_SCANS);
         }
         let slots: Vec<SlotId> = self.watched.keys().copied().collect();
-        for slot in slots {
-            if !self.look(slot).await? {
-                self.watched.remove(&slot);
+        for number in slots {
+            let began = context.env().now();
+            let (cell, heartbeat) = slot::read_slot(&context.io, &self.member.lun, self.member.index, number).await?;
+            let look = Look { cell: &cell, began, ended: context.env().now() };
+            match self.follow(number, look, &heartbeat).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.watched.remove(&number);
+                }
+                // One that cannot be broken or recovered now holds up no other one.
+                Err(error) => told(self.member, &error),
             }
         }
         Ok(())
@@ -114,19 +126,15 @@ impl Patrol<'_> {
         Ok(())
     }
 
-    /// One look at a watched slot, and what follows from it. False: it needs no watch any more.
-    async fn look(&mut self, number: SlotId) -> Result<bool, FsError> {
-        let context = &self.inner.context;
-        let began = context.env().now();
-        let (cell, heartbeat) = slot::read_slot(&context.io, &self.member.lun, self.member.index, number).await?;
-        let ended = context.env().now();
-        if number == context.own_slot(self.member.index)?.slot {
+    /// What follows from a look at a watched slot. False: it needs no watch any more.
+    async fn follow(&mut self, number: SlotId, look: Look<'_>, heartbeat: &Heartbeat) -> Result<bool, FsError> {
+        if number == self.inner.context.own_slot(self.member.index)?.slot {
             return Ok(false);
         }
         match heartbeat.state {
             SlotState::Free => Ok(false),
-            SlotState::Live => self.judge(number, Look { cell: &cell, began, ended }, &heartbeat).await,
-            SlotState::Breaking | SlotState::Dirty => self.take_up(number, cell, &heartbeat).await,
+            SlotState::Live => self.judge(number, look, heartbeat).await,
+            SlotState::Breaking | SlotState::Dirty => self.take_up(number, look.cell.clone(), heartbeat).await,
         }
     }
 
