@@ -32,6 +32,19 @@ impl SharedGateMemory {
         Ok(SharedGateMemory { mapping, descriptor })
     }
 
+    /// The page behind a descriptor that the other writer passed ([`SharedGateMemory::descriptor`]). Refuses a file that is too small or
+    /// that could shrink under the mapping.
+    pub fn map(descriptor: OwnedFd) -> io::Result<SharedGateMemory> {
+        check(descriptor.as_fd())?;
+        let mapping = MmapOptions::new().len(GATE_BYTES).map_raw(&descriptor)?;
+        Ok(SharedGateMemory { mapping, descriptor })
+    }
+
+    /// The page's descriptor, for another process that writes it too.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
     /// A new open file of the page that can be read and mapped for reading only.
     pub fn read_only_descriptor(&self) -> io::Result<OwnedFd> {
         let path = format!("/proc/self/fd/{}", self.descriptor.as_fd().as_raw_fd());
@@ -42,13 +55,7 @@ impl SharedGateMemory {
 impl ReadOnlyGateMemory {
     /// Maps the page behind `descriptor`. Refuses a file that is too small or that could shrink under the mapping.
     pub fn map(descriptor: BorrowedFd<'_>) -> io::Result<ReadOnlyGateMemory> {
-        let refuse = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, format!("gate page: {what}")));
-        if rustix::fs::fstat(descriptor)?.st_size < GATE_BYTES as i64 {
-            return refuse("the shared memory is too small");
-        }
-        if !rustix::fs::fcntl_get_seals(descriptor)?.contains(SealFlags::SHRINK) {
-            return refuse("the size of the shared memory is not sealed");
-        }
+        check(descriptor)?;
         // SAFETY: the file is a memfd that is sealed against shrinking, so no access can fault. Other processes change it,
         // which is why it is read only through the atomics below and never as a slice of bytes.
         let mapping = unsafe { MmapOptions::new().len(GATE_BYTES).map(&descriptor)? };
@@ -56,10 +63,22 @@ impl ReadOnlyGateMemory {
     }
 }
 
+/// Refuses what is no sealed page.
+fn check(descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let refuse = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, format!("gate page: {what}")));
+    if rustix::fs::fstat(descriptor)?.st_size < GATE_BYTES as i64 {
+        return refuse("the shared memory is too small");
+    }
+    if !rustix::fs::fcntl_get_seals(descriptor)?.contains(SealFlags::SHRINK) {
+        return refuse("the size of the shared memory is not sealed");
+    }
+    Ok(())
+}
+
 impl GateMemory for SharedGateMemory {
     fn words(&self) -> &[AtomicU64] {
         // SAFETY: the mapping is page aligned, GATE_BYTES long and lives as long as `self`; all accesses of this process are
-        // atomic, those of others are reads.
+        // atomic, those of others too.
         unsafe { std::slice::from_raw_parts(self.mapping.as_ptr().cast::<AtomicU64>(), GATE_WORDS) }
     }
 }

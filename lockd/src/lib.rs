@@ -13,6 +13,7 @@
 //! | [`gate_memory`] | the gate page as shared memory |
 //! | [`drain`] | the locks that prove that a process's I/O has ended |
 //! | [`rights`] | a message with descriptors |
+//! | [`keeper`] | the daemon `vmfs-lockd`, which keeps the slots of all mounts of a host, and the mount's side of it |
 //! | [`clock`] | the clock of the leases |
 
 pub mod client;
@@ -20,6 +21,7 @@ pub mod clock;
 pub mod drain;
 pub mod gate_memory;
 pub mod ioctl;
+pub mod keeper;
 pub mod protocol;
 pub mod rights;
 pub mod server;

@@ -112,7 +112,7 @@ impl Drop for Server {
     }
 }
 
-fn base_folder() -> PathBuf {
+pub(crate) fn base_folder() -> PathBuf {
     if rustix::process::geteuid().is_root() {
         return PathBuf::from("/run/vmfs");
     }
@@ -123,7 +123,7 @@ fn base_folder() -> PathBuf {
 }
 
 /// Makes a folder that only this user can use, or checks that it is one.
-fn make_private(folder: &Path) -> io::Result<()> {
+pub(crate) fn make_private(folder: &Path) -> io::Result<()> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", folder.display()));
     match fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -221,7 +221,7 @@ fn accept_all(shared: &Arc<Shared>) {
     }
 }
 
-fn is_allowed(socket: &OwnedFd) -> bool {
+pub(crate) fn is_allowed(socket: &OwnedFd) -> bool {
     let own = rustix::process::geteuid();
     socket_peercred(socket).is_ok_and(|peer| peer.uid.is_root() || peer.uid == own)
 }

@@ -14,11 +14,12 @@ use crate::env::{Env, Instant};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
 use crate::format::header::LunHeader;
+use crate::format::heartbeat::Heartbeat;
 use crate::format::layout::LunLayout;
 use crate::gate::{Gate, GatePage, GateState};
 use crate::lun::{Lun, LunErrorKind};
 use crate::slot::{self, OwnSlot};
-use crate::units::{BlockSize, CellAddress, CellSize, LunIndex, SlotId, SlotRef};
+use crate::units::{BlockSize, CellAddress, CellSize, Generation, LunIndex, SlotId, SlotRef};
 
 /// Attempts at a command that the storage provably did not carry out (busy, queue full).
 const NOT_DONE_TRIES: u32 = 7;
@@ -101,6 +102,8 @@ pub struct Context {
     suspects: RefCell<BTreeSet<(LunIndex, SlotId)>>,
     /// Members came or went. One task waits for it: the one that works for each of them.
     members_changed: Notify,
+    /// Since when each slot shows the generation and the beat that it showed last.
+    beats: RefCell<BTreeMap<(LunIndex, SlotId), (Generation, u64, Instant)>>,
 }
 
 impl Context {
@@ -116,6 +119,7 @@ impl Context {
             clock: StdCell::new(1),
             suspects: RefCell::default(),
             members_changed: Notify::new(),
+            beats: RefCell::default(),
         }
     }
 
@@ -212,6 +216,17 @@ impl Context {
     /// Asks for a watch over a slot: somebody waits for what its owner holds.
     pub fn suspect(&self, lun: LunIndex, slot: SlotId) {
         self.suspects.borrow_mut().insert((lun, slot));
+    }
+
+    /// For how long a slot has been showing this beat, as far as this mount looked. For people: nothing is decided by it.
+    pub fn beat_age(&self, lun: LunIndex, slot: SlotId, shown: &Heartbeat) -> Duration {
+        let now = self.env().now();
+        let mut beats = self.beats.borrow_mut();
+        let seen = beats.entry((lun, slot)).or_insert((shown.generation, shown.beat, now));
+        if (seen.0, seen.1) != (shown.generation, shown.beat) {
+            *seen = (shown.generation, shown.beat, now);
+        }
+        Duration::from_nanos(now.0.saturating_sub(seen.2.0))
     }
 
     /// Takes the slots of a LUN that are to be watched.

@@ -10,11 +10,13 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use lockd::keeper::client::Link;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{JoinSet, LocalSet};
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::gate::GatePage;
+use vmfs_core::keeper::{Embedded, SlotKeeper};
 use vmfs_core::lun::{Lun, OpenLun, open_lun};
 use vmfs_core::real_env::RealEnv;
 use vmfs_core::volume::{MountOptions, Volume};
@@ -39,11 +41,12 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Starts the actor, opens the LUNs and mounts the volume, whose leases `gate` will show; `prepare` makes of it what the caller needs from the start.
+    /// Starts the actor, opens the LUNs and mounts the volume, whose leases `gate` will show and `lockd` keeps, if there is one; `prepare` makes of it what the caller needs from the start.
     pub fn start<T: Send + 'static>(
         luns: Vec<String>,
         options: MountOptions,
         gate: GatePage,
+        lockd: Option<Link>,
         prepare: impl FnOnce(&Volume) -> T + Send + 'static,
     ) -> Result<(Actor, T), FsError> {
         let (sender, receiver) = unbounded_channel();
@@ -53,7 +56,7 @@ impl Actor {
             .spawn(move || {
                 let runtime = runtime().map_err(|error| failed("the actor's runtime", &error))?;
                 runtime.block_on(LocalSet::new().run_until(async move {
-                    match mount(luns, options, gate).await {
+                    match mount(luns, options, gate, lockd).await {
                         Ok(volume) => {
                             // The receiver waits for this one message.
                             let _ = mounted.send(Ok(prepare(&volume)));
@@ -121,10 +124,19 @@ fn failed(what: &str, error: &io::Error) -> FsError {
     FsError::refused(FsErrorKind::Io, format!("{what} cannot be had: {error}"))
 }
 
-async fn mount(paths: Vec<String>, options: MountOptions, gate: GatePage) -> Result<Volume, FsError> {
+async fn mount(
+    paths: Vec<String>,
+    options: MountOptions,
+    gate: GatePage,
+    lockd: Option<Link>,
+) -> Result<Volume, FsError> {
     let how = OpenLun { read_only: options.read_only, refuse_busy_device: false };
     let luns = paths.iter().map(|path| open_lun(path, how)).collect::<Result<Vec<Rc<dyn Lun>>, _>>()?;
-    Volume::mount_with_gate(luns, options, Rc::new(RealEnv), gate).await
+    let keeper: Rc<dyn SlotKeeper> = match lockd {
+        Some(link) => Rc::new(link),
+        None => Rc::new(Embedded),
+    };
+    Volume::mount_kept(luns, options, Rc::new(RealEnv), gate, keeper).await
 }
 
 /// Runs jobs beside the volume's background work until it is told to stop; then unmounts.

@@ -18,6 +18,7 @@ Examples:
   fstab: /dev/sdb,/dev/sdc  /mnt/ds1  vmfs  _netdev,allow_other  0  0
 
 Options of -o: ro, rw, allow_other, default_permissions, nonempty, host_id=UUID, host_name=NAME, threads=N, log=FILE, foreground,
+lockd=auto|SOCKET|no (who keeps this host's slots: vmfs-lockd when it runs, a certain one, or the mount itself),
 and the generic ones of mount(8) (nosuid, nodev, noexec, noatime, _netdev, nofail, defaults, x-...).
 
 A path with a comma in it is written with \\, in place of the comma.
@@ -68,6 +69,18 @@ struct Arguments {
     tell_parent: bool,
 }
 
+/// Who is to keep the mount's slots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Lockd {
+    /// The daemon at the default socket when it answers, else the mount itself.
+    #[default]
+    Auto,
+    /// The mount itself.
+    No,
+    /// The daemon at this socket; none there: no mount.
+    At(PathBuf),
+}
+
 /// A mount that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -97,6 +110,8 @@ pub struct Mount {
     pub threads: Option<u16>,
     /// Log file.
     pub log: Option<PathBuf>,
+    /// Who is to keep the slots.
+    pub lockd: Lockd,
     /// Log more.
     pub verbose: bool,
 }
@@ -132,6 +147,7 @@ where
         host_name: arguments.host_name,
         threads: arguments.threads,
         log: arguments.log,
+        lockd: Lockd::Auto,
         verbose: arguments.verbose,
     };
     for option in arguments.options.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty()) {
@@ -174,6 +190,14 @@ fn apply(mount: &mut Mount, option: &str) -> Result<(), String> {
         "foreground" => mount.foreground = true,
         "host_id" => mount.host_id = Some(parse_uuid(value("a UUID")?).map_err(|why| format!("host_id: {why}"))?),
         "host_name" => mount.host_name = Some(value("a name")?.to_owned()),
+        "lockd" => {
+            mount.lockd = match value("auto, no or a socket's path")? {
+                "auto" => Lockd::Auto,
+                "no" => Lockd::No,
+                path if path.starts_with('/') => Lockd::At(PathBuf::from(path)),
+                other => return Err(format!("lockd={other}: say auto, no, or the absolute path of its socket")),
+            };
+        }
         "log" => mount.log = Some(PathBuf::from(value("a file")?)),
         "threads" => {
             let number = value("a number")?.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n));
@@ -256,6 +280,9 @@ mod tests {
         assert_eq!(mount.flags, [fuser::MountOption::NoAtime]);
         let mount = parsed(&["/dev/sdb", "/m", "-o", "nosuid,suid,host_name=h,threads=3,log=/l", "-t", "vmfs"]);
         assert_eq!(mount.flags, [fuser::MountOption::Suid]);
+        assert_eq!(mount.lockd, Lockd::Auto);
+        assert_eq!(parsed(&["a", "/m", "-o", "lockd=no"]).lockd, Lockd::No);
+        assert_eq!(parsed(&["a", "/m", "-o", "lockd=/run/x.sock"]).lockd, Lockd::At(PathBuf::from("/run/x.sock")));
         assert_eq!((mount.host_name.as_deref(), mount.threads), (Some("h"), Some(3)));
     }
 
@@ -265,6 +292,7 @@ mod tests {
         assert!(usage(&["a,,b", "/m"]).contains("a,,b"));
         assert!(usage(&["a", "/m", "-o", "threads=0"]).contains("threads"));
         assert!(usage(&["a", "/m", "-o", "host_id=12"]).contains("host_id"));
+        assert!(usage(&["a", "/m", "-o", "lockd=maybe"]).contains("lockd=maybe"));
         assert!(usage(&["a", "/m", "-o", "remount"]).contains("remount"));
         assert!(usage(&["a", "/m", "--host-id", "zz"]).contains("UUID"));
         assert!(usage(&["a"]).contains("DIR"));

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use lockd::gate_memory::SharedGateMemory;
+use lockd::keeper::client::Link;
 use lockd::server::Server;
 use rustix::mount::MountFlags;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -23,7 +24,7 @@ use crate::handles::Handle;
 use crate::host;
 use crate::mountpoint::{self, NewMount, Unmounted};
 use crate::opening;
-use crate::options::Mount;
+use crate::options::{Lockd, Mount};
 use crate::state::State;
 
 /// Worker threads when nothing is said: enough to keep a LUN busy while each blocks in one command.
@@ -52,11 +53,37 @@ fn mount_volume(mount: &Mount) -> Result<Arc<State>, String> {
     let gate = Arc::new(gate);
     let host = identity.host;
     let page = GatePage::create(gate.clone()).map_err(|error| named(&error))?;
+    let link = keeper(mount, &gate)?;
     let options = MountOptions { read_only: mount.read_only, host: identity, slot_hint: None };
     let prepare = |volume: &Volume| (volume.info().clone(), volume.files().data_luns());
     let (actor, (info, luns)) =
-        Actor::start(mount.luns.clone(), options, page, prepare).map_err(|error| named(&error))?;
+        Actor::start(mount.luns.clone(), options, page, link, prepare).map_err(|error| named(&error))?;
     Ok(Arc::new(State::new(actor, info, luns, host, gate)))
+}
+
+/// The daemon that keeps the slots, if one is to.
+fn keeper(mount: &Mount, gate: &Arc<SharedGateMemory>) -> Result<Option<Link>, String> {
+    if mount.read_only {
+        return Ok(None);
+    }
+    let program = format!("mount.vmfs {}, process {}", mount.directory.display(), std::process::id());
+    match &mount.lockd {
+        Lockd::No => Ok(None),
+        Lockd::At(path) => Link::start(path, gate.clone(), program)
+            .map(Some)
+            .map_err(|error| format!("{}: {error}; start vmfs-lockd, or mount with -o lockd=no", path.display())),
+        Lockd::Auto => {
+            let path = lockd::keeper::default_socket();
+            if !path.exists() {
+                return Ok(None);
+            }
+            let link = Link::start(&path, gate.clone(), program);
+            let failed = |error: &std::io::Error| {
+                tracing::warn!("{}: {error}; no vmfs-lockd answers, the mount keeps its slots itself", path.display());
+            };
+            Ok(link.inspect_err(failed).ok())
+        }
+    }
 }
 
 /// Closes what is open and unmounts the volume.

@@ -113,6 +113,7 @@ impl Patrol<'_> {
         for (number, found) in slots.into_iter().enumerate() {
             let number = SlotId(number as u8);
             let Ok((cell, heartbeat)) = found else { continue };
+            self.inner.context.beat_age(self.member.index, number, &heartbeat);
             let stood_still = self.seen.insert(number, cell.header().op_id) == Some(cell.header().op_id);
             let is_wanted = match heartbeat.state {
                 SlotState::Free => false,

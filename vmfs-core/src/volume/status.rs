@@ -15,7 +15,7 @@ use crate::format::root_cell::HoldMode;
 use crate::lease;
 use crate::object::HolderInfo;
 use crate::slot;
-use crate::units::{SlotId, SlotRef};
+use crate::units::{LunIndex, SlotId, SlotRef};
 
 /// What this release does not do yet, in one place.
 const NO_TAKEOVER: &str = "this release does not take over the locks of a host that is gone: unmount there if it still \
@@ -53,7 +53,8 @@ fn lun_info(member: &Member) -> LunInfo {
     }
 }
 
-fn host_status(inner: &Inner, slot: SlotId, heartbeat: Heartbeat) -> HostStatus {
+fn host_status(inner: &Inner, lun: LunIndex, slot: SlotId, heartbeat: Heartbeat) -> HostStatus {
+    let beat_age = inner.context.beat_age(lun, slot, &heartbeat);
     let own = heartbeat.incarnation == inner.info.incarnation && inner.info.incarnation != 0;
     HostStatus {
         slot: SlotRef { slot, generation: heartbeat.generation },
@@ -62,6 +63,7 @@ fn host_status(inner: &Inner, slot: SlotId, heartbeat: Heartbeat) -> HostStatus 
         name: heartbeat.host_name,
         incarnation: heartbeat.incarnation,
         beat: heartbeat.beat,
+        beat_age_ms: beat_age.as_millis() as u64,
         live_since_s: heartbeat.live_since_s,
         fence_grade: heartbeat.fence_grade,
         lease: heartbeat.lease,
@@ -94,7 +96,7 @@ pub(super) async fn why_locked(inner: &Rc<Inner>, what: ObjectRef) -> Result<Why
         own: info.is_self,
         counts: info.is_live,
         host: (info.heartbeat.incarnation == info.holder.incarnation)
-            .then(|| host_status(inner, info.holder.slot.slot, info.heartbeat.clone())),
+            .then(|| host_status(inner, object.fd.lun(), info.holder.slot.slot, info.heartbeat.clone())),
     };
     Ok(WhyLocked {
         object: object.reference(),
@@ -167,6 +169,7 @@ pub(super) async fn status(inner: &Rc<Inner>) -> VolumeStatus {
         info: inner.info.clone(),
         luns,
         fenced: inner.context.fenced().map(|lun| FsError::Fenced { lun }.to_string()),
+        keeper: (!inner.info.read_only).then(|| inner.keeper.describe()),
         unfinished: inner.names.unfinished() + inner.names.removed_count(),
         warnings,
     }
@@ -196,7 +199,7 @@ async fn lun_status(inner: &Inner, member: &Rc<Member>, warnings: &mut Vec<Strin
     for (number, slot) in slots.into_iter().enumerate() {
         match slot {
             Ok((_, heartbeat)) if heartbeat.state == SlotState::Free => {}
-            Ok((_, heartbeat)) => status.hosts.push(host_status(inner, SlotId(number as u8), heartbeat)),
+            Ok((_, heartbeat)) => status.hosts.push(host_status(inner, member.index, SlotId(number as u8), heartbeat)),
             Err(error) => warnings.push(format!("slot {number} of {}: {error}", member.lun.name())),
         }
     }

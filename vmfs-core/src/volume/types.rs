@@ -228,6 +228,8 @@ pub struct HostStatus {
     pub incarnation: u64,
     /// +1 at each renewal.
     pub beat: u64,
+    /// For how long this mount has seen no other beat, in milliseconds; 0: it is new since the last look.
+    pub beat_age_ms: u64,
     /// Seconds since 1970 at the join, by the owner's clock.
     pub live_since_s: u64,
     /// Fence grade on that LUN.
@@ -266,6 +268,8 @@ pub struct VolumeStatus {
     pub luns: Vec<LunStatus>,
     /// This host has lost a slot: nothing is written any more until the volume is mounted again.
     pub fenced: Option<String>,
+    /// Who keeps this mount's slots; `None` when read-only.
+    pub keeper: Option<String>,
     /// Names and space that a failed or interrupted operation of this mount left to be tidied in the background.
     pub unfinished: usize,
     /// What an administrator should know: dead hosts whose locks stay, errors of background work. Sentences with cause and next step.

@@ -18,6 +18,7 @@ pub(super) struct Host {
     pub name: String,
     pub incarnation: String,
     pub beat: u64,
+    pub beat_age_ms: u64,
     pub live_since_s: u64,
     pub fence_grade: String,
     pub lease_ms: u32,
@@ -58,6 +59,7 @@ pub(super) struct Volume {
     pub renew_ms: u32,
     pub margin_ms: u32,
     pub open_files: u64,
+    pub slots_kept_by: Option<String>,
     pub fenced: Option<String>,
     pub unfinished: u64,
     pub warnings: Vec<String>,
@@ -79,6 +81,7 @@ impl From<&VolumeStatus> for Volume {
             renew_ms: info.lease.renew_ms,
             margin_ms: info.lease.margin_ms,
             open_files: 0,
+            slots_kept_by: status.keeper.clone(),
             fenced: status.fenced.clone(),
             unfinished: status.unfinished as u64,
             warnings: status.warnings.clone(),
@@ -114,6 +117,7 @@ impl From<&HostStatus> for Host {
             name: host.name.clone(),
             incarnation: format!("{:016x}", host.incarnation),
             beat: host.beat,
+            beat_age_ms: host.beat_age_ms,
             live_since_s: host.live_since_s,
             fence_grade: format!("{:?}", host.fence_grade),
             lease_ms: host.lease.lease_ms,
@@ -141,7 +145,8 @@ impl Volume {
             self.cell_bytes,
             self.lock_mode
         ));
-        say(format!("lease    {} ms, renewed every {} ms", self.lease_ms, self.renew_ms));
+        let keeper = self.slots_kept_by.as_ref().map(|keeper| format!(" by {keeper}")).unwrap_or_default();
+        say(format!("lease    {} ms, renewed every {} ms{keeper}", self.lease_ms, self.renew_ms));
         let (free, total) = self.luns.iter().fold((0, 0), |(f, t), lun| (f + lun.free_blocks, t + lun.total_blocks));
         say(format!(
             "space    {} free of {}",
@@ -190,8 +195,14 @@ impl Host {
             _ => "",
         };
         say(format!(
-            "{indent}{:<12} {:<8} {name}{whose}: beat {}, fence grade {}",
-            self.slot, self.state, self.beat, self.fence_grade
+            "{indent}{:<12} {:<8} {name}{whose}: beat {} seen for {}.{} s, lease {} s, fence grade {}",
+            self.slot,
+            self.state,
+            self.beat,
+            self.beat_age_ms / 1000,
+            self.beat_age_ms % 1000 / 100,
+            self.lease_ms / 1000,
+            self.fence_grade
         ));
     }
 }
