@@ -29,6 +29,14 @@ const NOT_DONE_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
 
+/// A beat as this mount saw it in a slot.
+#[derive(Clone, Copy, Debug)]
+struct SeenBeat {
+    generation: Generation,
+    beat: u64,
+    since: Instant,
+}
+
 /// What a cell is expected to hold, and what it holds afterwards.
 type Pair = (Cell, Cell);
 
@@ -102,8 +110,8 @@ pub struct Context {
     suspects: RefCell<BTreeSet<(LunIndex, SlotId)>>,
     /// Members came or went. One task waits for it: the one that works for each of them.
     members_changed: Notify,
-    /// Since when each slot shows the generation and the beat that it showed last.
-    beats: RefCell<BTreeMap<(LunIndex, SlotId), (Generation, u64, Instant)>>,
+    /// What each slot showed last.
+    beats: RefCell<BTreeMap<(LunIndex, SlotId), SeenBeat>>,
 }
 
 impl Context {
@@ -220,13 +228,13 @@ impl Context {
 
     /// For how long a slot has been showing this beat, as far as this mount looked. For people: nothing is decided by it.
     pub fn beat_age(&self, lun: LunIndex, slot: SlotId, shown: &Heartbeat) -> Duration {
-        let now = self.env().now();
+        let now = SeenBeat { generation: shown.generation, beat: shown.beat, since: self.env().now() };
         let mut beats = self.beats.borrow_mut();
-        let seen = beats.entry((lun, slot)).or_insert((shown.generation, shown.beat, now));
-        if (seen.0, seen.1) != (shown.generation, shown.beat) {
-            *seen = (shown.generation, shown.beat, now);
+        let seen = beats.entry((lun, slot)).or_insert(now);
+        if (seen.generation, seen.beat) != (now.generation, now.beat) {
+            *seen = now;
         }
-        Duration::from_nanos(now.0.saturating_sub(seen.2.0))
+        Duration::from_nanos(now.since.0.saturating_sub(seen.since.0))
     }
 
     /// Takes the slots of a LUN that are to be watched.

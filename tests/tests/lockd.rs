@@ -1,0 +1,433 @@
+//! Promises of vmfs-lockd with real processes: mounts and guests stand still while it is away and go on with nothing lost; it outlives its own
+//! death; who was taken over stays out.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::harness::{Luns, Mount, command, refused, run, signal};
+use vmfs_core::cas::CellIo;
+use vmfs_core::env::Env;
+use vmfs_core::format::CellContext;
+use vmfs_core::format::header::LeaseTimes;
+use vmfs_core::gate::GatePage;
+use vmfs_core::lun::{Lun, OpenLun, open_lun};
+use vmfs_core::real_env::RealEnv;
+use vmfs_core::slot::{self, HostIdentity};
+use vmfs_core::units::{CellSize, LunIndex, Uuid};
+
+/// Nothing that a test waits for takes as long.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+#[track_caller]
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "it never came to this: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A running vmfs-lockd with a folder of its own.
+struct Lockd {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Lockd {
+    fn start(luns: &Luns) -> Lockd {
+        let folder = luns.beside("run");
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(&folder).unwrap();
+        Lockd { child: Lockd::spawn(&folder), folder }
+    }
+
+    fn spawn(folder: &Path) -> Child {
+        let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
+        let mut lockd = command("vmfs-lockd");
+        lockd.arg("--folder").arg(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let child = lockd.spawn().unwrap();
+        wait_for("vmfs-lockd answers", || facts(folder).is_some_and(|facts| facts["process"] == child.id()));
+        child
+    }
+
+    /// SIGKILL.
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn start_again(&mut self) {
+        self.child = Lockd::spawn(&self.folder);
+    }
+
+    fn stop(&self) {
+        signal(self.child.id(), libc::SIGSTOP);
+    }
+
+    fn go_on(&self) {
+        signal(self.child.id(), libc::SIGCONT);
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap()
+    }
+
+    fn option(&self) -> String {
+        format!("lockd={}", self.folder.join("lockd.sock").display())
+    }
+
+    /// How many slots it keeps.
+    fn slots(&self) -> usize {
+        let facts = facts(&self.folder).expect("vmfs-lockd answers");
+        let mounts = facts["mounts"].as_array().unwrap();
+        mounts.iter().map(|mount| mount["slots"].as_array().unwrap().len()).sum()
+    }
+}
+
+impl Drop for Lockd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn facts(folder: &Path) -> Option<Value> {
+    let out = command("vmfs-lockd").args(["status", "--json", "--folder"]).arg(folder).output().unwrap();
+    out.status.success().then(|| serde_json::from_slice(&out.stdout).unwrap())
+}
+
+fn status(mount: &Mount) -> Value {
+    let said = run(command("vmfs").args(["status", "--json"]).arg(mount.path()));
+    serde_json::from_str::<Value>(&said).unwrap()[0].clone()
+}
+
+/// The mount's slots with their generations, one a LUN.
+fn own_slots(mount: &Mount) -> Vec<String> {
+    let status = status(mount);
+    status["luns"].as_array().unwrap().iter().map(|lun| lun["slot"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The shortest time for which the mount's leases are still good, in milliseconds.
+fn lease_left(mount: &Mount) -> u64 {
+    let status = status(mount);
+    status["luns"].as_array().unwrap().iter().map(|lun| lun["lease_left_ms"].as_u64().unwrap()).min().unwrap()
+}
+
+/// Writes stamps to a file one after another, each durable before the next, until it is told to end.
+struct Writer {
+    done: Arc<AtomicU64>,
+    end: Arc<AtomicBool>,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+/// The place of a stamp in the file.
+fn place(stamp: u64) -> u64 {
+    stamp % 64 * 4096
+}
+
+impl Writer {
+    fn start(path: &Path) -> Writer {
+        let (done, end) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let file = File::options().create(true).truncate(true).read(true).write(true).open(path).unwrap();
+        let (count, ended) = (done.clone(), end.clone());
+        let thread = thread::spawn(move || {
+            for stamp in 1u64.. {
+                if ended.load(Ordering::Relaxed) {
+                    break;
+                }
+                file.write_all_at(&stamp.to_le_bytes(), place(stamp))?;
+                file.sync_data()?;
+                count.store(stamp, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok(())
+        });
+        Writer { done, end, thread }
+    }
+
+    fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    #[track_caller]
+    fn wait_for_progress(&self) {
+        let before = self.done();
+        wait_for("the writer goes on", || self.done() > before + 3);
+    }
+
+    #[track_caller]
+    fn wait_until_it_stands_still(&self) {
+        wait_for("the writer stands still", || {
+            let before = self.done();
+            thread::sleep(Duration::from_millis(700));
+            self.done() == before
+        });
+    }
+
+    /// Ends it; every stamp that was acknowledged last in its place is there.
+    #[track_caller]
+    fn end_and_verify(self, path: &Path) {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap().unwrap();
+        let (last, bytes) = (self.done.load(Ordering::Relaxed), fs::read(path).unwrap());
+        for stamp in last.saturating_sub(63).max(1)..=last {
+            let at = place(stamp) as usize;
+            assert_eq!(u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()), stamp, "stamp {stamp} of {last}");
+        }
+    }
+}
+
+#[test]
+fn a_lockd_that_is_killed_and_started_again_within_the_lease_goes_on_with_the_same_slots_and_nobody_notices() {
+    let luns = Luns::formatted(2, 128, &["--lease", "fast"]);
+    let mut lockd = Lockd::start(&luns);
+    let mount = luns.mount_with(1, &["-o", &lockd.option()]);
+    let kept_by = |mount: &Mount| status(mount)["slots_kept_by"].as_str().unwrap().to_owned();
+    assert!(kept_by(&mount).starts_with("vmfs-lockd at "), "{}", kept_by(&mount));
+    let slots = own_slots(&mount);
+    let writer = Writer::start(&mount.at("file"));
+    for _ in 0..2 {
+        lockd.kill();
+        wait_for("the mount says so", || kept_by(&mount).contains("which is away"));
+        writer.wait_for_progress();
+        lockd.start_again();
+        wait_for("the mount is back", || !kept_by(&mount).contains("which is away"));
+        wait_for("the lease is renewed", || lease_left(&mount) > 8500);
+        assert_eq!((own_slots(&mount), lockd.slots()), (slots.clone(), 2));
+    }
+    writer.wait_for_progress();
+    writer.end_and_verify(&mount.at("file"));
+    mount.unmount();
+    assert_eq!(lockd.slots(), 0);
+    luns.assert_clean();
+}
+
+#[test]
+fn a_guest_stands_still_while_lockd_is_stopped_and_goes_on_with_nothing_lost() {
+    let luns = Luns::formatted(2, 512, &["--lease", "fast"]);
+    let lockd = Lockd::start(&luns);
+    let mount = luns.mount_with(1, &["-o", &lockd.option()]);
+    run(command("vmfs").args(["disk", "create", "-s", "64M", "-d", "thin"]).arg(mount.at("disk.vmdk")));
+    let kernel = luns.beside("guest.elf");
+    run(command("test-guest").arg("--output").arg(&kernel));
+    let (serial, errors) = (luns.beside("serial"), luns.beside("errors"));
+    let mut vmm = command("vmm");
+    vmm.args(["run", "--memory", "64M", "--kernel"]).arg(&kernel).arg("--disk").arg(mount.at("disk.vmdk"));
+    vmm.args(["--cmdline", "job=verify size=16M bs=64k depth=8 seed=6 passes=1000000"]);
+    vmm.arg("--serial").arg(format!("file:{}", serial.display())).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut guest = Ended(vmm.stderr(File::create(&errors).unwrap()).spawn().unwrap());
+    let said = || fs::read_to_string(&serial).unwrap_or_default();
+    let told = |words: &str| fs::read_to_string(&errors).unwrap().matches(words).count();
+    let passes = || said().matches("pass generation=").count();
+    wait_for("a few passes", || passes() > 2);
+    let slots = own_slots(&mount);
+    for round in 1..=2 {
+        lockd.stop();
+        wait_for("the machine stands still", || told("stands still") == round);
+        // What was in flight ends; then nothing changes, neither in the guest nor on the LUNs.
+        thread::sleep(Duration::from_millis(500));
+        let state = || {
+            let changed = |lun: &PathBuf| fs::metadata(lun).unwrap().modified().unwrap();
+            (said(), luns.images().iter().map(changed).collect::<Vec<_>>())
+        };
+        let before = state();
+        thread::sleep(Duration::from_secs(1));
+        assert_eq!(state(), before, "something went on behind a closed gate");
+        lockd.go_on();
+        wait_for("it goes on", || told("not keep the machine") == round);
+        let done = passes();
+        wait_for("more passes", || passes() > done + 2);
+    }
+    assert_eq!(own_slots(&mount), slots);
+    signal(guest.0.id(), libc::SIGTERM);
+    assert_eq!(guest.0.wait().unwrap().code(), Some(0));
+    let said = said();
+    assert_eq!(said.matches("pass generation=").count(), said.matches(" mismatches=0 ").count(), "{said}");
+    mount.unmount();
+    luns.assert_clean();
+}
+
+/// A program that a test started.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_lockd_that_is_away_for_longer_than_the_lease_resumes_when_nobody_took_over() {
+    let luns = Luns::formatted(2, 128, &["--lease", "fast"]);
+    let mut lockd = Lockd::start(&luns);
+    let mount = luns.mount_with(1, &["-o", &lockd.option()]);
+    let slots = own_slots(&mount);
+    let writer = Writer::start(&mount.at("file"));
+    writer.wait_for_progress();
+    lockd.kill();
+    writer.wait_until_it_stands_still();
+    wait_for("the lease is over", || lease_left(&mount) == 0);
+    lockd.start_again();
+    writer.wait_for_progress();
+    assert_eq!(own_slots(&mount), slots);
+    writer.end_and_verify(&mount.at("file"));
+    mount.unmount();
+    luns.assert_clean();
+}
+
+#[test]
+fn a_lockd_that_comes_back_after_another_host_took_over_leaves_its_mount_fenced() {
+    let luns = Luns::formatted(1, 128, &["--lease", "fast"]);
+    let mut lockd = Lockd::start(&luns);
+    let first = luns.mount_with(1, &["-o", &lockd.option()]);
+    let second = luns.mount_with(2, &["-o", "lockd=no"]);
+    fs::write(first.at("file"), "first").unwrap();
+    let mut held = File::options().write(true).open(first.at("file")).unwrap();
+    let busy = File::options().write(true).open(second.at("file")).unwrap_err();
+    assert_eq!(busy.raw_os_error(), Some(libc::EBUSY));
+    lockd.kill();
+    // The second host claims the slot; the first one sees it without its daemon.
+    wait_for("the first mount says that it is fenced", || first.log().contains("fenced"));
+    lockd.start_again();
+    wait_for("lockd finds the slot lost", || lockd.log().contains("a slot is lost"));
+    assert_eq!(lockd.slots(), 0);
+    assert!(held.write_all(b"late").and_then(|()| held.sync_all()).is_err(), "a fenced host wrote");
+    drop(held);
+    // What the first host could still have in flight ends with its process: then the second one is let in.
+    first.kill();
+    wait_for("the second host has the file", || {
+        File::options().write(true).open(second.at("file")).and_then(|mut file| file.write_all(b"other")).is_ok()
+    });
+    assert_eq!(fs::read(second.at("file")).unwrap(), b"other");
+    second.unmount();
+    luns.assert_clean();
+}
+
+#[test]
+fn the_slots_of_a_mount_that_was_killed_are_given_up_by_lockd_as_soon_as_nothing_of_it_is_left() {
+    let luns = Luns::formatted(2, 128, &["--lease", "slow"]);
+    let lockd = Lockd::start(&luns);
+    let first = luns.mount_with(1, &["-o", &lockd.option()]);
+    let second = luns.mount_with(2, &["-o", &lockd.option()]);
+    fs::write(first.at("file"), "first").unwrap();
+    let held = File::options().write(true).open(first.at("file")).unwrap();
+    assert_eq!(lockd.slots(), 4);
+    let killed = Instant::now();
+    first.kill();
+    drop(held);
+    wait_for("the second host has the file", || File::options().write(true).open(second.at("file")).is_ok());
+    // The lease of this volume is 60 seconds: who waited for its end would not be here yet.
+    assert!(killed.elapsed() < Duration::from_secs(60), "it took {:?}", killed.elapsed());
+    assert_eq!(lockd.slots(), 2);
+    second.unmount();
+    luns.assert_clean();
+}
+
+#[test]
+fn a_daemon_that_is_asked_for_by_name_must_be_there_and_one_folder_has_one_daemon() {
+    let luns = Luns::formatted(1, 128, &[]);
+    let point = luns.beside("mnt");
+    fs::create_dir(&point).unwrap();
+    let socket = luns.beside("none.sock");
+    let option = format!("lockd={}", socket.display());
+    let said = refused(command("mount.vmfs").arg(luns.spec()).arg(&point).args(["-o", &option]), 1);
+    assert!(said.contains("none.sock") && said.contains("lockd=no"), "{said}");
+    let lockd = Lockd::start(&luns);
+    let said = refused(command("vmfs-lockd").arg("--folder").arg(&lockd.folder), 1);
+    assert!(said.contains("runs already"), "{said}");
+    refused(command("vmfs-lockd").arg("--no-such-flag"), 2);
+    refused(command("vmfs-lockd").args(["status", "--folder"]).arg(luns.beside("elsewhere")), 1);
+}
+
+/// Hosts of this very process that keep a slot on each LUN, until this is dropped.
+struct OtherHosts {
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl OtherHosts {
+    fn start(images: &[PathBuf], volume: Uuid, hosts: u8) -> OtherHosts {
+        let end = Arc::new(AtomicBool::new(false));
+        let (images, ended) = (images.to_owned(), end.clone());
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, async move {
+                let env: Rc<dyn Env> = Rc::new(RealEnv);
+                for (image, nth) in images.iter().zip(1..) {
+                    let lun: Rc<dyn Lun> = open_lun(image.to_str().unwrap(), OpenLun::default()).unwrap();
+                    let index = LunIndex::new(nth).unwrap();
+                    for host in 1..=hosts {
+                        let context = CellContext { volume, cell_size: CellSize::B512 };
+                        let io = CellIo::new(context, env.clone());
+                        let identity =
+                            HostIdentity { host: Uuid([host; 16]), boot: Uuid([1; 16]), name: format!("h{host}") };
+                        let lease = LeaseTimes::DEFAULT;
+                        let own = slot::join(&io, &lun, index, &identity, host.into(), lease, None).await.unwrap();
+                        let lun = lun.clone();
+                        tokio::task::spawn_local(async move {
+                            let error = slot::keep(&io, &lun, &RefCell::new(own), &GatePage::in_process()).await;
+                            panic!("host {host}: {error}");
+                        });
+                    }
+                }
+                ready.send(()).unwrap();
+                while !ended.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            });
+        });
+        is_ready.recv().unwrap();
+        OtherHosts { end, thread: Some(thread) }
+    }
+}
+
+impl Drop for OtherHosts {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || thread::panicking());
+    }
+}
+
+/// Processor time of a process so far, from proc_pid_stat(5), whose unit is 1/100 s.
+fn processor_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+/// Prints a figure: `cargo test -p tests --test lockd -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement of a minute"]
+fn heartbeats_of_eight_luns_and_64_hosts_are_measured() {
+    const WINDOW: Duration = Duration::from_secs(45);
+    let luns = Luns::formatted(8, 128, &[]);
+    let lockd = Lockd::start(&luns);
+    let mount = luns.mount_with(100, &["-o", &lockd.option()]);
+    let volume = Uuid::parse(status(&mount)["volume"].as_str().unwrap()).unwrap();
+    let _others = OtherHosts::start(luns.images(), volume, 63);
+    let used = || (processor_seconds(lockd.child.id()), processor_seconds(mount.pid()));
+    let before = used();
+    thread::sleep(WINDOW);
+    let after = used();
+    let percent = |seconds: f64| seconds * 100.0 / WINDOW.as_secs_f64();
+    println!(
+        "8 LUNs, 64 hosts, default lease: vmfs-lockd {:.2} % of a core, an idle mount.vmfs {:.2} %",
+        percent(after.0 - before.0),
+        percent(after.1 - before.1)
+    );
+    let hosts = |lun: &Value| lun["hosts"].as_array().unwrap().iter().filter(|host| host["state"] == "Live").count();
+    assert!(status(&mount)["luns"].as_array().unwrap().iter().all(|lun| hosts(lun) == 64));
+}
