@@ -365,7 +365,11 @@ impl SlotKeeper for Link {
                     return Some(error);
                 }
                 tokio::select! {
-                    ended = &mut watched => return ended,
+                    ended = &mut watched => {
+                        // Nothing is to be taken up again.
+                        self.0.state.lock().slots.remove(&lun.get());
+                        return ended;
+                    }
                     () = news => {}
                 }
             }

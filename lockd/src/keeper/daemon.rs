@@ -185,6 +185,9 @@ impl Daemon {
                 Action::Forget => forget = true,
             }
         }
+        // A mount that is fenced on one LUN changes nothing any more: its other slots are given up too.
+        let others = |(other, kept): (&LunIndex, &Kept)| (*other != index).then_some((*other, kept.slot.generation));
+        let others: Vec<_> = if event == Event::Over { slots.iter().filter_map(others).collect() } else { Vec::new() };
         if forget {
             slots.remove(&index);
             if slots.is_empty() && client.is_none() {
@@ -192,6 +195,11 @@ impl Daemon {
             }
             drop(mounts);
             self.save_or_log();
+        } else {
+            drop(mounts);
+        }
+        for (other, generation) in others {
+            self.happened(key, other, generation, Event::MountGone, None);
         }
         self.wake.notify_one();
     }
