@@ -126,6 +126,13 @@ pub enum AdminRequest {
         /// Policy of the copy; `None`: as the source.
         kind: Option<DiskKind>,
     },
+    /// Formats a LUN and makes it a member of the volume.
+    ExtentAdd {
+        /// Its absolute path.
+        lun: String,
+        /// Overwrite what it holds.
+        force: bool,
+    },
     /// An object's structures in words.
     Dump {
         /// The file.

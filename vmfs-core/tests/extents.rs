@@ -5,10 +5,13 @@ mod names_support;
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use names_support::*;
 use vmfs_core::cas::{CasOutcome, CellChange};
 use vmfs_core::check::Severity;
+use vmfs_core::env::LocalFuture;
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::file::{OpenFile, OpenMode};
 use vmfs_core::format::dirent::ObjectRef;
@@ -16,9 +19,9 @@ use vmfs_core::format::header::MemberState;
 use vmfs_core::format::layout::member_cell;
 use vmfs_core::format::member::Member;
 use vmfs_core::lun::Lun;
-use vmfs_core::sim::{HostNo, MemoryDisk, Sim, format_disks};
+use vmfs_core::sim::{HostNo, MemoryDisk, Seen, Sim, Watcher, format_disks};
 use vmfs_core::units::{CellSize, LunIndex, Seq};
-use vmfs_core::volume::Volume;
+use vmfs_core::volume::{LunFinder, Volume, WantedLun};
 
 const WRITE: OpenMode = OpenMode { read: true, write: true, truncate: false };
 const SECOND: LunIndex = LunIndex::new(2).unwrap();
@@ -33,6 +36,54 @@ async fn write(volume: &Volume, open: &Arc<OpenFile>, at: u64, bytes: &[u8]) -> 
 
 fn path(sim: &Sim, disk: &MemoryDisk, host: u32) -> Rc<dyn Lun> {
     disk.connect(sim, HostNo(host))
+}
+
+/// Finds every disk of a world, whatever is wanted.
+struct Shelf {
+    sim: Sim,
+    disks: Vec<MemoryDisk>,
+    host: u32,
+}
+
+impl LunFinder for Shelf {
+    fn candidates<'a>(&'a self, _: &'a WantedLun) -> LocalFuture<'a, Vec<Rc<dyn Lun>>> {
+        let luns = self.disks.iter().map(|disk| path(&self.sim, disk, self.host)).collect();
+        Box::pin(std::future::ready(luns))
+    }
+}
+
+/// A host that mounts `disks` and finds those of `shelf` later.
+async fn mount_finding(sim: &Sim, disks: &[MemoryDisk], shelf: &[MemoryDisk], host: u32) -> Volume {
+    let volume = mount_slow(sim, disks, host).await;
+    volume.set_finder(Rc::new(Shelf { sim: sim.clone(), disks: shelf.to_vec(), host }));
+    volume
+}
+
+fn blank(name: &str) -> MemoryDisk {
+    MemoryDisk::new(name, 64 << 20, Some(CellSize::B512))
+}
+
+fn indexes(volume: &Volume) -> Vec<u8> {
+    volume.luns().iter().map(|lun| lun.index.get()).collect()
+}
+
+/// Waits until a host has this many members.
+async fn has(sim: &Sim, volume: &Volume, count: usize, longest: Duration) {
+    let began = sim.now();
+    while volume.luns().len() != count {
+        let waited = Duration::from_nanos(sim.now() - began);
+        assert!(
+            waited < longest,
+            "after {waited:?} it has {:?}; {:?}",
+            indexes(volume),
+            volume.status().await.warnings
+        );
+        sim.sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn errors(sim: &Sim, disks: &[MemoryDisk]) -> Vec<vmfs_core::check::Finding> {
+    sim.block_on(fsck(sim, disks, true)).into_iter().filter(|found| found.severity == Severity::Error).collect()
 }
 
 /// What the first LUN says of the second one.
@@ -88,9 +139,7 @@ fn a_file_that_is_open_and_finds_no_space_goes_on_a_member_that_came_later() {
             other.close(open).await.unwrap();
             other.unmount().await.unwrap();
         });
-        let errors: Vec<_> =
-            sim.block_on(fsck(&sim, &disks, true)).into_iter().filter(|f| f.severity == Severity::Error).collect();
-        assert_eq!(errors, [], "seed {seed}");
+        assert_eq!(errors(&sim, &disks), [], "seed {seed}");
     }
 }
 
@@ -121,9 +170,7 @@ fn a_lock_that_was_taken_before_a_member_came_is_confirmed_before_its_data_there
         early.unmount().await.unwrap();
         late.unmount().await.unwrap();
     });
-    let errors: Vec<_> =
-        sim.block_on(fsck(&sim, &disks, true)).into_iter().filter(|f| f.severity == Severity::Error).collect();
-    assert_eq!(errors, []);
+    assert_eq!(errors(&sim, &disks), []);
 }
 
 #[test]
@@ -149,4 +196,131 @@ fn what_is_no_member_in_use_of_this_volume_is_not_taken_up() {
         volume.unmount().await.unwrap();
         assert_eq!(volume.adopt(path(&sim, &disks[1], 1)).await.unwrap_err().kind(), FsErrorKind::Io);
     });
+}
+
+#[test]
+fn a_lun_that_one_host_adds_is_used_by_all_others_within_two_heartbeats() {
+    let (sim, mut disks) = world(3, 2, CellSize::B512);
+    let new = blank("new");
+    sim.block_on(async {
+        let shelf = std::slice::from_ref(&new);
+        let (one, two) = (mount_slow(&sim, &disks, 1).await, mount_finding(&sim, &disks, shelf, 2).await);
+        let three = mount_finding(&sim, &disks, shelf, 3).await;
+        let blind = mount_slow(&sim, &disks, 4).await;
+        mkdir(&one, one.root(), b"on the second one").await.unwrap();
+        sim.sleep(Duration::from_secs(5)).await;
+        let added = one.add_extent(path(&sim, &new, 1), false, &mut |_| ()).await.unwrap();
+        assert_eq!(added.get(), 3);
+        let two_heartbeats = 2 * Duration::from_millis(2000);
+        has(&sim, &two, 3, two_heartbeats).await;
+        has(&sim, &three, 3, two_heartbeats).await;
+        // Everybody allocates there, and a host that does not find it says so.
+        let directory = mkdir(&two, two.root(), b"on the new one").await.unwrap().object;
+        assert_eq!(directory.fd.lun(), added);
+        let file = create(&two, directory, b"file").await.unwrap().object;
+        let open = three.open(file, WRITE).await.unwrap();
+        write(&three, &open, 0, &[3; 200_000]).await.unwrap();
+        three.close(open).await.unwrap();
+        sim.sleep(Duration::from_secs(3)).await;
+        let told = blind.status().await.warnings;
+        assert!(told.iter().any(|warning| warning.contains("lun3") && warning.contains("not found here")), "{told:?}");
+        let missing = blind.open(file, WRITE).await.unwrap_err();
+        assert!(matches!(missing, FsError::MissingLun { lun } if lun == added), "{missing}");
+        for volume in [one, two, three, blind] {
+            volume.unmount().await.unwrap();
+        }
+    });
+    disks.push(new);
+    assert_eq!(errors(&sim, &disks), []);
+}
+
+#[test]
+fn two_hosts_that_add_at_once_add_both_luns_and_of_one_lun_only_one_member() {
+    for seed in 0..4 {
+        let (sim, mut disks) = world(seed, 1, CellSize::B512);
+        let new = [blank("new1"), blank("new2")];
+        sim.block_on(async {
+            let (one, two) = (mount_finding(&sim, &disks, &new, 1).await, mount_finding(&sim, &disks, &new, 2).await);
+            let (first, second) = (one.clone(), two.clone());
+            let (left, right) = (path(&sim, &new[0], 1), path(&sim, &new[1], 2));
+            let first = sim.spawn(HostNo(1), async move { first.add_extent(left, false, &mut |_| ()).await });
+            let second = sim.spawn(HostNo(2), async move { second.add_extent(right, false, &mut |_| ()).await });
+            let mut added = [first.join().await.unwrap().unwrap().get(), second.join().await.unwrap().unwrap().get()];
+            added.sort();
+            assert_eq!(added, [2, 3], "seed {seed}");
+            has(&sim, &one, 3, Duration::from_secs(6)).await;
+            has(&sim, &two, 3, Duration::from_secs(6)).await;
+            let again = one.add_extent(path(&sim, &new[1], 1), true, &mut |_| ()).await.unwrap_err();
+            assert_eq!(again.kind(), FsErrorKind::Exists, "{again}");
+            sim.sleep(Duration::from_secs(5)).await;
+            one.unmount().await.unwrap();
+            two.unmount().await.unwrap();
+        });
+        disks.extend(new);
+        assert_eq!(errors(&sim, &disks), [], "seed {seed}");
+    }
+}
+
+/// Counts the changes that one host makes and says when there were so many.
+struct Countdown {
+    host: HostNo,
+    left: Arc<AtomicUsize>,
+    reached: Arc<tokio::sync::Notify>,
+}
+
+impl Watcher for Countdown {
+    fn seen(&mut self, host: HostNo, seen: Seen<'_>) {
+        let changes = matches!(seen, Seen::Write { .. } | Seen::CompareAndWrite { wrote: true, .. });
+        if host == self.host && changes && self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.reached.notify_one();
+        }
+    }
+}
+
+/// Kills the adding host at its `nth` change. False: it had added the LUN before.
+fn killed_at(nth: usize) -> bool {
+    let (sim, mut disks) = world(nth as u64, 2, CellSize::B512);
+    let new = blank("new");
+    let died = sim.block_on(async {
+        let shelf = std::slice::from_ref(&new);
+        let adder = mount_finding(&sim, &disks, shelf, 1).await;
+        let other = mount_finding(&sim, &disks, shelf, 2).await;
+        mkdir(&other, other.root(), b"on the second one").await.unwrap();
+        let (left, reached) = (Arc::new(AtomicUsize::new(nth)), Arc::new(tokio::sync::Notify::new()));
+        for disk in disks.iter().chain([&new]) {
+            let watcher = Countdown { host: HostNo(1), left: left.clone(), reached: reached.clone() };
+            disk.set_watcher(Box::new(watcher));
+        }
+        let lun = path(&sim, &new, 1);
+        let adding = sim.spawn(HostNo(1), async move { adder.add_extent(lun, false, &mut |_| ()).await.is_ok() });
+        let died = std::pin::pin!(reached.notified());
+        let died = match futures_util::future::select(died, std::pin::pin!(adding.join())).await {
+            futures_util::future::Either::Left(_) => true,
+            futures_util::future::Either::Right((added, _)) => {
+                assert_eq!(added, Some(true));
+                false
+            }
+        };
+        sim.kill(HostNo(1));
+        // It is taken over, and what it began is finished or taken back; then the LUN can be added all the same.
+        sim.sleep(Duration::from_secs(60)).await;
+        if other.luns().len() == 2 {
+            other.add_extent(path(&sim, &new, 2), false, &mut |_| ()).await.unwrap();
+        }
+        assert_eq!(indexes(&other), [1, 2, 3], "killed at change {nth}");
+        let directory = mkdir(&other, other.root(), b"on the new one").await.unwrap().object;
+        assert_eq!(directory.fd.lun().get(), 3);
+        sim.sleep(Duration::from_secs(5)).await;
+        other.unmount().await.unwrap();
+        died
+    });
+    disks.push(new);
+    assert_eq!(errors(&sim, &disks), [], "killed at change {nth}");
+    died
+}
+
+#[test]
+fn an_addition_that_dies_at_any_change_is_finished_or_taken_back_by_another_host() {
+    let ended = (1..100).find(|nth| !killed_at(*nth)).expect("an addition takes fewer changes");
+    assert!(ended > 20, "it ended after {ended} changes: not every step was met");
 }

@@ -44,7 +44,6 @@ fn luns_are_taken_in_any_order_and_the_same_volume_comes_of_it() {
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
             let volume = try_mount(&sim, &order.map(|n| &disks[n]), 1).await.unwrap();
             assert!(exists(&volume, volume.root(), b"file").await);
-            let info = volume.info();
             let luns = volume.luns();
             assert_eq!(luns.iter().map(|lun| lun.index.get()).collect::<Vec<_>>(), [1, 2, 3]);
             assert!(luns.windows(2).all(|pair| pair[0].slot.unwrap().slot == pair[1].slot.unwrap().slot));

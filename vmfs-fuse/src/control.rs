@@ -18,6 +18,7 @@ use vmfs_core::units::{LunIndex, Uuid};
 use vmfs_core::volume::LunInfo;
 
 use crate::disks;
+use crate::extents;
 use crate::handles::{FileHandle, Handle, Lent};
 use crate::reports;
 use crate::state::State;
@@ -162,6 +163,7 @@ impl Service for Control {
             AdminRequest::DiskCreate { file, bytes, kind } => {
                 disks::create(&self.state, self.place(&file)?, bytes, kind, progress)
             }
+            AdminRequest::ExtentAdd { lun, force } => extents::add(&self.state, lun, force, progress),
             AdminRequest::DiskInfo { file } => disks::info(&self.state, self.place(&file)?),
             AdminRequest::DiskExtend { file, bytes } => disks::extend(&self.state, self.place(&file)?, bytes, progress),
             AdminRequest::DiskInflate { file } => disks::inflate(&self.state, self.place(&file)?, progress),

@@ -31,7 +31,7 @@ enum Step {
 }
 
 /// Runs a job on the actor and hands its progress on.
-fn long<F>(
+pub fn long<F>(
     state: &Arc<State>,
     progress: &mut dyn FnMut(u64, u64),
     job: impl FnOnce(Volume, Teller) -> F + Send + 'static,
@@ -55,10 +55,11 @@ where
 }
 
 /// Tells a client's thread how far a job is.
-struct Teller(Sender<Step>);
+pub struct Teller(Sender<Step>);
 
 impl Teller {
-    fn tell(&self, progress: Progress) {
+    /// Tells one step.
+    pub fn tell(&self, progress: Progress) {
         // The client's thread may have ended with the mount.
         let _ = self.0.send(Step::Progress(progress));
     }

@@ -14,11 +14,13 @@ const AFTER_HELP: &str = "\
 Examples:
   mount.vmfs /dev/sdb,/dev/sdc /mnt/ds1
   mount.vmfs lun0.img,lun1.img /mnt/ds1 --foreground --host-name esx-a
+  mount.vmfs /dev/sdb /mnt/ds1 -o watch=/dev/disk/by-id/wwn-*
   mount -t vmfs -o ro /dev/sdb /mnt/ds1
   fstab: /dev/sdb,/dev/sdc  /mnt/ds1  vmfs  _netdev,allow_other  0  0
 
 Options of -o: ro, rw, allow_other, default_permissions, nonempty, host_id=UUID, host_name=NAME, threads=N, log=FILE, foreground,
 lockd=auto|SOCKET|no (who keeps this host's slots: vmfs-lockd when it runs, a certain one, or the mount itself),
+watch=PATH (a LUN, a directory or a pattern with * and ? in its last part; where to look for LUNs that other hosts add; repeatable),
 and the generic ones of mount(8) (nosuid, nodev, noexec, noatime, _netdev, nofail, defaults, x-...).
 
 A path with a comma in it is written with \\, in place of the comma.
@@ -114,6 +116,8 @@ pub struct Mount {
     pub lockd: Lockd,
     /// Log more.
     pub verbose: bool,
+    /// Where to look for LUNs that other hosts add: paths, directories, patterns.
+    pub watched: Vec<PathBuf>,
 }
 
 fn parse_uuid(text: &str) -> Result<Uuid, String> {
@@ -149,6 +153,7 @@ where
         log: arguments.log,
         lockd: Lockd::Auto,
         verbose: arguments.verbose,
+        watched: Vec::new(),
     };
     for option in arguments.options.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty()) {
         apply(&mut mount, option).map_err(usage)?;
@@ -203,6 +208,7 @@ fn apply(mount: &mut Mount, option: &str) -> Result<(), String> {
             let number = value("a number")?.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n));
             mount.threads = Some(number.ok_or_else(|| format!("threads is a number from 1 to {MAX_THREADS}"))?);
         }
+        "watch" => mount.watched.push(PathBuf::from(value("a path")?)),
         "suid" => flag(Flag::Suid, Flag::NoSuid),
         "nosuid" => flag(Flag::NoSuid, Flag::Suid),
         "dev" => flag(Flag::Dev, Flag::NoDev),

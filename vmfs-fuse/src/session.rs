@@ -2,7 +2,8 @@
 //! Promises: a mount that fails half-way leaves nothing mounted and its slots left; SIGTERM and umount end it cleanly.
 //! Must not know: single requests.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,6 +21,7 @@ use vmfs_core::volume::{MountOptions, Volume};
 use crate::actor::Actor;
 use crate::control::Control;
 use crate::filesystem::Vmfs;
+use crate::finder::Places;
 use crate::handles::Handle;
 use crate::host;
 use crate::mountpoint::{self, NewMount, Unmounted};
@@ -55,7 +57,11 @@ fn mount_volume(mount: &Mount) -> Result<Arc<State>, String> {
     let page = GatePage::create(gate.clone()).map_err(|error| named(&error))?;
     let link = keeper(mount, &gate)?;
     let options = MountOptions { read_only: mount.read_only, host: identity, slot_hint: None };
-    let prepare = |volume: &Volume| (volume.info().clone(), volume.files().data_luns());
+    let (read_only, watched) = (mount.read_only, absolute(&mount.watched));
+    let prepare = move |volume: &Volume| {
+        volume.set_finder(Rc::new(Places { read_only, watched }));
+        (volume.info().clone(), volume.files().data_luns())
+    };
     let (actor, (info, luns)) =
         Actor::start(mount.luns.clone(), options, page, link, prepare).map_err(|error| named(&error))?;
     Ok(Arc::new(State::new(actor, info, luns, host, gate)))
@@ -84,6 +90,11 @@ fn keeper(mount: &Mount, gate: &Arc<SharedGateMemory>) -> Result<Option<Link>, S
             Ok(link.inspect_err(failed).ok())
         }
     }
+}
+
+/// Watched places as they are meant where the command is typed: a daemon works elsewhere.
+fn absolute(places: &[PathBuf]) -> Vec<PathBuf> {
+    places.iter().map(|place| std::path::absolute(place).unwrap_or_else(|_| place.clone())).collect()
 }
 
 /// Closes what is open and unmounts the volume.

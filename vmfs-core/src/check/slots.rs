@@ -60,7 +60,9 @@ impl Checker<'_> {
                 }
             }
             if let Some(member) = decided {
-                in_use += u16::from(!matches!(member.state, MemberState::Free | MemberState::Removed));
+                // An index that is only reserved does not count: its LUN is not formatted.
+                let reserved = member.state == MemberState::Joining && member.lun_bytes == 0;
+                in_use += u16::from(!reserved && !matches!(member.state, MemberState::Free | MemberState::Removed));
                 self.check_member(&member, member_cell(reference, index));
             }
         }

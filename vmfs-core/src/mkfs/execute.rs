@@ -84,12 +84,14 @@ pub async fn execute(
         making.write_block_table(lun, planned).await?;
     }
     making.write_root(&luns[0], &plan.luns[0]).await?;
+    let members: Vec<Member> = plan.luns.iter().map(active_member).collect();
     for (lun, planned) in each() {
-        making.write_members(lun, planned).await?;
+        making.write_members(lun, planned, &members).await?;
     }
     // The first LUN holds the root directory: its header is the very last write.
     for (lun, planned) in each().rev() {
-        making.write_header(lun, planned).await?;
+        let header = making.header(planned);
+        making.write_header(lun, planned, &header).await?;
     }
     Ok(MkfsSummary {
         written_bytes: making.done.done_bytes,
@@ -97,6 +99,39 @@ pub async fn execute(
         used_blocks: 2,
         root: root_fd(),
     })
+}
+
+/// Formats the one LUN of `plan` as a further member of a volume: with these member cells, and at last with this header.
+pub(super) async fn execute_member(
+    env: &Rc<dyn Env>,
+    lun: &Rc<dyn Lun>,
+    plan: &MkfsPlan,
+    members: &[Member],
+    header: &LunHeader,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), FsError> {
+    let planned = &plan.luns[0];
+    let total_bytes = bytes_of(plan, planned);
+    let mut making =
+        Making { env, plan, context: plan.context(), progress, done: Progress { done_bytes: 0, total_bytes } };
+    making.write(lun, HEADER_OFFSET, AlignedBuf::zeroed(HEADER_AREA)).await?;
+    making.write_slots(lun, planned).await?;
+    making.write_block_table(lun, planned).await?;
+    making.write_members(lun, planned, members).await?;
+    lun.flush().await?;
+    making.write_header(lun, planned, header).await?;
+    lun.flush().await?;
+    Ok(())
+}
+
+fn active_member(planned: &PlannedLun) -> Member {
+    Member {
+        lun_uuid: planned.lun_uuid,
+        lun_bytes: planned.bytes,
+        index: planned.index(),
+        state: MemberState::Active,
+        identity: planned.identity.clone(),
+    }
 }
 
 const HEADER_AREA: usize = (HEADER_COPY_OFFSET + FIXED_STRIDE - HEADER_OFFSET) as usize;
@@ -293,30 +328,28 @@ impl Making<'_> {
         Cell::encode_into(&self.context, &header, &root.encode(), &mut roots[..size]);
     }
 
-    /// All member cells; the header and its copy stay invalid.
-    async fn write_members(&mut self, lun: &Rc<dyn Lun>, planned: &PlannedLun) -> Result<(), FsError> {
+    /// All member cells, those of `members` filled; the header and its copy stay invalid.
+    async fn write_members(
+        &mut self,
+        lun: &Rc<dyn Lun>,
+        planned: &PlannedLun,
+        members: &[Member],
+    ) -> Result<(), FsError> {
         let first = layout::member_cell(planned.index(), LunIndex::new(1).expect("1 is a LUN index"));
         let area = self.fixed_area(first, CellKind::Member, MAX_MEMBERS, |nth| {
             let index = LunIndex::new(nth as u8 + 1).expect("the members are 1 to 254");
-            match self.plan.luns.get(nth) {
-                None => Member::free(index),
-                Some(member) => Member {
-                    lun_uuid: member.lun_uuid,
-                    lun_bytes: member.bytes,
-                    index,
-                    state: MemberState::Active,
-                    identity: member.identity.clone(),
-                },
+            match members.iter().find(|member| member.index == index) {
+                None => Member::free(index).encode(),
+                Some(member) => member.encode(),
             }
-            .encode()
         });
         self.write(lun, first.offset, area).await
     }
 
-    /// The copy, then the header: from here on this is a member of the volume.
-    async fn write_header(&mut self, lun: &Rc<dyn Lun>, planned: &PlannedLun) -> Result<(), FsError> {
+    /// The header of a member of a new volume.
+    fn header(&self, planned: &PlannedLun) -> LunHeader {
         let plan = self.plan;
-        let header = LunHeader {
+        LunHeader {
             lun_uuid: planned.lun_uuid,
             lun_index: planned.index(),
             state: MemberState::Active,
@@ -335,9 +368,18 @@ impl Making<'_> {
             identity: planned.identity.clone(),
             segments: planned.layout.segments.clone(),
         }
-        .encode();
+    }
+
+    /// The copy, then the header: from here on this is what the header says.
+    async fn write_header(
+        &mut self,
+        lun: &Rc<dyn Lun>,
+        planned: &PlannedLun,
+        header: &LunHeader,
+    ) -> Result<(), FsError> {
+        let payload = header.encode();
         for at in [layout::header_copy_cell(planned.index()), layout::header_cell(planned.index())] {
-            let area = self.fixed_area(at, CellKind::Header, 1, |_| header.clone());
+            let area = self.fixed_area(at, CellKind::Header, 1, |_| payload.clone());
             self.write(lun, at.offset, area).await?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 //! Must not know: command lines, how progress is shown.
 
 mod execute;
+mod extent;
 mod signature;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::rc::Rc;
 use futures_util::future::join_all;
 
 pub use execute::{MkfsSummary, Progress, execute};
+pub use extent::{NewExtent, check_extent, format_extent};
 pub use signature::{Signature, find_signature};
 
 use crate::cas::CellIo;

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use futures_util::future::{join, join3, select};
 use futures_util::stream::FuturesUnordered;
 
-use super::{Inner, patrol};
+use super::{Inner, membership, patrol};
 use crate::context::Member;
 use crate::env::LocalFuture;
 use crate::keeper::Kept;
@@ -27,9 +27,9 @@ const NEXT_SCAN_STEP: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(inner: &Rc<Inner>) {
     if inner.info.read_only {
-        each_member(inner).await;
+        join(each_member(inner), membership::run(inner)).await;
     } else {
-        join(each_member(inner), tidying(inner)).await;
+        join3(each_member(inner), membership::run(inner), tidying(inner)).await;
     }
 }
 
@@ -54,9 +54,10 @@ async fn each_member(inner: &Rc<Inner>) {
 /// All that goes on for one member, until the volume is left or the member is taken out.
 async fn work(inner: &Rc<Inner>, member: Rc<Member>) {
     if inner.info.read_only {
-        scan(inner, &member).await;
+        join(scan(inner, &member), membership::watch_header(inner, &member)).await;
     } else {
-        join3(renewals(inner, &member), scan(inner, &member), patrol::run(inner, &member)).await;
+        let watches = join(membership::watch_header(inner, &member), patrol::run(inner, &member));
+        join3(renewals(inner, &member), scan(inner, &member), watches).await;
     }
 }
 

@@ -2,7 +2,10 @@
 //! Promises: nothing is written; every refusal names the LUN, the cause and the next step.
 //! Must not know: slots, objects, what happens after the members are known.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
+
+use super::membership::stage;
 
 use crate::cas::CellIo;
 use crate::env::Env;
@@ -60,8 +63,17 @@ pub(super) async fn probe_all(
         return refuse("no LUN was given: name every LUN of the volume".to_owned());
     };
     let io = CellIo::new(first.context, env.clone());
-    let table = member_table(&io, &first.lun, first.header.lun_index).await?;
-    check_whole(&members, &table)?;
+    // Of tables that differ (a change of membership was interrupted) the furthest entries count.
+    let mut table = BTreeMap::new();
+    for member in &members {
+        for entry in member_table(&io, &member.lun, member.header.lun_index).await? {
+            let known = table.entry(entry.index).or_insert_with(|| entry.clone());
+            if stage(known) < stage(&entry) {
+                *known = entry;
+            }
+        }
+    }
+    check_whole(&members, &table.into_values().collect::<Vec<_>>())?;
     members.sort_by_key(|member| member.header.lun_index);
     Ok(members)
 }
@@ -86,6 +98,14 @@ pub(super) async fn probe(lun: Rc<dyn Lun>) -> Result<Probed, FsError> {
         )),
         cause => Err(FsError::Corrupt { structure: format!("header of {name} and its copy"), cause }),
     }
+}
+
+/// The copy of a LUN's header, whatever the header is; `None`: it has none that is sound.
+pub(super) async fn header_copy(lun: &Rc<dyn Lun>) -> Option<(CellContext, LunHeader)> {
+    if lun.bytes() < HEADER_COPY_OFFSET + FIXED_STRIDE {
+        return None;
+    }
+    header_at(lun, HEADER_COPY_OFFSET).await.ok()?.ok()
 }
 
 async fn header_at(lun: &Rc<dyn Lun>, offset: u64) -> Result<Result<(CellContext, LunHeader), FormatError>, FsError> {
@@ -139,8 +159,6 @@ fn check_against(before: &[Probed], probed: &Probed) -> Result<(), FsError> {
             "different block sizes"
         } else if other.header.root != header.root {
             "different root directories"
-        } else if other.header.volume_generation != header.volume_generation {
-            "different membership generations (a change of membership was interrupted)"
         } else {
             continue;
         };
@@ -171,7 +189,13 @@ pub(super) fn check_alone(member: &Probed, read_only: bool) -> Result<(), FsErro
         ));
     }
     if !matches!(header.state, MemberState::Active | MemberState::Draining) {
-        return refuse(format!("{name} is no member in use: its state is {:?}; leave it out", header.state));
+        let next = match header.state {
+            MemberState::Joining => {
+                "leave it out: it is being added, or vmfs extent add finishes that once the volume is mounted"
+            }
+            _ => "leave it out",
+        };
+        return refuse(format!("{name} is no member in use: its state is {:?}; {next}", header.state));
     }
     let unknown = header.incompatible & !KNOWN_INCOMPATIBLE;
     if unknown != 0 {
@@ -246,7 +270,7 @@ fn check_whole(members: &[Probed], table: &[Member]) -> Result<(), FsError> {
         let entry = table.iter().find(|member| member.index == probed.header.lun_index);
         let in_use = entry.is_some_and(|member| {
             member.lun_uuid == probed.header.lun_uuid
-                && matches!(member.state, MemberState::Active | MemberState::Draining)
+                && matches!(member.state, MemberState::Joining | MemberState::Active | MemberState::Draining)
         });
         if !in_use {
             return refuse(format!(

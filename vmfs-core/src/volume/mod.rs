@@ -11,7 +11,9 @@
 mod adopt;
 mod background;
 pub(crate) mod dump;
+mod extend;
 mod members;
+mod membership;
 mod mount;
 mod operations;
 mod patrol;
@@ -20,12 +22,14 @@ mod types;
 pub(crate) mod words;
 
 pub use dump::DumpTarget;
+pub use membership::{LunFinder, WantedLun};
 pub use types::{
     AttributeChange, DirEntry, HostStatus, LockHolder, LunInfo, LunStatus, MountOptions, NewFile, NewObjectSpec,
     RenameFlags, Renamed, Stat, StatFs, VolumeInfo, VolumeStatus, WhyLocked,
 };
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -40,6 +44,7 @@ use crate::format::dirent::ObjectRef;
 use crate::gate::GatePage;
 use crate::keeper::{Embedded, SlotKeeper};
 use crate::lun::Lun;
+use crate::mkfs::Progress;
 use crate::object::Objects;
 use crate::slot::HostIdentity;
 use crate::units::LunIndex;
@@ -67,6 +72,14 @@ struct Inner {
     keeper: Rc<dyn SlotKeeper>,
     /// Held while a LUN is taken up as a member, and from the beginning of the unmount on.
     adopting: Mutex<()>,
+    /// Held while this host adds a LUN.
+    extending: Mutex<()>,
+    /// A header shows that the membership has changed.
+    membership: Notify,
+    /// Finds members that are not there.
+    finder: RefCell<Option<Rc<dyn LunFinder>>>,
+    /// Why members that are not there were not found.
+    unfound: RefCell<BTreeMap<LunIndex, String>>,
     /// Held while removed objects are freed.
     reaping: Mutex<()>,
     warnings: RefCell<Vec<String>>,
@@ -139,6 +152,25 @@ impl Volume {
     /// it is there already. `Busy`: no slot is free on it.
     pub async fn adopt(&self, lun: Rc<dyn Lun>) -> Result<LunIndex, FsError> {
         adopt::adopt(&self.inner, lun).await
+    }
+
+    /// Tells how members that come later are found. Without it they are not: [`Volume::status`] says so.
+    pub fn set_finder(&self, finder: Rc<dyn LunFinder>) {
+        *self.inner.finder.borrow_mut() = Some(finder);
+    }
+
+    /// Formats a LUN and makes it a member. Every host takes it up within two heartbeats, if it finds it. An addition that another
+    /// host left unfinished goes on where it stands.
+    ///
+    /// Refused as mkfs refuses (kinds `Exists`, `Busy`, `Invalid`; `force` overrides the first two); `Busy` too while another host adds
+    /// the same LUN; `Io` while a member is not there.
+    pub async fn add_extent(
+        &self,
+        lun: Rc<dyn Lun>,
+        force: bool,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<LunIndex, FsError> {
+        extend::add(&self.inner, lun, force, progress).await
     }
 
     /// Space.

@@ -161,6 +161,7 @@ fn explain(inner: &Inner, info: &HolderInfo) -> String {
 
 pub(super) async fn status(inner: &Rc<Inner>) -> VolumeStatus {
     let mut warnings = inner.warnings.borrow().clone();
+    warnings.extend(inner.unfound.borrow().values().cloned());
     let mut luns = Vec::new();
     for member in inner.context.members() {
         luns.push(lun_status(inner, &member, &mut warnings).await);

@@ -4,6 +4,7 @@
 
 mod disk;
 mod dump;
+mod extent;
 mod lock;
 mod mounted;
 mod report;
@@ -21,6 +22,7 @@ Examples:
   vmfs disk create -s 40G -d thin /mnt/ds1/vm1/disk.vmdk
   vmfs why-locked /mnt/ds1/vm1/disk.vmdk
   vmfs status --json /mnt/ds1
+  vmfs extent add /dev/sdc /mnt/ds1
   vmfs dump --lun /dev/sdb header
   vmfs COMMAND --help                     shows an example for each command
 
@@ -48,9 +50,9 @@ enum Command {
     /// Hosts by their heartbeats
     #[command(subcommand)]
     Heartbeat(status::HeartbeatCommand),
-    /// Extents (member LUNs) of a volume
+    /// Extents (member LUNs) of a volume: list, add while it is mounted
     #[command(subcommand)]
-    Extent(status::ExtentCommand),
+    Extent(extent::ExtentCommand),
 }
 
 /// Why a command was refused or failed: object, cause, next step.
@@ -93,7 +95,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::WhyLocked(arguments) => lock::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Heartbeat(status::HeartbeatCommand::List(arguments)) => status::heartbeats(&arguments),
-        Command::Extent(status::ExtentCommand::List(arguments)) => status::extents(&arguments),
+        Command::Extent(command) => extent::run(&command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -40,13 +40,6 @@ pub(super) enum HeartbeatCommand {
     List(StatusArguments),
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum ExtentCommand {
-    /// Member LUNs of a volume
-    #[command(after_help = "Example:\n  vmfs extent list /mnt/ds1")]
-    List(StatusArguments),
-}
-
 pub(super) fn run(arguments: &StatusArguments) -> Result<(), AdminError> {
     let volumes = volumes(&arguments.places)?;
     if arguments.json {

@@ -1,0 +1,75 @@
+//! Owns: vmfs extent.
+//! Promises: LUNs are added one after another in the order given; the first refusal ends it and says what was done before.
+//! Must not know: how a LUN becomes a member.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use lockd::protocol::AdminRequest;
+use serde_json::Value;
+
+use super::status::{self, StatusArguments};
+use super::{AdminError, mounted};
+use crate::size;
+use crate::terminal::{say, say_json};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ExtentCommand {
+    /// Member LUNs of a volume
+    #[command(after_help = "Example:\n  vmfs extent list /mnt/ds1")]
+    List(StatusArguments),
+    /// Format LUNs and add them to a mounted volume; all hosts that find them use them at once
+    #[command(after_help = "Example:\n  vmfs extent add /dev/sdc /dev/sdd /mnt/ds1\n\n\
+Other hosts look where the volume's LUNs lie and where mount.vmfs -o watch=... says. An addition that was cut off goes on when\n\
+the command is given again. From then on the new LUNs are named at each mount.")]
+    Add(Add),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Add {
+    /// Overwrite what a LUN holds, also a volume
+    #[arg(short, long)]
+    force: bool,
+    /// Print the facts as JSON
+    #[arg(long)]
+    json: bool,
+    /// LUNs to add, then the mount point
+    #[arg(value_name = "LUN... MOUNT", num_args = 2.., required = true)]
+    places: Vec<PathBuf>,
+}
+
+pub(super) fn run(command: &ExtentCommand) -> Result<(), AdminError> {
+    match command {
+        ExtentCommand::List(arguments) => status::extents(arguments),
+        ExtentCommand::Add(arguments) => add(arguments),
+    }
+}
+
+fn add(arguments: &Add) -> Result<(), AdminError> {
+    let Some((mount, luns)) = arguments.places.split_last() else { return Ok(()) };
+    let directory = mounted::directory(mount)?;
+    let mut added: Vec<Value> = Vec::new();
+    for lun in luns {
+        let what = AdminRequest::ExtentAdd { lun: absolute(lun)?, force: arguments.force };
+        let answer = mounted::ask(&directory, mount, what, "formatting").map_err(|error| match added.len() {
+            0 => error,
+            before => AdminError(format!("{error} (LUNs added before: {before})")),
+        })?;
+        if !arguments.json {
+            let bytes = answer["bytes"].as_u64().unwrap_or(0);
+            say(format!("{}: added as lun{}, {}", lun.display(), answer["index"], size::show(bytes)));
+        }
+        added.push(answer);
+    }
+    if arguments.json {
+        say_json(&added);
+    }
+    Ok(())
+}
+
+/// The path as the mount can use it, which works in another directory.
+fn absolute(lun: &Path) -> Result<String, AdminError> {
+    let path = lun.canonicalize().map_err(|error| AdminError(format!("{}: {error}; check the path", lun.display())))?;
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| AdminError(format!("{}: its path is no UTF-8; rename it", lun.display())))
+}
