@@ -211,59 +211,94 @@ fn a_lockd_that_is_killed_and_started_again_within_the_lease_goes_on_with_the_sa
     luns.assert_clean();
 }
 
+/// A VM that writes, reads back and compares a disk in passes, for ever.
+struct Guest {
+    child: Child,
+    serial: PathBuf,
+    errors: PathBuf,
+}
+
+impl Guest {
+    /// Makes a disk on the mount and starts the VM on it.
+    fn start(luns: &Luns, mount: &Mount) -> Guest {
+        let disk = mount.at("disk.vmdk");
+        run(command("vmfs").args(["disk", "create", "-s", "64M", "-d", "thin"]).arg(&disk));
+        let kernel = luns.beside("guest.elf");
+        run(command("test-guest").arg("--output").arg(&kernel));
+        let (serial, errors) = (luns.beside("serial"), luns.beside("errors"));
+        let mut vmm = command("vmm");
+        vmm.args(["run", "--memory", "64M", "--kernel"]).arg(&kernel).arg("--disk").arg(&disk);
+        vmm.args(["--cmdline", "job=verify size=16M bs=64k depth=8 seed=6 passes=1000000"]);
+        vmm.arg("--serial").arg(format!("file:{}", serial.display())).stdin(Stdio::null()).stdout(Stdio::null());
+        let child = vmm.stderr(File::create(&errors).unwrap()).spawn().unwrap();
+        let guest = Guest { child, serial, errors };
+        wait_for("a few passes", || guest.passes() > 2);
+        guest
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.serial).unwrap_or_default()
+    }
+
+    fn passes(&self) -> usize {
+        self.said().matches("pass generation=").count()
+    }
+
+    /// How often the program has said these words.
+    fn told(&self, words: &str) -> usize {
+        fs::read_to_string(&self.errors).unwrap().matches(words).count()
+    }
+
+    /// Waits for the program's end and gives its exit status.
+    #[track_caller]
+    fn end(&mut self) -> Option<i32> {
+        let mut status = None;
+        wait_for("the program ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.and_then(|status| status.code())
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 #[test]
 fn a_guest_stands_still_while_lockd_is_stopped_and_goes_on_with_nothing_lost() {
     let luns = Luns::formatted(2, 512, &["--lease", "fast"]);
     let lockd = Lockd::start(&luns);
     let mount = luns.mount_with(1, &["-o", &lockd.option()]);
-    run(command("vmfs").args(["disk", "create", "-s", "64M", "-d", "thin"]).arg(mount.at("disk.vmdk")));
-    let kernel = luns.beside("guest.elf");
-    run(command("test-guest").arg("--output").arg(&kernel));
-    let (serial, errors) = (luns.beside("serial"), luns.beside("errors"));
-    let mut vmm = command("vmm");
-    vmm.args(["run", "--memory", "64M", "--kernel"]).arg(&kernel).arg("--disk").arg(mount.at("disk.vmdk"));
-    vmm.args(["--cmdline", "job=verify size=16M bs=64k depth=8 seed=6 passes=1000000"]);
-    vmm.arg("--serial").arg(format!("file:{}", serial.display())).stdin(Stdio::null()).stdout(Stdio::null());
-    let mut guest = Ended(vmm.stderr(File::create(&errors).unwrap()).spawn().unwrap());
-    let said = || fs::read_to_string(&serial).unwrap_or_default();
-    let told = |words: &str| fs::read_to_string(&errors).unwrap().matches(words).count();
-    let passes = || said().matches("pass generation=").count();
-    wait_for("a few passes", || passes() > 2);
+    let mut guest = Guest::start(&luns, &mount);
     let slots = own_slots(&mount);
     for round in 1..=2 {
         lockd.stop();
-        wait_for("the machine stands still", || told("stands still") == round);
+        wait_for("the machine stands still", || guest.told("stands still") == round);
         // What was in flight ends; then nothing changes, neither in the guest nor on the LUNs.
         thread::sleep(Duration::from_millis(500));
         let state = || {
             let changed = |lun: &PathBuf| fs::metadata(lun).unwrap().modified().unwrap();
-            (said(), luns.images().iter().map(changed).collect::<Vec<_>>())
+            (guest.said(), luns.images().iter().map(changed).collect::<Vec<_>>())
         };
         let before = state();
         thread::sleep(Duration::from_secs(1));
         assert_eq!(state(), before, "something went on behind a closed gate");
         lockd.go_on();
-        wait_for("it goes on", || told("not keep the machine") == round);
-        let done = passes();
-        wait_for("more passes", || passes() > done + 2);
+        wait_for("it goes on", || guest.told("not keep the machine") == round);
+        let done = guest.passes();
+        wait_for("more passes", || guest.passes() > done + 2);
     }
     assert_eq!(own_slots(&mount), slots);
-    signal(guest.0.id(), libc::SIGTERM);
-    assert_eq!(guest.0.wait().unwrap().code(), Some(0));
-    let said = said();
+    signal(guest.child.id(), libc::SIGTERM);
+    assert_eq!(guest.end(), Some(0));
+    let said = guest.said();
     assert_eq!(said.matches("pass generation=").count(), said.matches(" mismatches=0 ").count(), "{said}");
     mount.unmount();
     luns.assert_clean();
-}
-
-/// A program that a test started.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -286,11 +321,12 @@ fn a_lockd_that_is_away_for_longer_than_the_lease_resumes_when_nobody_took_over(
 }
 
 #[test]
-fn a_lockd_that_comes_back_after_another_host_took_over_leaves_its_mount_fenced() {
-    let luns = Luns::formatted(1, 128, &["--lease", "fast"]);
+fn a_lockd_that_comes_back_after_another_host_took_over_leaves_its_mount_and_its_guest_fenced() {
+    let luns = Luns::formatted(1, 256, &["--lease", "fast"]);
     let mut lockd = Lockd::start(&luns);
     let first = luns.mount_with(1, &["-o", &lockd.option()]);
     let second = luns.mount_with(2, &["-o", "lockd=no"]);
+    let mut guest = Guest::start(&luns, &first);
     fs::write(first.at("file"), "first").unwrap();
     let mut held = File::options().write(true).open(first.at("file")).unwrap();
     let busy = File::options().write(true).open(second.at("file")).unwrap_err();
@@ -298,6 +334,8 @@ fn a_lockd_that_comes_back_after_another_host_took_over_leaves_its_mount_fenced(
     lockd.kill();
     // The second host claims the slot; the first one sees it without its daemon.
     wait_for("the first mount says that it is fenced", || first.log().contains("fenced"));
+    assert_eq!((guest.end(), guest.told("stands still")), (Some(1), 1));
+    assert_eq!(guest.told("this host lost the disk"), 1);
     lockd.start_again();
     wait_for("lockd finds the slot lost", || lockd.log().contains("a slot is lost"));
     wait_for("lockd keeps nothing any more", || lockd.slots() == 0);

@@ -140,3 +140,39 @@ fn listen_to(client: &Client, heard: &UnboundedSender<Heard>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::connect;
+
+    use super::*;
+
+    #[test]
+    fn nonsense_and_requests_before_hello_are_refused_and_the_end_of_a_connection_is_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lockd.sock");
+        std::fs::write(&path, "stale").unwrap();
+        let listener = bind_at(&path).unwrap();
+        let (heard, mut hearing) = tokio::sync::mpsc::unbounded_channel();
+        std::thread::spawn(move || accept_all(&listener, &heard));
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        connect(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        let mut buffer = Vec::new();
+        let mut refused = |bytes: &[u8]| -> String {
+            rights::send(&socket, bytes, &[]).unwrap();
+            rights::receive(&socket, &mut buffer).unwrap().unwrap();
+            match decode(&buffer).unwrap() {
+                Tell::Refused { message, .. } => message,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(refused(b"\xff\x00nonsense").contains("makes no sense"));
+        assert!(refused(&encode(&Ask::Status)).contains("hello"));
+        assert!(refused(&encode(&Ask::Hello { version: VERSION + 1 })).contains("version"));
+        rights::send(&socket, &encode(&Ask::Hello { version: VERSION }), &[]).unwrap();
+        let hello = hearing.blocking_recv().unwrap();
+        assert!(matches!(hello.what, What::Asked(Ask::Hello { .. }, _)));
+        drop(socket);
+        assert!(matches!(hearing.blocking_recv().unwrap().what, What::Gone));
+    }
+}
