@@ -91,6 +91,13 @@ pub enum AdminRequest {
         /// The file.
         file: NameIn,
     },
+    /// Takes a lock out of the hands of a host that is gone.
+    LockBreak {
+        /// The file.
+        file: NameIn,
+        /// Name or UUID of the holder, which the administrator has made sure is down: its lease is not waited for.
+        host_is_down: Option<String>,
+    },
     /// Makes a virtual disk: descriptor `X.vmdk` and data `X-flat.vmdk`.
     DiskCreate {
         /// The descriptor.
@@ -132,6 +139,20 @@ pub enum AdminRequest {
         lun: String,
         /// Overwrite what it holds.
         force: bool,
+    },
+    /// Makes a raw device mapping: descriptor `X.vmdk` and mapping `X-rdm.vmdk` or `X-rdmp.vmdk`.
+    RdmCreate {
+        /// The descriptor.
+        file: NameIn,
+        /// Absolute path of the device or image file, as this host knows it.
+        device: String,
+        /// Physical compatibility.
+        physical: bool,
+    },
+    /// What a raw device mapping is, and where its device is now.
+    RdmInfo {
+        /// The descriptor.
+        file: NameIn,
     },
     /// An object's structures in words.
     Dump {

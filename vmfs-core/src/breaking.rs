@@ -6,6 +6,9 @@
 //! Live(owner) --claim--> Breaking(owner, breaker) --fenced--> Dirty(owner, breaker) --recovered--> Free
 //!                         ^  breaker gone: another one's name   ^
 //! ```
+//!
+//! An owner that is gone on one LUN may live on another: there it is asked to *drop* the first one's locks, and acknowledges when nothing
+//! that it sent under them is on its way. One that does not answer for as long as a lease takes is claimed.
 
 use crate::cas::{CasOutcome, CellChange};
 use crate::context::{Context, Member};
@@ -14,7 +17,7 @@ use crate::format::Cell;
 use crate::format::heartbeat::{Breaker, FenceGrade, Heartbeat, SlotState};
 use crate::lun::Fencing;
 use crate::slot;
-use crate::units::SlotId;
+use crate::units::{LunIndex, SlotId};
 
 /// Changes a slot's cell from `cell`; `None`: somebody else was first, or it is not certain who was: look again.
 async fn change(context: &Context, member: &Member, cell: &Cell, next: &Heartbeat) -> Result<Option<Cell>, FsError> {
@@ -42,6 +45,25 @@ pub async fn claim(context: &Context, member: &Member, cell: &Cell) -> Result<Op
     let state = if found.state == SlotState::Live { SlotState::Breaking } else { found.state };
     let next = Heartbeat { state, breaker: own_breaker(context, member)?, ..found };
     change(context, member, cell, &next).await
+}
+
+/// Asks the owner of a live slot to drop its locks on `lock_lun`, where it is gone. `None`: another request is not answered yet, or the
+/// cell has changed: look again.
+pub async fn request_drop(
+    context: &Context,
+    member: &Member,
+    cell: &Cell,
+    lock_lun: LunIndex,
+) -> Result<Option<Cell>, FsError> {
+    let found = slot::decode(cell)?;
+    if found.drop_lun == lock_lun.get() {
+        // Asked once and no more: each request changes the cell, and a cell that stands still is how the owner's death shows.
+        return Ok(Some(cell.clone()));
+    }
+    if found.drop_lun != 0 && !found.drop_acknowledged {
+        return Ok(None);
+    }
+    change(context, member, cell, &Heartbeat { drop_lun: lock_lun.get(), drop_acknowledged: false, ..found }).await
 }
 
 /// Whether the breaker named in a slot still lives on this LUN, as far as its slot says. A breaker without a name does not.

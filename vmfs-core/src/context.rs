@@ -112,6 +112,19 @@ pub struct Context {
     members_changed: Notify,
     /// What each slot showed last.
     beats: RefCell<BTreeMap<(LunIndex, SlotId), SeenBeat>>,
+    /// Owners that were asked to drop a LUN's locks, and when.
+    drops: RefCell<BTreeMap<(LunIndex, SlotId), DropAsked>>,
+}
+
+/// An owner that was asked to drop a LUN's locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropAsked {
+    /// Generation of its slot.
+    pub generation: Generation,
+    /// The LUN whose locks it is to drop.
+    pub lock_lun: LunIndex,
+    /// When this host first saw the request.
+    pub since: Instant,
 }
 
 impl Context {
@@ -128,6 +141,7 @@ impl Context {
             suspects: RefCell::default(),
             members_changed: Notify::new(),
             beats: RefCell::default(),
+            drops: RefCell::default(),
         }
     }
 
@@ -235,6 +249,30 @@ impl Context {
             *seen = now;
         }
         Duration::from_nanos(now.since.0.saturating_sub(seen.since.0))
+    }
+
+    /// Notes that the owner of a slot is asked to drop the locks of `lock_lun`; it is watched until it has answered.
+    pub fn note_drop_asked(&self, lun: LunIndex, slot: SlotRef, lock_lun: LunIndex) {
+        self.suspect(lun, slot.slot);
+        let asked = DropAsked { generation: slot.generation, lock_lun, since: self.env().now() };
+        let mut drops = self.drops.borrow_mut();
+        let known = drops.entry((lun, slot.slot)).or_insert(asked);
+        if (known.generation, known.lock_lun) != (asked.generation, asked.lock_lun) {
+            *known = asked;
+        }
+    }
+
+    /// The request to the owner of a slot that is not answered, as far as `heartbeat` says.
+    pub fn drop_asked(&self, lun: LunIndex, slot: SlotId, heartbeat: &Heartbeat) -> Option<DropAsked> {
+        let mut drops = self.drops.borrow_mut();
+        let asked = *drops.get(&(lun, slot))?;
+        let is_open = heartbeat.is_live(asked.generation)
+            && heartbeat.drop_lun == asked.lock_lun.get()
+            && !heartbeat.drop_acknowledged;
+        if !is_open {
+            drops.remove(&(lun, slot));
+        }
+        is_open.then_some(asked)
     }
 
     /// Takes the slots of a LUN that are to be watched.

@@ -27,6 +27,7 @@ pub mod lun;
 pub mod mapping;
 pub mod mkfs;
 pub mod object;
+pub mod rdm;
 pub mod real_env;
 pub mod recover;
 pub mod sabotage;

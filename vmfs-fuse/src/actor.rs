@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::mpsc::sync_channel;
@@ -17,7 +18,7 @@ use tokio::task::{JoinSet, LocalSet};
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::gate::GatePage;
 use vmfs_core::keeper::{Embedded, SlotKeeper};
-use vmfs_core::lun::{Lun, OpenLun, open_lun};
+use vmfs_core::lun::{DeviceFinder, Lun, OpenLun, open_lun};
 use vmfs_core::real_env::RealEnv;
 use vmfs_core::volume::{MountOptions, Volume};
 
@@ -43,7 +44,7 @@ pub struct Actor {
 impl Actor {
     /// Starts the actor, opens the LUNs and mounts the volume, whose leases `gate` will show and `lockd` keeps, if there is one; `prepare` makes of it what the caller needs from the start.
     pub fn start<T: Send + 'static>(
-        luns: Vec<String>,
+        luns: Luns,
         options: MountOptions,
         gate: GatePage,
         lockd: Option<Link>,
@@ -124,19 +125,24 @@ fn failed(what: &str, error: &io::Error) -> FsError {
     FsError::refused(FsErrorKind::Io, format!("{what} cannot be had: {error}"))
 }
 
-async fn mount(
-    paths: Vec<String>,
-    options: MountOptions,
-    gate: GatePage,
-    lockd: Option<Link>,
-) -> Result<Volume, FsError> {
+/// Where the storage is.
+pub struct Luns {
+    /// Paths or URLs of the volume's LUNs.
+    pub members: Vec<String>,
+    /// Folders in which the image files of raw device mappings are looked for.
+    pub raw_folders: Vec<PathBuf>,
+}
+
+async fn mount(luns: Luns, options: MountOptions, gate: GatePage, lockd: Option<Link>) -> Result<Volume, FsError> {
     let how = OpenLun { read_only: options.read_only, refuse_busy_device: false };
-    let luns = paths.iter().map(|path| open_lun(path, how)).collect::<Result<Vec<Rc<dyn Lun>>, _>>()?;
+    let members = luns.members.iter().map(|path| open_lun(path, how)).collect::<Result<Vec<Rc<dyn Lun>>, _>>()?;
     let keeper: Rc<dyn SlotKeeper> = match lockd {
         Some(link) => Rc::new(link),
         None => Rc::new(Embedded),
     };
-    Volume::mount_kept(luns, options, Rc::new(RealEnv), gate, keeper).await
+    let volume = Volume::mount_kept(members, options, Rc::new(RealEnv), gate, keeper).await?;
+    volume.files().set_raw_devices(Rc::new(DeviceFinder::new(luns.raw_folders)));
+    Ok(volume)
 }
 
 /// Runs jobs beside the volume's background work until it is told to stop; then unmounts.

@@ -20,6 +20,7 @@ use vmfs_core::volume::LunInfo;
 use crate::disks;
 use crate::extents;
 use crate::handles::{FileHandle, Handle, Lent};
+use crate::raw_devices;
 use crate::reports;
 use crate::state::State;
 
@@ -152,6 +153,15 @@ impl Service for Control {
                 });
                 asked.map_err(|error| refusal(&error))
             }
+            AdminRequest::LockBreak { file, host_is_down } => {
+                let (directory, name) = self.place(&file)?;
+                let asked = actor.ask(move |volume| async move {
+                    let stat = volume.lookup(directory, &name).await?;
+                    let broken = volume.break_lock(stat.object, host_is_down.as_deref()).await?;
+                    Ok(reports::broken_lock(&broken))
+                });
+                asked.map_err(|error| refusal(&error))
+            }
             AdminRequest::Dump { file } => {
                 let (directory, name) = self.place(&file)?;
                 let asked = actor.ask(move |volume| async move {
@@ -167,6 +177,10 @@ impl Service for Control {
             AdminRequest::DiskInfo { file } => disks::info(&self.state, self.place(&file)?),
             AdminRequest::DiskExtend { file, bytes } => disks::extend(&self.state, self.place(&file)?, bytes, progress),
             AdminRequest::DiskInflate { file } => disks::inflate(&self.state, self.place(&file)?, progress),
+            AdminRequest::RdmCreate { file, device, physical } => {
+                raw_devices::create(&self.state, self.place(&file)?, device, physical)
+            }
+            AdminRequest::RdmInfo { file } => raw_devices::info(&self.state, self.place(&file)?),
             AdminRequest::DiskClone { source, destination, kind } => {
                 disks::clone(&self.state, self.place(&source)?, self.place(&destination)?, kind, progress)
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use vmfs_core::buf::AlignedBuf;
 use vmfs_core::error::{FsError, FsErrorKind};
-use vmfs_core::file::{DataLuns, Mover, Need, Stop};
+use vmfs_core::file::{DataLuns, Mover, Need, Stop, physical_refusal};
 use vmfs_core::gate::GateState;
 
 use crate::handles::FileHandle;
@@ -154,10 +154,12 @@ fn resolve(state: &Arc<State>, handle: &Arc<FileHandle>, stop: Stop, offset: u64
         Stop::Need(Need::Extension) => {
             state.actor.ask(move |volume| async move { volume.files().extend(&file, offset).await })
         }
-        Stop::Need(Need::Refused) if offset.saturating_add(length) > handle.file.size() => {
-            refuse(FsErrorKind::TooBig, "a virtual disk does not grow by writing; use vmfs disk extend")
-        }
+        Stop::Need(Need::Refused) if offset.saturating_add(length) > handle.file.size() => refuse(
+            FsErrorKind::TooBig,
+            "it ends before: a virtual disk does not grow by writing (use vmfs disk extend)",
+        ),
         Stop::Need(Need::Refused) => refuse(FsErrorKind::ReadOnly, "it is not open for writing on this host"),
+        Stop::Need(Need::Physical) => Err(physical_refusal(&handle.file)),
         Stop::Gate(GateState::Poisoned) => {
             refuse(FsErrorKind::Fenced, "this host was fenced; unmount the volume and mount it again")
         }

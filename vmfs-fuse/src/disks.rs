@@ -14,13 +14,14 @@ use vmfs_core::disk::{self, DiskInfo, DiskSpec, Progress};
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::format::body::DiskFormat;
 use vmfs_core::format::dirent::ObjectRef;
+use vmfs_core::format::root_cell::ObjectType;
 use vmfs_core::volume::Volume;
 
 use crate::control::refusal;
 use crate::state::State;
 
 /// Permission bits of a new disk's two files.
-const MODE: u32 = 0o600;
+pub const MODE: u32 = 0o600;
 
 /// A name in a directory.
 pub type Place = (ObjectRef, Vec<u8>);
@@ -91,7 +92,10 @@ async fn spec(volume: &Volume, directory: ObjectRef, size: u64, format: DiskForm
 
 fn report(info: &DiskInfo) -> Value {
     json!({
-        "format": format_name(info.format),
+        "format": match info.flat.object_type {
+            ObjectType::Rdm => "raw device mapping",
+            _ => format_name(info.format),
+        },
         "size_bytes": info.size,
         "allocated_bytes": info.allocated,
         "data_file": info.flat_name,

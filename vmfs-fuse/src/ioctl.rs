@@ -165,7 +165,7 @@ fn fill_page(file: &OpenFile, page: &mut RunPage) -> bool {
             ReadSegment::Data(data) => run(at, data.length, Some((data.lun, data.offset)), run_state::DATA),
             ReadSegment::Zero(length) => run(at, length, None, run_state::ZERO),
             ReadSegment::End => break,
-            ReadSegment::Unknown | ReadSegment::Inline | ReadSegment::Unlocked => return false,
+            ReadSegment::Unknown | ReadSegment::Inline | ReadSegment::Unlocked | ReadSegment::Physical => return false,
         };
         if !page.push(next) {
             page.length = (at - start).into();

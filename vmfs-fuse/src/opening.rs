@@ -14,6 +14,7 @@ use fuser::{
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::file::{OpenFile, OpenMode};
 use vmfs_core::format::dirent::ObjectRef;
+use vmfs_core::units::LunIndex;
 use vmfs_core::volume::{AttributeChange, Stat, Volume};
 
 use crate::attributes::{LIFETIME, errno, file_attr};
@@ -155,6 +156,21 @@ pub async fn close(state: &State, volume: &Volume, handle: &Arc<FileHandle>) -> 
     volume.close(handle.file.clone()).await
 }
 
+/// Tells the programs that move data of disks whose locks lie on `lun` to let go. True: nothing of them is in flight.
+pub fn let_go(state: &State, lun: LunIndex) -> bool {
+    let files = state.handles.files();
+    let under = files.iter().filter(|(_, handle)| handle.file.fd().lun() == lun);
+    under.fold(true, |gone, (_, handle)| {
+        let mut lent = handle.direct.lent.lock();
+        if !lent.is_empty() {
+            handle.direct.raise_revoke();
+        }
+        // What cannot be found out is taken for still there.
+        lent.retain(|one| !lockd_drained(state, one.lun, one.byte).unwrap_or(false));
+        gone && lent.is_empty()
+    })
+}
+
 /// Waits until no request of a program that had descriptors is in flight: their drain locks can be had again.
 async fn drained(state: &State, volume: &Volume, handle: &FileHandle) {
     let mut waited = Duration::ZERO;
@@ -178,7 +194,7 @@ async fn drained(state: &State, volume: &Volume, handle: &FileHandle) {
     }
 }
 
-fn lockd_drained(state: &State, lun: vmfs_core::units::LunIndex, byte: u64) -> std::io::Result<bool> {
+fn lockd_drained(state: &State, lun: LunIndex, byte: u64) -> std::io::Result<bool> {
     let missing = || std::io::Error::other(format!("{lun} has no descriptor"));
     let data = state.luns.get(lun).ok_or_else(missing)?;
     let probe = data.open_descriptor().ok_or_else(missing)?.map_err(|error| error.cause)?;

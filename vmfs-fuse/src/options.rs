@@ -21,6 +21,7 @@ Examples:
 Options of -o: ro, rw, allow_other, default_permissions, nonempty, host_id=UUID, host_name=NAME, threads=N, log=FILE, foreground,
 lockd=auto|SOCKET|no (who keeps this host's slots: vmfs-lockd when it runs, a certain one, or the mount itself),
 watch=PATH (a LUN, a directory or a pattern with * and ? in its last part; where to look for LUNs that other hosts add; repeatable),
+rdm_folder=DIR (where image files of raw device mappings are looked for; may be repeated),
 and the generic ones of mount(8) (nosuid, nodev, noexec, noatime, _netdev, nofail, defaults, x-...).
 
 A path with a comma in it is written with \\, in place of the comma.
@@ -114,6 +115,8 @@ pub struct Mount {
     pub log: Option<PathBuf>,
     /// Who is to keep the slots.
     pub lockd: Lockd,
+    /// Folders in which the image files of raw device mappings are looked for.
+    pub raw_folders: Vec<PathBuf>,
     /// Log more.
     pub verbose: bool,
     /// Where to look for LUNs that other hosts add: paths, directories, patterns.
@@ -152,6 +155,7 @@ where
         threads: arguments.threads,
         log: arguments.log,
         lockd: Lockd::Auto,
+        raw_folders: Vec::new(),
         verbose: arguments.verbose,
         watched: Vec::new(),
     };
@@ -203,6 +207,7 @@ fn apply(mount: &mut Mount, option: &str) -> Result<(), String> {
                 other => return Err(format!("lockd={other}: say auto, no, or the absolute path of its socket")),
             };
         }
+        "rdm_folder" => mount.raw_folders.push(PathBuf::from(value("a folder")?)),
         "log" => mount.log = Some(PathBuf::from(value("a file")?)),
         "threads" => {
             let number = value("a number")?.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n));
@@ -284,6 +289,8 @@ mod tests {
             parsed(&["/dev/sdb", "/m", "-s", "-n", "-v", "-o", "rw,noatime,_netdev,defaults,x-systemd.automount,ro"]);
         assert!(mount.read_only && mount.verbose && !mount.foreground);
         assert_eq!(mount.flags, [fuser::MountOption::NoAtime]);
+        let mount = parsed(&["/dev/sdb", "/m", "-o", "rdm_folder=/a", "-o", "rdm_folder=b"]);
+        assert_eq!(mount.raw_folders, [PathBuf::from("/a"), PathBuf::from("b")]);
         let mount = parsed(&["/dev/sdb", "/m", "-o", "nosuid,suid,host_name=h,threads=3,log=/l", "-t", "vmfs"]);
         assert_eq!(mount.flags, [fuser::MountOption::Suid]);
         assert_eq!(mount.lockd, Lockd::Auto);

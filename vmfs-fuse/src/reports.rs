@@ -3,7 +3,7 @@
 //! Must not know: how the facts are found.
 
 use serde_json::{Value, json};
-use vmfs_core::volume::{HostStatus, LunStatus, VolumeStatus, WhyLocked};
+use vmfs_core::volume::{BrokenLock, HostStatus, LunStatus, Takeover, VolumeStatus, WhyLocked};
 
 /// `vmfs status`.
 pub fn status(status: &VolumeStatus, open_files: usize) -> Value {
@@ -21,6 +21,7 @@ pub fn status(status: &VolumeStatus, open_files: usize) -> Value {
         "fenced": status.fenced,
         "slots_kept_by": status.keeper,
         "unfinished": status.unfinished,
+        "takeovers": status.takeovers.iter().map(takeover).collect::<Vec<_>>(),
         "warnings": status.warnings,
         "luns": status.luns.iter().map(lun).collect::<Vec<_>>(),
     })
@@ -39,6 +40,25 @@ fn lun(lun: &LunStatus) -> Value {
         "lease_left_ms": lun.lease_left_ms,
         "error": lun.error,
         "hosts": lun.hosts.iter().map(host).collect::<Vec<_>>(),
+    })
+}
+
+fn takeover(takeover: &Takeover) -> Value {
+    json!({
+        "lun": takeover.lun.get(),
+        "slot": takeover.slot.to_string(),
+        "host": takeover.host.to_string(),
+        "name": takeover.name,
+        "fence_grade": format!("{:?}", takeover.grade),
+        "attested": takeover.attested,
+    })
+}
+
+/// `vmfs lock break`.
+pub fn broken_lock(broken: &BrokenLock) -> Value {
+    json!({
+        "holders": broken.holders.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "takeovers": broken.takeovers.iter().map(takeover).collect::<Vec<_>>(),
     })
 }
 

@@ -18,7 +18,7 @@ use vmfs_core::error::FsError;
 use vmfs_core::gate::GatePage;
 use vmfs_core::volume::{MountOptions, Volume};
 
-use crate::actor::Actor;
+use crate::actor::{Actor, Luns};
 use crate::control::Control;
 use crate::filesystem::Vmfs;
 use crate::finder::Places;
@@ -63,8 +63,21 @@ fn mount_volume(mount: &Mount) -> Result<Arc<State>, String> {
         (volume.info().clone(), volume.files().data_luns())
     };
     let (actor, (info, luns)) =
-        Actor::start(mount.luns.clone(), options, page, link, prepare).map_err(|error| named(&error))?;
-    Ok(Arc::new(State::new(actor, info, luns, host, gate)))
+        Actor::start(luns_of(mount), options, page, link, prepare).map_err(|error| named(&error))?;
+    let state = Arc::new(State::new(actor, info, luns, host, gate));
+    let shared = Arc::downgrade(&state);
+    state.actor.send(move |volume| async move {
+        volume.set_let_go(Box::new(move |lun| shared.upgrade().is_none_or(|state| opening::let_go(&state, lun))));
+    });
+    Ok(state)
+}
+
+/// The LUNs, and where the image files of raw device mappings are looked for: where it was said, and beside the volume's own images.
+fn luns_of(mount: &Mount) -> Luns {
+    let images = mount.luns.iter().filter_map(|lun| Path::new(lun).canonicalize().ok()).filter(|path| path.is_file());
+    let beside = images.filter_map(|path| path.parent().map(Path::to_owned));
+    let said = mount.raw_folders.iter().map(|folder| folder.canonicalize().unwrap_or_else(|_| folder.clone()));
+    Luns { members: mount.luns.clone(), raw_folders: said.chain(beside).collect() }
 }
 
 /// The daemon that keeps the slots, if one is to.

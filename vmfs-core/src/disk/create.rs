@@ -115,12 +115,32 @@ async fn describe(
     // ffffffff says "no parent", fffffffe "never written": neither is drawn.
     let cid = u32::from_le_bytes(cid) & 0x7fff_ffff;
     let descriptor = Descriptor::for_disk(spec.size, flat, spec.format, spec.adapter, cid);
-    let new = NewFile { object_type: ObjectType::File, mode: spec.mode, uid: spec.uid, gid: spec.gid, exclusive: true };
+    let (mode, uid, gid) = (spec.mode, spec.uid, spec.gid);
+    write_descriptor(volume, DescriptorFile { directory, name, mode, uid, gid }, &descriptor).await
+}
+
+/// A descriptor file to be made.
+pub(crate) struct DescriptorFile<'a> {
+    pub(crate) directory: ObjectRef,
+    pub(crate) name: &'a [u8],
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// Makes a descriptor file; one that could not be written is removed again.
+pub(crate) async fn write_descriptor(
+    volume: &Volume,
+    file: DescriptorFile<'_>,
+    descriptor: &Descriptor,
+) -> Result<(), FsError> {
+    let DescriptorFile { directory, name, mode, uid, gid } = file;
+    let new = NewFile { object_type: ObjectType::File, mode, uid, gid, exclusive: true };
     let (_, file) = volume.create(directory, name, new, Some(OpenMode::WRITE)).await?;
     let Some(file) = file else {
         return Err(refused(FsErrorKind::Busy, name, "the descriptor could not be opened after it was created"));
     };
-    let written = write_text(volume, &file, &descriptor).await;
+    let written = write_text(volume, &file, descriptor).await;
     let written = written.and(volume.close(file).await);
     if written.is_err() {
         remove(volume, directory, name).await;
@@ -237,6 +257,7 @@ pub async fn inflate(
 }
 
 fn ordinary(name: &[u8]) -> FsError {
-    let cause = "its data is an ordinary file, not a virtual disk of this volume; clone it to make it one";
+    let cause =
+        "its data is an ordinary file or a raw device, not a virtual disk of this volume; clone it to make it one";
     refused(FsErrorKind::Invalid, name, cause)
 }

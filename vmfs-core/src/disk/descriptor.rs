@@ -53,7 +53,7 @@ pub struct Extent {
     pub access: Access,
     /// Length in sectors of 512 bytes.
     pub sectors: u64,
-    /// Type: `VMFS`, `FLAT`, `VMFSRDM`, `VMFSRAWRDM`, `SPARSE`, `ZERO`, ... as it stands.
+    /// Type: `VMFS`, `FLAT`, `VMFSRDM`, `SPARSE`, `ZERO`, ... as it stands.
     pub kind: String,
     /// File with the data; none for `ZERO`.
     pub file: Option<String>,
@@ -132,6 +132,21 @@ impl Descriptor {
         }
     }
 
+    /// The descriptor of a raw device mapping of `bytes` bytes in `mapping_name` (createType and extent as ESX writes them).
+    pub fn for_raw_device(
+        bytes: u64,
+        mapping_name: &str,
+        physical: bool,
+        adapter: AdapterType,
+        cid: u32,
+    ) -> Descriptor {
+        let mut descriptor = Descriptor::for_disk(bytes, mapping_name, DiskFormat::EagerZeroedThick, adapter, cid);
+        let create_type = if physical { "vmfsPassthroughRawDeviceMap" } else { "vmfsRawDeviceMap" };
+        descriptor.create_type = create_type.to_owned();
+        descriptor.extents[0].kind = "VMFSRDM".to_owned();
+        descriptor
+    }
+
     /// Parses the bytes of a descriptor file.
     pub fn parse(bytes: &[u8]) -> Result<Descriptor, DescriptorError> {
         if bytes.len() > MAX_DESCRIPTOR_BYTES {
@@ -168,11 +183,12 @@ impl Descriptor {
         }
     }
 
-    /// The only extent of a disk whose data is one file beside the descriptor (type `VMFS` or `FLAT`): its name and sectors.
+    /// The only extent of a disk whose data is one file beside the descriptor (type `VMFS`, `FLAT`, or `VMFSRDM` for a raw device
+    /// mapping): its name and sectors.
     pub fn flat_extent(&self) -> Option<(&str, u64)> {
         match self.extents.as_slice() {
             [Extent { kind, file: Some(file), sectors, offset: None | Some(0), .. }]
-                if (kind == "VMFS" || kind == "FLAT") && !file.contains('/') =>
+                if matches!(kind.as_str(), "VMFS" | "FLAT" | "VMFSRDM") && !file.contains('/') =>
             {
                 Some((file, *sectors))
             }

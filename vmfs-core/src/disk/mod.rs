@@ -9,6 +9,7 @@ mod create;
 pub mod descriptor;
 
 pub use copy::clone;
+pub(crate) use create::{DescriptorFile, write_descriptor};
 pub use create::{create, extend, inflate};
 
 use crate::error::{FsError, FsErrorKind};
@@ -98,7 +99,7 @@ pub async fn info(volume: &Volume, directory: ObjectRef, name: &[u8]) -> Result<
     })
 }
 
-async fn read_descriptor(volume: &Volume, directory: ObjectRef, name: &[u8]) -> Result<Descriptor, FsError> {
+pub(crate) async fn read_descriptor(volume: &Volume, directory: ObjectRef, name: &[u8]) -> Result<Descriptor, FsError> {
     let stat = volume.lookup(directory, name).await?;
     if stat.object_type != ObjectType::File {
         return Err(refused(
@@ -143,15 +144,19 @@ async fn rewrite_descriptor(
 
 /// `x.vmdk` to `x-flat.vmdk`.
 fn flat_name(name: &[u8]) -> Result<String, FsError> {
-    let stem = std::str::from_utf8(name).ok().and_then(|name| name.strip_suffix(".vmdk"));
-    match stem {
-        Some(stem) if !stem.is_empty() && !stem.ends_with("-flat") && !stem.contains('"') => {
-            Ok(format!("{stem}-flat.vmdk"))
-        }
-        _ => Err(refused(FsErrorKind::Invalid, name, "the name of a disk ends in .vmdk, not in -flat.vmdk")),
-    }
+    Ok(format!("{}-flat.vmdk", stem(name)?))
 }
 
-fn refused(kind: FsErrorKind, name: &[u8], cause: &str) -> FsError {
+/// `x` of a descriptor's name `x.vmdk`.
+pub(crate) fn stem(name: &[u8]) -> Result<&str, FsError> {
+    let stem = std::str::from_utf8(name).ok().and_then(|name| name.strip_suffix(".vmdk"));
+    let is_data = |stem: &str| ["-flat", "-rdm", "-rdmp"].iter().any(|ending| stem.ends_with(ending));
+    stem.filter(|stem| !stem.is_empty() && !is_data(stem) && !stem.contains('"')).ok_or_else(|| {
+        let cause = "the name of a disk ends in .vmdk, not in -flat.vmdk, -rdm.vmdk or -rdmp.vmdk";
+        refused(FsErrorKind::Invalid, name, cause)
+    })
+}
+
+pub(crate) fn refused(kind: FsErrorKind, name: &[u8], cause: &str) -> FsError {
     FsError::refused(kind, format!("\"{}\": {cause}", name.escape_ascii()))
 }

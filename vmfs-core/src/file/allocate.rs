@@ -41,6 +41,7 @@ impl Files {
     /// `NoSpace`, `TooBig` (more than 2^32 blocks, or behind the end of a disk), `Invalid` (not open for writing).
     pub async fn allocate(&self, file: &SharedFile, range: Range<u64>) -> Result<Grant, FsError> {
         let open = self.find(file)?;
+        self.check_has_blocks(file)?;
         self.check_writable(&open, &range)?;
         self.grant(&open, range).await
     }
@@ -104,8 +105,7 @@ impl Files {
             return Err(not_for_writing(shared));
         }
         let blocks = range.end.div_ceil(self.context.block_size().bytes());
-        let disk = shared.object_type == crate::format::root_cell::ObjectType::Disk;
-        if blocks > MAX_FILE_BLOCKS || (disk && range.end > shared.size()) {
+        if (blocks > MAX_FILE_BLOCKS && shared.device().is_none()) || (shared.is_disk() && range.end > shared.size()) {
             let message = format!("{}: byte {} is behind the greatest size it can have", shared.fd, range.end);
             return Err(FsError::refused(FsErrorKind::TooBig, message));
         }

@@ -9,11 +9,13 @@ use super::files::{Files, Open, touch};
 use super::grant::Grant;
 use super::mover::lay_over_zeros;
 use super::open_file::{Inline, Need, Permit, ReadSegment, Run, SharedFile, WriteSegment};
+use super::raw::physical_refusal;
 use crate::buf::AlignedBuf;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::{Content, MAX_INLINE};
+use crate::format::root_cell::ObjectType;
 use crate::gate::GateState;
-use crate::lun::LunError;
+use crate::lun::{Lun, LunError};
 use crate::mapping::runs::{Class, RunMap};
 use crate::sabotage::{Sabotage, active};
 use crate::units::LunIndex;
@@ -52,12 +54,14 @@ impl Files {
                     }
                 }
                 ReadSegment::Unknown => self.load(&open, at..at + 1).await?,
+                ReadSegment::Unlocked if file.object_type() == ObjectType::Rdm => return Err(not_held(file)),
                 ReadSegment::Unlocked => {
                     let some = self.read_unlocked(&open, at, left).await?;
                     bytes.extend_from_slice(&some);
                     break;
                 }
                 ReadSegment::End => break,
+                ReadSegment::Physical => return Err(physical_refusal(file)),
             }
         }
         Ok(bytes)
@@ -70,18 +74,8 @@ impl Files {
             self.context.env().sleep(GATE_PAUSE).await;
             return Ok(None);
         }
-        let bytes = self.read_lun(run.lun, run.offset, run.length as usize).await?;
+        let bytes = read_lun(&*self.lun_of(open, run.lun)?, run.offset, run.length as usize).await?;
         Ok(self.pass_gate(open, &run.permit, run.lun)?.then_some(bytes))
-    }
-
-    async fn read_lun(&self, lun: LunIndex, offset: u64, length: usize) -> Result<Vec<u8>, FsError> {
-        let member = self.context.member(lun)?;
-        let alignment = member.lun.alignment() as u64;
-        let start = offset - offset % alignment;
-        let end = (offset + length as u64).next_multiple_of(alignment);
-        let read = member.lun.read(start, (end - start) as usize).await?;
-        let skip = (offset - start) as usize;
-        Ok(read[skip..skip + length].to_vec())
     }
 
     /// Whether a submission may go; an error when this host was fenced.
@@ -147,7 +141,8 @@ impl Files {
             let stretch = runs.stretch(at, end.min(at + COMMAND_BYTES));
             match stretch.class {
                 Class::Data { lun, offset } => {
-                    bytes.extend_from_slice(&self.read_lun(lun, offset, (stretch.end - at) as usize).await?);
+                    let member = self.context.member(lun)?;
+                    bytes.extend_from_slice(&read_lun(&*member.lun, offset, (stretch.end - at) as usize).await?);
                 }
                 _ => bytes.resize(bytes.len() + (stretch.end - at) as usize, 0),
             }
@@ -200,6 +195,7 @@ impl Files {
                     open.shared.fd
                 ),
             )),
+            Need::Physical => Err(physical_refusal(&open.shared)),
             Need::Allocation => {
                 let grant = self.allocate(&open.shared, at..at + length).await?;
                 if grant.is_empty() { Ok(0) } else { self.fill(open, grant, at, &bytes[..length as usize]).await }
@@ -252,22 +248,22 @@ impl Files {
 
     /// Writes bytes at any offset of a LUN, durably; sectors that are covered in part are read first. The caller has the range to itself.
     pub(super) async fn patch(&self, open: &Open, lun: LunIndex, at: u64, bytes: &[u8]) -> Result<(), FsError> {
-        let member = self.context.member(lun)?;
-        let alignment = member.lun.alignment() as u64;
+        let lun = self.lun_of(open, lun)?;
+        let alignment = lun.alignment() as u64;
         let start = at - at % alignment;
         let end = (at + bytes.len() as u64).next_multiple_of(alignment);
         let skip = (at - start) as usize;
         let mut whole = if skip == 0 && end - start == bytes.len() as u64 {
             AlignedBuf::zeroed(bytes.len())
         } else {
-            self.read_edges(&*member.lun, start, end).await?
+            self.read_edges(&*lun, start, end).await?
         };
         whole[skip..skip + bytes.len()].copy_from_slice(bytes);
-        member.lun.write(start, whole).await.map_err(|error| self.doubted(open, error))
+        lun.write(start, whole).await.map_err(|error| self.doubted(open, error))
     }
 
     /// A buffer for `start..end` with its first and last sector as they are.
-    async fn read_edges(&self, lun: &dyn crate::lun::Lun, start: u64, end: u64) -> Result<AlignedBuf, FsError> {
+    async fn read_edges(&self, lun: &dyn Lun, start: u64, end: u64) -> Result<AlignedBuf, FsError> {
         let alignment = lun.alignment();
         let mut whole = AlignedBuf::zeroed((end - start) as usize);
         let first = lun.read(start, alignment).await?;
@@ -313,4 +309,20 @@ impl Files {
         touch(open);
         Ok(run.length)
     }
+}
+
+/// The data of a raw device mapping is nobody's to read without its lock.
+fn not_held(file: &SharedFile) -> FsError {
+    let message = format!("{}: this host has not its lock (any more); open it again", file.fd());
+    FsError::refused(FsErrorKind::Stale, message)
+}
+
+/// Reads bytes at any offset of a LUN.
+async fn read_lun(lun: &dyn Lun, offset: u64, length: usize) -> Result<Vec<u8>, FsError> {
+    let alignment = lun.alignment() as u64;
+    let start = offset - offset % alignment;
+    let end = (offset + length as u64).next_multiple_of(alignment);
+    let read = lun.read(start, (end - start) as usize).await?;
+    let skip = (offset - start) as usize;
+    Ok(read[skip..skip + length].to_vec())
 }

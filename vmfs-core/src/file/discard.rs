@@ -57,6 +57,7 @@ impl Files {
     /// their blocks. The size stays.
     pub async fn punch(&self, file: &SharedFile, range: Range<u64>) -> Result<(), FsError> {
         let open = self.find(file)?;
+        self.check_has_blocks(file)?;
         self.check_discard(&open)?;
         let keep = file.disk.is_some_and(|format| format != DiskFormat::Thin);
         self.clear(&open, range, keep).await
@@ -65,6 +66,7 @@ impl Files {
     /// Makes a byte range read as zeros and owns blocks for all of it (FALLOC_FL_ZERO_RANGE).
     pub async fn zero_range(&self, file: &SharedFile, range: Range<u64>, keep_size: bool) -> Result<(), FsError> {
         let open = self.find(file)?;
+        self.check_has_blocks(file)?;
         self.check_writable(&open, &range)?;
         self.clear(&open, range.clone(), true).await?;
         self.allocate_range(file, range, keep_size).await

@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::{Attributes, Content};
 use crate::format::root_cell::{HoldMode, LunSet, ObjectFlags, ObjectState, ObjectType};
+use crate::lun::{Lun, RawDevices};
 use crate::mapping::allocate::Sequence;
 use crate::mapping::runs::{DEFAULT_CLEAN_EXTENTS, RunMap};
 use crate::mapping::tree::{InnerCache, Shape};
@@ -36,6 +37,7 @@ pub struct Files {
     table: RefCell<HashMap<FdId, Rc<Open>>>,
     /// Objects with a data command whose end is not known: they are not written, freed or unlocked by this mount any more.
     doubtful: RefCell<HashSet<FdId>>,
+    pub(super) devices: RefCell<Option<Rc<dyn RawDevices>>>,
 }
 
 /// The actor's half of an open file.
@@ -43,7 +45,7 @@ pub(super) struct Open {
     pub(super) shared: Arc<SharedFile>,
     pub(super) object: Rc<Object>,
     /// Opens and closes go one after another.
-    turn: Mutex<()>,
+    pub(super) turn: Mutex<()>,
     /// Held by whoever changes pointers, the size or the body.
     pub(super) change: Mutex<()>,
     /// Held by whoever takes blocks for the file.
@@ -58,6 +60,8 @@ pub(super) struct Open {
     pub(super) modified: Cell<Option<i64>>,
     /// Nothing that was ever written lies in whole granules behind the end of the file.
     pub(super) clean_beyond: Cell<bool>,
+    /// The LUN of a raw device mapping, once it was found.
+    pub(super) device: RefCell<Option<Rc<dyn Lun>>>,
 }
 
 /// Blocks taken ahead of a writer: in the block table they name their place in the file, no pointer names them.
@@ -77,13 +81,28 @@ pub(super) fn touch(open: &Open) {
     open.shared.touched.store(true, Ordering::Release);
 }
 
+impl Open {
+    /// Whether it is open once, for writing.
+    pub(super) fn is_only_writer(&self) -> bool {
+        (self.readers.get(), self.writers.get()) == (0, 1)
+    }
+}
+
 impl Files {
     /// For a mounted volume.
     pub fn new(context: Rc<Context>, space: Rc<Space>, objects: Rc<Objects>) -> Files {
         let luns = Arc::new(DataLuns::default());
         let shape = Shape::new(context.cell_size());
-        let files =
-            Files { context, space, objects, shape, luns, table: RefCell::default(), doubtful: RefCell::default() };
+        let files = Files {
+            context,
+            space,
+            objects,
+            shape,
+            luns,
+            table: RefCell::default(),
+            doubtful: RefCell::default(),
+            devices: RefCell::default(),
+        };
         files.refresh_luns();
         files
     }
@@ -110,6 +129,16 @@ impl Files {
     /// All files that are open on this host.
     pub fn all_open(&self) -> Vec<Arc<SharedFile>> {
         self.table.borrow().values().map(|open| open.shared.clone()).collect()
+    }
+
+    /// Whether no data under the locks that lie on `lun` is on its way. The gate of that LUN is poisoned for good: none begins any more.
+    pub(crate) fn is_drained(&self, lun: LunIndex) -> bool {
+        let under = |open: &&Rc<Open>| open.shared.state.read().access.lock_lun == lun;
+        self.table
+            .borrow()
+            .values()
+            .filter(under)
+            .all(|open| open.shared.references.held() == 0 && !open.shared.doubt.load(Ordering::Acquire))
     }
 
     pub(super) fn all(&self) -> Vec<Rc<Open>> {
@@ -153,6 +182,7 @@ impl Files {
             return Err(in_doubt(open));
         }
         self.check_same_host(open, write)?;
+        self.find_device(open, write).await?;
         match (self.needed(open, write), open.shared.hold()) {
             (None, _) | (Some(_), Hold::Writing) => {}
             (Some(HoldMode::Shared), Hold::Reading) => {}
@@ -180,7 +210,7 @@ impl Files {
         }
         let image = object.image();
         let object_type = match image.root.object_type {
-            Some(kind @ (ObjectType::File | ObjectType::Disk)) => kind,
+            Some(kind @ (ObjectType::File | ObjectType::Disk | ObjectType::Rdm)) => kind,
             Some(ObjectType::Directory) => {
                 return Err(FsError::refused(FsErrorKind::IsDirectory, format!("{} is a directory", object.fd)));
             }
@@ -204,6 +234,7 @@ impl Files {
             blocks_delta: Cell::new(0),
             modified: Cell::new(None),
             clean_beyond: Cell::new(false),
+            device: RefCell::default(),
         });
         self.take_over_body(&open);
         self.table.borrow_mut().insert(object.fd, open.clone());
@@ -214,7 +245,7 @@ impl Files {
     fn check_same_host(&self, open: &Open, write: bool) -> Result<(), FsError> {
         let shared = &open.shared;
         let several = open.object.image().root.flags.contains(ObjectFlags::MULTI_WRITER);
-        if shared.object_type != ObjectType::Disk || several {
+        if !shared.is_disk() || several {
             return Ok(());
         }
         let (readers, writers) = (open.readers.get(), open.writers.get());
@@ -241,7 +272,7 @@ impl Files {
             (ObjectType::Disk, _) if flags.contains(ObjectFlags::MULTI_WRITER) => Some(HoldMode::MultiWriter),
             (_, true) => Some(HoldMode::Exclusive),
             (ObjectType::Disk, false) if self.context.is_read_only() => None,
-            (ObjectType::Disk, false) => Some(HoldMode::Shared),
+            (ObjectType::Disk | ObjectType::Rdm, false) => Some(HoldMode::Shared),
             (_, false) => None,
         }
     }
@@ -254,6 +285,10 @@ impl Files {
         // What was joined before the lock is taken counts, of the LUNs that the object may use: whoever breaks the lock looks there.
         let joined = self.joined();
         self.objects.lock(&open.object, wanted).await?;
+        if let Err(error) = self.take_device(open, wanted != HoldMode::Shared).await {
+            self.objects.unlock(&open.object).await?;
+            return Err(error);
+        }
         let luns = open.object.image().root.luns;
         let is_used = |lun: LunIndex| lun == open.shared.fd.lun() || luns.contains(lun);
         let generations = joined.into_iter().filter(|(lun, _)| is_used(*lun)).collect();
@@ -320,6 +355,7 @@ impl Files {
             self.context.member(shared.fd.lun())?.set_unresolved();
             return Err(in_doubt(open));
         }
+        self.release_device(shared)?;
         self.objects.unlock(&open.object).await
     }
 
@@ -344,7 +380,8 @@ impl Files {
         }
         let held = open.shared.hold();
         let unneeded = match held {
-            Hold::Nothing => false,
+            // A hand-over whose outcome nobody asked for.
+            Hold::Nothing => readers + writers == 0 && open.object.is_held() && open.shared.is_disk(),
             Hold::Reading => readers == 0,
             Hold::Writing => writers == 0 && (readers == 0 || open.shared.object_type == ObjectType::File),
         };
@@ -368,6 +405,12 @@ impl Files {
             }
         }
         result
+    }
+
+    /// The one writer is gone, without a close. The caller has the turn.
+    pub(super) fn forget_writer(&self, open: &Rc<Open>) {
+        open.writers.set(0);
+        self.forget_if_closed(open);
     }
 
     /// The caller has the turn: nobody is about to open it through this entry.

@@ -8,6 +8,7 @@
 //! mover      the data path of a thread                               allocate  blocks and granules for writers
 //! content    read and write on the actor                             publish   flush: data, pointers, body
 //! seek erase size                                                    discard   punch, cut, zero
+//! hand_over  an open disk to another host                            raw       the LUN of a raw device mapping
 //! ```
 
 mod allocate;
@@ -17,14 +18,18 @@ mod discard;
 mod erase;
 mod files;
 mod grant;
+mod hand_over;
 mod load;
 mod mover;
 mod open_file;
 mod publish;
+mod raw;
 mod seek;
 mod size;
 
 pub use files::Files;
 pub use grant::{Grant, GrantPiece};
+pub use hand_over::{HandOver, Resolved, Unresolved};
 pub use mover::{DataLuns, Moved, Mover, Stop};
-pub use open_file::{Hold, Need, OpenFile, OpenMode, Permit, ReadSegment, Run, SharedFile, WriteSegment};
+pub use open_file::{Device, Hold, Need, OpenFile, OpenMode, Permit, ReadSegment, Run, SharedFile, WriteSegment};
+pub use raw::physical_refusal;

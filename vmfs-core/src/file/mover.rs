@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::grant::Grant;
-use super::open_file::{Need, Permit, ReadSegment, Run, SharedFile, WriteSegment};
+use super::open_file::{Device, Need, Permit, ReadSegment, Run, SharedFile, WriteSegment};
 use crate::buf::{AlignedBuf, BUF_ALIGNMENT};
 use crate::env::Instant;
 use crate::gate::GateState;
@@ -96,6 +96,7 @@ impl Mover {
                 },
                 ReadSegment::Unknown => Err(Stop::Need(Need::Runs)),
                 ReadSegment::Unlocked => Err(Stop::Unlocked),
+                ReadSegment::Physical => Err(Stop::Need(Need::Physical)),
                 ReadSegment::End => break,
             };
             match step {
@@ -184,7 +185,7 @@ impl Mover {
     }
 
     fn read_run(&mut self, file: &SharedFile, run: &Run, into: &mut [u8]) -> Result<(), Stop> {
-        let lun = self.lun(run.lun)?;
+        let lun = self.lun_of(file, run.lun)?;
         let alignment = lun.alignment();
         self.pass(file, &run.permit)?;
         if is_aligned(into, alignment) && run.offset.is_multiple_of(alignment as u64) {
@@ -205,7 +206,7 @@ impl Mover {
     }
 
     fn write_run(&mut self, file: &SharedFile, run: &Run, from: &[u8]) -> Result<(), Stop> {
-        let lun = self.lun(run.lun)?;
+        let lun = self.lun_of(file, run.lun)?;
         let alignment = lun.alignment();
         let edge = file.edge(run.file_offset);
         let mut done = 0;
@@ -244,6 +245,14 @@ impl Mover {
 
     fn pass(&self, file: &SharedFile, permit: &Permit) -> Result<(), Stop> {
         pass(file, permit, &*self.now)
+    }
+
+    /// The device of a raw device mapping, else a member.
+    fn lun_of(&mut self, file: &SharedFile, lun: LunIndex) -> Result<Arc<dyn DataLun>, Stop> {
+        match file.device() {
+            Some(Device::Virtual(device)) => Ok(device.clone()),
+            Some(Device::Physical) | None => self.lun(lun),
+        }
     }
 
     fn lun(&mut self, lun: LunIndex) -> Result<Arc<dyn DataLun>, Stop> {

@@ -3,8 +3,8 @@
 //! reference is dropped. Must not know: pointer blocks, commits, how bytes are moved.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -14,6 +14,7 @@ use crate::error::FsError;
 use crate::format::body::DiskFormat;
 use crate::format::root_cell::{LunSet, ObjectType};
 use crate::gate::{Gate, GateState};
+use crate::lun::DataLun;
 use crate::mapping::epoch::{References, RunRef, STRIPE_BYTES, stripe_end};
 use crate::mapping::runs::{Class, RunMap};
 use crate::units::{FdId, Generation, LunIndex};
@@ -120,6 +121,8 @@ pub enum ReadSegment {
     Unlocked,
     /// The file ends before.
     End,
+    /// A raw device mapping in physical compatibility: no data is moved here.
+    Physical,
 }
 
 /// First piece of a range to be written.
@@ -145,6 +148,8 @@ pub enum Need {
     Extension,
     /// Not open for writing here, or behind the end of a disk: an error.
     Refused,
+    /// A raw device mapping in physical compatibility: an error.
+    Physical,
 }
 
 /// One open of a file: what [`Files::open`](super::Files::open) gives and `Files::close` takes back.
@@ -175,6 +180,15 @@ impl OpenFile {
     }
 }
 
+/// What is behind an open raw device mapping.
+#[derive(Clone)]
+pub enum Device {
+    /// Virtual compatibility: the data path of the LUN.
+    Virtual(Arc<dyn DataLun>),
+    /// Physical compatibility: a VMM's business.
+    Physical,
+}
+
 /// The part that all opens of one object on this host share.
 pub struct SharedFile {
     pub(crate) fd: FdId,
@@ -196,6 +210,8 @@ pub struct SharedFile {
     pub(crate) error: Mutex<Option<FsError>>,
     /// A fill has ended.
     pub(crate) fill_ended: Notify,
+    /// Of a raw device mapping, once it was found.
+    pub(crate) device: OnceLock<Device>,
 }
 
 impl std::fmt::Debug for SharedFile {
@@ -227,6 +243,7 @@ impl SharedFile {
             doubt: AtomicBool::new(false),
             error: Mutex::new(None),
             fill_ended: Notify::new(),
+            device: OnceLock::new(),
         }
     }
 
@@ -243,6 +260,16 @@ impl SharedFile {
     /// Policy of a virtual disk.
     pub fn disk_format(&self) -> Option<DiskFormat> {
         self.disk
+    }
+
+    /// A virtual disk or a raw device mapping: writing does not make it grow; it has one writer, or readers.
+    pub fn is_disk(&self) -> bool {
+        matches!(self.object_type, ObjectType::Disk | ObjectType::Rdm)
+    }
+
+    /// What is behind a raw device mapping.
+    pub fn device(&self) -> Option<&Device> {
+        self.device.get()
     }
 
     /// Size in bytes, with growth that is not committed yet.
@@ -292,6 +319,12 @@ impl SharedFile {
             return ReadSegment::Inline;
         }
         let limit = offset.saturating_add(length).min(size).min(stripe_end(offset));
+        if self.object_type == ObjectType::Rdm {
+            return match self.device_run(&state, offset..limit) {
+                Some(run) => ReadSegment::Data(run),
+                None => ReadSegment::Physical,
+            };
+        }
         let stretch = state.runs.stretch(offset, limit);
         match stretch.class {
             Class::Data { lun, offset: at } => match self.run(&state, lun, at, offset..stretch.end) {
@@ -327,9 +360,15 @@ impl SharedFile {
         let state = self.state.read();
         let size = self.size();
         let end = offset.saturating_add(length);
-        let behind = self.object_type == ObjectType::Disk && end > size;
+        let behind = self.is_disk() && end > size;
         if state.access.hold != Hold::Writing || behind || self.doubt.load(Ordering::Relaxed) {
             return WriteSegment::Need(Need::Refused);
+        }
+        if self.object_type == ObjectType::Rdm {
+            return match self.device_run(&state, offset..end.min(stripe_end(offset))) {
+                Some(run) => WriteSegment::Data(run),
+                None => WriteSegment::Need(Need::Physical),
+            };
         }
         if state.inline.is_some() {
             let fits = end <= crate::format::body::MAX_INLINE as u64;
@@ -346,6 +385,14 @@ impl SharedFile {
             },
             Class::Unknown => WriteSegment::Need(Need::Runs),
             Class::Unwritten | Class::Filling | Class::Hole => WriteSegment::Need(Need::Allocation),
+        }
+    }
+
+    /// A raw device mapping is one run: byte n of the file is byte n of the device. The lease of the lock's LUN vouches for it.
+    fn device_run(&self, state: &MapState, file: Range<u64>) -> Option<Run> {
+        match self.device.get()? {
+            Device::Virtual(_) => self.run(state, state.access.lock_lun, file.start, file),
+            Device::Physical => None,
         }
     }
 
@@ -383,7 +430,7 @@ impl SharedFile {
 
     /// The write that was noted needs no flush (it was durable by itself).
     pub(crate) fn note_size(&self, end: u64) {
-        if self.object_type != ObjectType::Disk && self.size.load(Ordering::Relaxed) < end {
+        if !self.is_disk() && self.size.load(Ordering::Relaxed) < end {
             self.size.fetch_max(end, Ordering::AcqRel);
         }
         if !self.touched.load(Ordering::Relaxed) {

@@ -128,11 +128,11 @@ impl Files {
     async fn flush_luns(&self, open: &Open, publishing: bool) -> Result<(), FsError> {
         let unflushed: Vec<LunIndex> = open.shared.take_unflushed().iter().collect();
         let flushes = unflushed.iter().map(async |lun| {
-            let member = self.context.member(*lun)?;
+            let target = self.lun_of(open, *lun)?;
             if active(Sabotage::FlushForgotten) {
                 return Ok(());
             }
-            let flushed = member.lun.flush().await.map_err(FsError::from);
+            let flushed = target.flush().await.map_err(FsError::from);
             if flushed.is_err() {
                 open.shared.note_unflushed(*lun);
             }

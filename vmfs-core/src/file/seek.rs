@@ -8,6 +8,7 @@ use super::files::{Files, Open};
 use super::open_file::{Hold, SharedFile};
 use crate::error::FsError;
 use crate::format::body::Content;
+use crate::format::root_cell::ObjectType;
 use crate::mapping::runs::Class;
 
 impl Files {
@@ -39,6 +40,9 @@ impl Files {
                     true => (at < end).then_some(at),
                     false => Some(at.max(end)),
                 });
+            }
+            if file.object_type == ObjectType::Rdm {
+                return Ok(Some(if data { at } else { size }));
             }
             let Some((class, end)) = self.class_at(&open, at, size).await? else { continue };
             if matches!(class, Class::Data { .. } | Class::Filling) == data {

@@ -28,7 +28,7 @@ impl Files {
         if size == now {
             return Ok(());
         }
-        if file.object_type == ObjectType::Disk {
+        if file.is_disk() {
             let growth = size > now && file.disk == Some(DiskFormat::Thin);
             return match file.disk {
                 Some(format) if growth => self.commit_disk(file, size, format).await,
@@ -139,6 +139,7 @@ impl Files {
     /// `NoSpace`: what was taken until then stays taken.
     pub async fn allocate_range(&self, file: &SharedFile, range: Range<u64>, keep_size: bool) -> Result<(), FsError> {
         let open = self.find(file)?;
+        self.check_has_blocks(file)?;
         self.check_writable(&open, &range)?;
         let inline = open.shared.state.read().inline.is_some();
         if inline && range.end > MAX_INLINE as u64 {
@@ -231,6 +232,9 @@ impl Files {
 }
 
 fn disk_size(file: &SharedFile) -> FsError {
-    let message = format!("{}: a virtual disk is not cut; it grows by \"vmfs disk extend\"", file.fd);
+    let message = match file.object_type {
+        ObjectType::Rdm => format!("{}: a raw device mapping has the size of its device", file.fd),
+        _ => format!("{}: a virtual disk is not cut; it grows by \"vmfs disk extend\"", file.fd),
+    };
     FsError::refused(FsErrorKind::NotPermitted, message)
 }

@@ -25,13 +25,33 @@ pub(super) fn canonical_node(found: &Stat) -> Option<PathBuf> {
 
 /// What the device says of itself: its world-wide name, serial number or device-mapper identity; empty when it says nothing.
 pub(super) fn identity(found: &Stat) -> DeviceIdentity {
-    let base = sysfs(found);
+    identity_in(&sysfs(found))
+}
+
+/// The same of the device whose folder in sysfs this is.
+pub(super) fn identity_in(base: &Path) -> DeviceIdentity {
     let said = ["wwid", "device/wwid", "serial", "device/serial", "dm/uuid"].iter().find_map(|file| {
         let text = fs::read_to_string(base.join(file)).ok()?;
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         (!text.is_empty()).then(|| format!("{}:{text}", file.rsplit('/').next().unwrap_or(file)))
     });
     DeviceIdentity::new(said.unwrap_or_default().as_bytes())
+}
+
+/// The nodes of all block devices that say this of themselves.
+pub(super) fn nodes_of(identity: &DeviceIdentity) -> std::io::Result<Vec<PathBuf>> {
+    let mut nodes = Vec::new();
+    for device in fs::read_dir("/sys/class/block")? {
+        let base = device?.path();
+        if identity_in(&base) != *identity {
+            continue;
+        }
+        let uevent = fs::read_to_string(base.join("uevent"))?;
+        nodes.extend(
+            uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(|name| Path::new("/dev").join(name)),
+        );
+    }
+    Ok(nodes)
 }
 
 /// The logical block size as a cell size; the number of bytes when the format has no such cell.

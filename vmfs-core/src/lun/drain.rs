@@ -3,13 +3,14 @@
 //! Must not know: whose slot it is, what the I/O was.
 //!
 //! Slot s owns the bytes 2^62 + s 2^20 .. + 2^20 for open-file-description locks. A request in flight pins its open file, and with
-//! it the lock, also when the process that sent it was killed.
+//! it the lock, also when the process that sent it was killed. One byte behind all slots' ranges is the *raw byte*: who moves the data
+//! of a raw device mapping holds it, alone to write, with others to read.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::sys::{LockKind, ofd_lock};
-use crate::units::SlotId;
+use crate::units::{SLOTS, SlotId};
 
 /// First byte of slot 0's range.
 const FIRST: u64 = 1 << 62;
@@ -37,6 +38,19 @@ pub fn take(descriptor: BorrowedFd<'_>, slot: SlotId) -> io::Result<bool> {
     ofd_lock(descriptor, LockKind::Exclusive, range(slot), LENGTH)
 }
 
+/// The raw byte.
+const RAW_BYTE: u64 = FIRST + (SLOTS as u64) * LENGTH;
+
+/// Tries to lock the raw byte for `descriptor`. False: another open file has it, or its I/O is still in flight.
+pub fn take_raw(descriptor: BorrowedFd<'_>, exclusive: bool) -> io::Result<bool> {
+    ofd_lock(descriptor, if exclusive { LockKind::Exclusive } else { LockKind::Shared }, RAW_BYTE, 1)
+}
+
+/// Gives the raw byte back.
+pub fn release_raw(descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    ofd_lock(descriptor, LockKind::Release, RAW_BYTE, 1).map(drop)
+}
+
 /// Gives back what `descriptor` holds of the slot's range.
 pub fn release(descriptor: BorrowedFd<'_>, slot: SlotId) -> io::Result<()> {
     ofd_lock(descriptor, LockKind::Release, range(slot), LENGTH).map(drop)
@@ -47,6 +61,21 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn the_raw_byte_is_one_writers_or_several_readers_and_no_slots() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || std::fs::File::options().read(true).write(true).open(file.path()).unwrap();
+        let (first, second, breaker) = (open(), open(), open());
+        assert!(take_raw(first.as_fd(), false).unwrap() && take_raw(second.as_fd(), false).unwrap());
+        assert!(!take_raw(breaker.as_fd(), true).unwrap());
+        assert!(take(breaker.as_fd(), SlotId(255)).unwrap());
+        drop(second);
+        assert!(take_raw(first.as_fd(), true).unwrap());
+        assert!(!take_raw(breaker.as_fd(), false).unwrap());
+        release_raw(first.as_fd()).unwrap();
+        assert!(take_raw(breaker.as_fd(), true).unwrap());
+    }
 
     #[test]
     fn the_range_is_had_only_when_every_holder_is_closed_and_then_keeps_new_ones_out() {

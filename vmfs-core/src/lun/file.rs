@@ -360,6 +360,20 @@ impl DataLun for FileData {
     fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {
         hold_drain_byte(&self.raw, slot)
     }
+
+    fn take_raw(&self, exclusive: bool) -> Result<bool, LunError> {
+        drain::take_raw(self.raw.file.as_fd(), exclusive).map_err(|cause| self.raw_byte_error(cause))
+    }
+
+    fn release_raw(&self) -> Result<(), LunError> {
+        drain::release_raw(self.raw.file.as_fd()).map_err(|cause| self.raw_byte_error(cause))
+    }
+}
+
+impl FileData {
+    fn raw_byte_error(&self, cause: io::Error) -> LunError {
+        self.raw.error(LunErrorKind::NotDone, "lock of the raw byte", (0, 0), cause)
+    }
 }
 
 fn hold_drain_byte(raw: &RawFile, slot: SlotId) -> Result<(), LunError> {

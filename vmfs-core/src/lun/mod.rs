@@ -6,12 +6,14 @@ mod block;
 pub mod drain;
 mod error;
 mod file;
+mod find;
 mod open;
 mod range_lock;
 mod raw_file;
 mod sys;
 
 pub use file::FileLun;
+pub use find::{DeviceFinder, RawDevices};
 pub use open::{OpenLun, open_lun};
 
 pub use error::{LunError, LunErrorKind};
@@ -150,6 +152,19 @@ pub trait DataLun: Send + Sync {
     /// of kind `Fenced`: a breaker was faster. LUNs whose initiator proves the end of its commands itself need nothing.
     fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {
         let _ = slot;
+        Ok(())
+    }
+
+    /// Takes the LUN for the data of a raw device mapping: alone to write (`exclusive`), with others to read. False: somebody else has
+    /// it, or had it and what it sent is still on its way. It lasts until [`DataLun::release_raw`], or until the process has ended
+    /// and every command of this path with it. The default has no means: the mapping's lock has to do, and time.
+    fn take_raw(&self, exclusive: bool) -> Result<bool, LunError> {
+        let _ = exclusive;
+        Ok(true)
+    }
+
+    /// Gives back what [`DataLun::take_raw`] took; every command of the path has ended.
+    fn release_raw(&self) -> Result<(), LunError> {
         Ok(())
     }
 }

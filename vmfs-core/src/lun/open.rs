@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs, open};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxFlags, fstat, fstatfs, open, statx};
 use rustix::io::{Errno, pread};
 
 use super::file::{FileLun, Opened, reopen};
@@ -166,10 +166,18 @@ fn io_mode(plain: &OwnedFd, access: OFlags) -> io::Result<(OFlags, usize)> {
     Ok((access, CellSize::B512.bytes()))
 }
 
-/// File system (its UUID, else what statfs calls it) and inode: a copy of an image has another identity.
-fn image_identity(file: &OwnedFd, found: &Stat) -> DeviceIdentity {
+/// File system (its UUID, else what stat calls it), inode and the moment when the inode was made, where the file system knows it: a copy of
+/// an image has another identity, and so has a file that got the inode number of one that was removed.
+pub(super) fn image_identity(file: &OwnedFd, found: &Stat) -> DeviceIdentity {
     let file_system = sys::file_system_uuid(file.as_fd())
         .map(|uuid| uuid.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
         .unwrap_or_else(|| format!("dev{:x}", found.st_dev));
-    DeviceIdentity::new(format!("file:{file_system}:{}", found.st_ino).as_bytes())
+    let born = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)
+        .ok()
+        .filter(|known| known.stx_mask & StatxFlags::BTIME.bits() != 0)
+        .map(|known| {
+            let ns = known.stx_btime.tv_sec.wrapping_mul(1_000_000_000).wrapping_add(known.stx_btime.tv_nsec.into());
+            format!("-{:08x}", ns as u32)
+        });
+    DeviceIdentity::new(format!("file:{file_system}:{:x}{}", found.st_ino, born.unwrap_or_default()).as_bytes())
 }

@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 pub(super) enum LockKind {
     /// Every other lock.
     Exclusive,
+    /// Exclusive ones.
+    Shared,
     /// Nothing: gives the range back.
     Release,
 }
@@ -19,6 +21,7 @@ pub(super) enum LockKind {
 pub(super) fn ofd_lock(fd: BorrowedFd<'_>, kind: LockKind, start: u64, length: u64) -> io::Result<bool> {
     let l_type = match kind {
         LockKind::Exclusive => libc::F_WRLCK,
+        LockKind::Shared => libc::F_RDLCK,
         LockKind::Release => libc::F_UNLCK,
     };
     let too_large = |_| io::Error::from(io::ErrorKind::InvalidInput);

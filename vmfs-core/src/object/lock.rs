@@ -13,7 +13,7 @@ use crate::format::root_cell::{HoldMode, Holder, LunSet, MAX_HOLDERS, ObjectStat
 use crate::sabotage::{Sabotage, active};
 use crate::slot;
 
-const TRIES: u32 = 64;
+pub(super) const TRIES: u32 = 64;
 
 /// Who holds a lock.
 #[derive(Clone, Debug)]
@@ -284,7 +284,7 @@ impl Objects {
 }
 
 /// The root as a change leaves it: `creating` has settled.
-fn settled(root: &RootCell) -> RootCell {
+pub(super) fn settled(root: &RootCell) -> RootCell {
     let mut root = root.clone();
     if let ObjectState::Creating(_) = root.state {
         root.state = ObjectState::Live;
@@ -292,7 +292,7 @@ fn settled(root: &RootCell) -> RootCell {
     root
 }
 
-fn contended(object: &Object) -> FsError {
+pub(super) fn contended(object: &Object) -> FsError {
     FsError::refused(
         FsErrorKind::Busy,
         format!("{}: other hosts changed it {TRIES} times in a row; try again", object.fd),

@@ -4,12 +4,14 @@
 //! Must not know: what a directory or a mapping means.
 
 mod commit;
+mod hand_over;
 mod load;
 mod lock;
 mod takeover;
 mod unlink;
 
 pub use commit::{Change, Committed, NewObject, RootEdit};
+pub(crate) use hand_over::Handed;
 pub use lock::HolderInfo;
 
 use std::cell::{Cell as StdCell, RefCell};

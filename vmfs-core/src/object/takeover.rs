@@ -1,16 +1,20 @@
 //! Owns: what a living host does to an object on behalf of one that is gone: taking it out of the lock record, killing its changes.
 //! Promises: a holder goes only when no LUN of the object has a slot of that incarnation that lives or is being claimed, read after the
-//! image of the lock. Must not know: how a slot is claimed and fenced (the patrol does that).
+//! image of the lock; or when it says itself, where it lives, that it has dropped this LUN's locks.
+//! Must not know: how a slot is claimed and fenced (the patrol does that).
 
 use std::rc::Rc;
 
 use super::{Image, Object, Objects};
+use crate::breaking;
 use crate::cas::{CasOutcome, CellChange};
+use crate::context::Member;
 use crate::error::{FsError, FsErrorKind};
+use crate::format::Cell;
 use crate::format::heartbeat::{FenceGrade, SlotState};
 use crate::format::root_cell::{HoldMode, Holder, LunSet, ObjectState, Unclean};
 use crate::slot;
-use crate::units::{FdId, LunIndex, SlotId};
+use crate::units::{FdId, LunIndex, SlotId, SlotRef};
 
 /// Re-stamps of one cell that lose before that is given up: each time somebody else's change succeeded.
 const TRIES: u32 = 64;
@@ -27,7 +31,7 @@ enum Standing {
 impl Objects {
     /// Takes the holders that are gone out of the lock record, from `image`. True: the record has changed, look again. Those that may
     /// be gone are watched from now on.
-    pub(super) async fn drop_gone_holders(&self, object: &Object, image: &Rc<Image>) -> Result<bool, FsError> {
+    pub(crate) async fn drop_gone_holders(&self, object: &Object, image: &Rc<Image>) -> Result<bool, FsError> {
         let own = self.own_holder(object.fd)?;
         let mut luns = image.root.luns;
         luns.insert(object.fd.lun());
@@ -70,12 +74,17 @@ impl Objects {
     async fn standing(&self, lock_lun: LunIndex, luns: &LunSet, holder: &Holder) -> Result<Standing, FsError> {
         let mut fenced = true;
         let mut may_live = false;
+        let (mut on_lock_lun, mut unseen) = (false, false);
+        let mut alive: Vec<(Rc<Member>, SlotId, Cell)> = Vec::new();
+        let mut dropped = false;
         for lun in luns.iter() {
             let member = match self.context.member(lun) {
                 Ok(member) => member,
                 // A LUN that this host does not see may carry the holder's writes: it is not proven gone there.
                 Err(_) => {
+                    unseen |= lun == lock_lun;
                     may_live = true;
+                    fenced = false;
                     continue;
                 }
             };
@@ -83,9 +92,10 @@ impl Objects {
             for (number, found) in slot::read_slots(&self.context.io, &member.lun, lun).await?.into_iter().enumerate() {
                 let number = SlotId(number as u8);
                 let is_locks = lun == lock_lun && number == holder.slot.slot;
-                let Ok((_, heartbeat)) = found else {
+                let Ok((cell, heartbeat)) = found else {
                     // A damaged slot may be the holder's on any other LUN; on the lock's LUN only that one is.
                     may_live |= lun != lock_lun || is_locks;
+                    unseen |= is_locks;
                     continue;
                 };
                 let is_its = heartbeat.incarnation == holder.incarnation
@@ -96,12 +106,42 @@ impl Objects {
                 if matches!(heartbeat.state, SlotState::Live | SlotState::Breaking) {
                     self.context.suspect(lun, number);
                     may_live = true;
+                    on_lock_lun |= lun == lock_lun;
+                }
+                if lun != lock_lun && heartbeat.state == SlotState::Live {
+                    dropped |= heartbeat.drop_lun == lock_lun.get() && heartbeat.drop_acknowledged;
+                    alive.push((member.clone(), number, cell));
                 }
                 proven_here |= heartbeat.fence_grade == FenceGrade::A && heartbeat.state != SlotState::Live;
             }
             fenced &= proven_here;
         }
+        if on_lock_lun || unseen {
+            return Ok(Standing::MayLive);
+        }
+        if dropped {
+            // It says so itself: nothing that it sent under this LUN's locks is on its way, wherever it went.
+            return Ok(Standing::Gone { fenced: true });
+        }
+        if let Some((member, number, cell)) = alive.first() {
+            self.ask_to_drop(lock_lun, member, *number, cell).await?;
+        }
         Ok(if may_live { Standing::MayLive } else { Standing::Gone { fenced } })
+    }
+
+    /// Asks a holder that is gone on the lock's LUN to say, in a slot where it lives, that it has dropped that LUN's locks.
+    async fn ask_to_drop(
+        &self,
+        lock_lun: LunIndex,
+        member: &Member,
+        number: SlotId,
+        cell: &Cell,
+    ) -> Result<(), FsError> {
+        if let Some(asked) = breaking::request_drop(&self.context, member, cell, lock_lun).await? {
+            let slot = SlotRef { slot: number, generation: slot::decode(&asked)?.generation };
+            self.context.note_drop_asked(member.index, slot, lock_lun);
+        }
+        Ok(())
     }
 
     /// Makes every older compare-and-write on its way to a root cell void, whatever its state. Gives the object as it is then; `None`:

@@ -10,8 +10,10 @@
 
 mod adopt;
 mod background;
+mod drops;
 pub(crate) mod dump;
 mod extend;
+mod lock_break;
 mod members;
 mod membership;
 mod mount;
@@ -24,8 +26,8 @@ pub(crate) mod words;
 pub use dump::DumpTarget;
 pub use membership::{LunFinder, WantedLun};
 pub use types::{
-    AttributeChange, DirEntry, HostStatus, LockHolder, LunInfo, LunStatus, MountOptions, NewFile, NewObjectSpec,
-    RenameFlags, Renamed, Stat, StatFs, VolumeInfo, VolumeStatus, WhyLocked,
+    AttributeChange, BrokenLock, DirEntry, HostStatus, LockHolder, LunInfo, LunStatus, MountOptions, NewFile,
+    NewObjectSpec, RenameFlags, Renamed, Stat, StatFs, Takeover, VolumeInfo, VolumeStatus, WhyLocked,
 };
 
 use std::cell::{Cell, RefCell};
@@ -39,8 +41,10 @@ use crate::context::Context;
 use crate::directory::Names;
 use crate::env::Env;
 use crate::error::FsError;
-use crate::file::{Files, OpenFile, OpenMode};
+use crate::file::{Files, HandOver, OpenFile, OpenMode};
+use crate::format::body::{Content, RawDevice};
 use crate::format::dirent::ObjectRef;
+use crate::format::root_cell::Holder;
 use crate::gate::GatePage;
 use crate::keeper::{Embedded, SlotKeeper};
 use crate::lun::Lun;
@@ -48,6 +52,9 @@ use crate::mkfs::Progress;
 use crate::object::Objects;
 use crate::slot::HostIdentity;
 use crate::units::LunIndex;
+
+/// Tells programs that move data themselves to let go of the disks whose locks lie on a LUN; true: nothing of them is on its way.
+pub type LetGo = Box<dyn Fn(LunIndex) -> bool>;
 
 /// A mounted volume. Clones are the same mount.
 #[derive(Clone)]
@@ -83,6 +90,10 @@ struct Inner {
     /// Held while removed objects are freed.
     reaping: Mutex<()>,
     warnings: RefCell<Vec<String>>,
+    /// Hosts that were taken over from.
+    takeovers: RefCell<Vec<Takeover>>,
+    /// Whether programs beside this one have let go of the disks whose locks lie on a LUN.
+    others_let_go: RefCell<Option<LetGo>>,
 }
 
 impl Volume {
@@ -294,9 +305,35 @@ impl Volume {
         inner.open_file(object, mode).await
     }
 
+    /// What a raw device mapping stands for; `None`: the object is none.
+    pub async fn raw_device(&self, object: ObjectRef) -> Result<Option<RawDevice>, FsError> {
+        let found = self.inner.for_reading()?.objects.load(object).await?;
+        Ok(match &found.image().body.content {
+            Content::Raw(device) => Some(device.clone()),
+            _ => None,
+        })
+    }
+
     /// Closes: commits what is not committed yet and gives the lock back at the last close on this host.
     pub async fn close(&self, file: Arc<OpenFile>) -> Result<(), FsError> {
         self.inner.close_file(file).await
+    }
+
+    /// This host as a holder of the object's lock: what the source of a live migration hands it over to.
+    pub fn holder_for(&self, object: ObjectRef) -> Result<Holder, FsError> {
+        self.inner.for_writing()?.objects.holder_for(object)
+    }
+
+    /// Gives the lock of a disk that is open for writing here to another host, as [`Files::hand_over`].
+    pub async fn hand_over(&self, file: &Arc<OpenFile>, to: Holder) -> Result<HandOver, FsError> {
+        self.inner.for_writing()?.files.hand_over(file, to).await
+    }
+
+    /// Opens a disk for writing whose lock was handed over to this host, as [`Files::accept`].
+    pub async fn accept(&self, object: ObjectRef) -> Result<Arc<OpenFile>, FsError> {
+        let inner = self.inner.for_writing()?;
+        let found = inner.objects.load(object).await?;
+        inner.files.accept(&found).await
     }
 
     /// Makes everything that was written to the file durable (fsync(2)).
@@ -307,6 +344,11 @@ impl Volume {
     /// File data.
     pub fn files(&self) -> &Rc<Files> {
         &self.inner.files
+    }
+
+    /// Brings the means to have other programs let go of disks (those that were given data descriptors).
+    pub fn set_let_go(&self, let_go: LetGo) {
+        *self.inner.others_let_go.borrow_mut() = Some(let_go);
     }
 
     /// The page that every data submission checks.
@@ -322,6 +364,13 @@ impl Volume {
     /// Who holds the lock of an object, since when, and when it could be taken.
     pub async fn why_locked(&self, object: ObjectRef) -> Result<WhyLocked, FsError> {
         status::why_locked(&self.inner, object).await
+    }
+
+    /// Takes the lock of an object out of the hands of hosts that are gone, now. Refused with kind `Busy`, with who, last beat and when it
+    /// could be taken, while the holder's lease may still run, unless `host_is_down` names the holder (host name or UUID): then
+    /// its slots on the object's LUNs are claimed at once, and fenced as well as each LUN can.
+    pub async fn break_lock(&self, object: ObjectRef, host_is_down: Option<&str>) -> Result<BrokenLock, FsError> {
+        lock_break::break_lock(self.inner.for_writing()?, object, host_is_down).await
     }
 
     /// State of the volume: LUNs, hosts, what is wrong. Reads all heartbeat cells; never fails: a LUN that does not answer is

@@ -226,6 +226,8 @@ async fn assemble(
             unfound: RefCell::default(),
             reaping: tokio::sync::Mutex::new(()),
             warnings: RefCell::new(warnings),
+            takeovers: RefCell::default(),
+            others_let_go: RefCell::default(),
         }),
     })
 }

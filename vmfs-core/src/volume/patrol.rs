@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::Inner;
+use super::types::Takeover;
+use super::{Inner, drops};
 use crate::breaker::{Judgement, Look, Watch};
 use crate::breaking;
 use crate::context::Member;
@@ -89,6 +90,7 @@ impl Patrol<'_> {
             let lease = Duration::from_millis(self.inner.info.lease.lease_ms.into());
             self.next_scan = now.after(lease * LEASES_BETWEEN_SCANS);
         }
+        drops::serve(self.inner, self.member).await?;
         let slots: Vec<SlotId> = self.watched.keys().copied().collect();
         for number in slots {
             let began = context.env().now();
@@ -141,15 +143,25 @@ impl Patrol<'_> {
 
     async fn judge(&mut self, number: SlotId, look: Look<'_>, heartbeat: &Heartbeat) -> Result<bool, FsError> {
         let watched = self.watched.get_mut(&number).expect("it is looked at because it is watched");
+        self.inner.context.beat_age(self.member.index, number, heartbeat);
         let Some(watch) = &mut watched.watch else {
             watched.watch = Some(Watch::begin(look));
             return Ok(true);
         };
         let longest_gap = lease::liveness_watch(&self.inner.info.lease);
-        match watch.look(look, &heartbeat.lease, longest_gap) {
+        let mut judgement = watch.look(look, &heartbeat.lease, longest_gap);
+        let asked = self.inner.context.drop_asked(self.member.index, number, heartbeat);
+        if let Some(asked) = asked {
+            // It renews, but says nothing of what it was asked: what it still sends under that LUN's locks nobody knows.
+            let waited = look.began.0.saturating_sub(asked.since.0);
+            if Duration::from_nanos(waited) >= lease::takeover_after(&heartbeat.lease) {
+                judgement = Judgement::Gone;
+            }
+        }
+        match judgement {
             Judgement::Lives => {
                 watched.changed += 1;
-                Ok(watched.changed < LIVES)
+                Ok(watched.changed < LIVES || asked.is_some())
             }
             Judgement::StandsStill(_) => {
                 watched.changed = 0;
@@ -187,6 +199,10 @@ impl Patrol<'_> {
             }
         }
         let Some(dirty) = breaking::fence(context, self.member, number, &cell).await? else { return Ok(true) };
+        let (lun, grade) = (self.member.index, slot::decode(&dirty)?.fence_grade);
+        let slot = SlotRef { slot: number, generation: heartbeat.generation };
+        let (host, name) = (heartbeat.host, heartbeat.host_name.clone());
+        self.inner.note_takeover(Takeover { lun, slot, host, name, grade, attested: false });
         self.recover(number, &dirty).await
     }
 

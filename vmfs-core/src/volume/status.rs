@@ -10,16 +10,12 @@ use super::types::{HostStatus, LockHolder, LunInfo, LunStatus, StatFs, VolumeSta
 use crate::context::Member;
 use crate::error::FsError;
 use crate::format::dirent::{MAX_NAME, ObjectRef};
-use crate::format::heartbeat::{Heartbeat, SlotState};
-use crate::format::root_cell::HoldMode;
+use crate::format::heartbeat::{FenceGrade, Heartbeat, SlotState};
+use crate::format::root_cell::{HoldMode, Holder};
 use crate::lease;
 use crate::object::HolderInfo;
 use crate::slot;
 use crate::units::{LunIndex, SlotId, SlotRef};
-
-/// What this release does not do yet, in one place.
-const NO_TAKEOVER: &str = "this release does not take over the locks of a host that is gone: unmount there if it still \
-                           runs, else copy the file from a mount with -o ro";
 
 pub(super) fn statfs(inner: &Inner) -> StatFs {
     let blocks = &inner.objects.space().blocks;
@@ -77,6 +73,7 @@ pub(super) async fn why_locked(inner: &Rc<Inner>, what: ObjectRef) -> Result<Why
     let image = object.image();
     let infos = inner.objects.who_holds(&object).await?;
     let record = &image.root.lock;
+    let unclean = image.root.unclean;
     let mut explanation = match record.mode {
         HoldMode::Free => "nobody holds it".to_owned(),
         HoldMode::Exclusive => "held by one host to write:".to_owned(),
@@ -85,10 +82,17 @@ pub(super) async fn why_locked(inner: &Rc<Inner>, what: ObjectRef) -> Result<Why
     };
     for info in &infos {
         explanation.push_str("\n  ");
-        explanation.push_str(&explain(inner, info));
+        explanation.push_str(&explain(inner, object.lun(), info));
     }
     if record.wanted {
         explanation.push_str("\nanother host asks to be let in");
+    }
+    if unclean.token.0 != 0 {
+        let how = match unclean.broken == Holder::default() {
+            true => "grade A: nothing of it can arrive any more".to_owned(),
+            false => format!("grade C: {} is not proven fenced, what is freed goes to quarantine", unclean.broken.slot),
+        };
+        explanation.push_str(&format!("\nit was taken over from a host that was gone, {how}"));
     }
     let holder = |info: &HolderInfo| LockHolder {
         slot: info.holder.slot,
@@ -136,26 +140,55 @@ impl fmt::Display for Date {
 }
 
 /// One holder in a sentence or two.
-fn explain(inner: &Inner, info: &HolderInfo) -> String {
+fn explain(inner: &Inner, lun: LunIndex, info: &HolderInfo) -> String {
     let who = info.describe();
     if info.is_self {
         return who;
     }
+    let h = &info.heartbeat;
     if !info.is_live {
         return format!(
-            "{who}: its slot is {:?}, so it writes no more, but its lock is not recovered; {NO_TAKEOVER}",
-            info.heartbeat.state
+            "{who}: its slot is {:?}, fence grade {}; {}",
+            h.state,
+            grade(h.fence_grade),
+            when(inner, lun, info)
         );
     }
-    let h = &info.heartbeat;
-    let watch = lease::takeover_after(&h.lease).as_secs();
     let former = if h.host == inner.host.host { ", an earlier mount of this very host" } else { "" };
     format!(
-        "{who}{former}: mounted since {}, last beat {}, fence grade {:?}. If its beat stands still for {watch} s it is gone; \
-         {NO_TAKEOVER}",
+        "{who}{former}: mounted since {}, last beat {}, fence grade {}; {}",
         Date(h.live_since_s),
         h.beat,
-        h.fence_grade
+        grade(h.fence_grade),
+        when(inner, lun, info)
+    )
+}
+
+/// A fence grade in words.
+pub(super) fn grade(grade: FenceGrade) -> &'static str {
+    match grade {
+        FenceGrade::Unknown => "unknown",
+        FenceGrade::A => "A (the storage keeps it out)",
+        FenceGrade::B => "B (a watchdog resets it)",
+        FenceGrade::C => "C (time only)",
+    }
+}
+
+/// When a holder's lock can be taken, by what its slot shows.
+pub(super) fn when(inner: &Inner, lun: LunIndex, info: &HolderInfo) -> String {
+    let needed = lease::takeover_after(&info.heartbeat.lease);
+    if !info.is_live && info.heartbeat.state != SlotState::Breaking {
+        return "the next open takes its lock, once no other LUN of the file shows it alive".to_owned();
+    }
+    if info.heartbeat.state == SlotState::Breaking {
+        return "another host is fencing it; the lock can be taken when that is done".to_owned();
+    }
+    let still = inner.context.beat_age(lun, info.holder.slot.slot, &info.heartbeat);
+    format!(
+        "its beat has stood still for {} of {} s as far as this mount looked; if it stays so its lock can be taken in {} s",
+        still.as_secs(),
+        needed.as_secs(),
+        needed.saturating_sub(still).as_secs() + 1
     )
 }
 
@@ -172,6 +205,7 @@ pub(super) async fn status(inner: &Rc<Inner>) -> VolumeStatus {
         fenced: inner.context.fenced().map(|lun| FsError::Fenced { lun }.to_string()),
         keeper: (!inner.info.read_only).then(|| inner.keeper.describe()),
         unfinished: inner.names.unfinished() + inner.names.removed_count(),
+        takeovers: inner.takeovers.borrow().clone(),
         warnings,
     }
 }
@@ -207,11 +241,11 @@ async fn lun_status(inner: &Inner, member: &Rc<Member>, warnings: &mut Vec<Strin
     for host in &status.hosts {
         if matches!(host.state, SlotState::Dirty | SlotState::Breaking) {
             warnings.push(format!(
-                "{} of {} ({}) left without cleaning up: what it held stays locked and some of its space stays in use; recovery is \
-                 not part of this release",
+                "{} of {} ({}) is gone and is being recovered: fence grade {}",
                 host.slot,
                 member.lun.name(),
-                if host.name.is_empty() { host.host.to_string() } else { host.name.clone() }
+                if host.name.is_empty() { host.host.to_string() } else { host.name.clone() },
+                grade(host.fence_grade)
             ));
         }
     }

@@ -242,6 +242,32 @@ pub struct HostStatus {
     pub former_self: bool,
 }
 
+/// A host whose slot on a LUN this mount took over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Takeover {
+    /// The LUN.
+    pub lun: LunIndex,
+    /// Slot and generation there.
+    pub slot: SlotRef,
+    /// Host UUID.
+    pub host: Uuid,
+    /// Host name.
+    pub name: String,
+    /// How surely it is kept from writing.
+    pub grade: FenceGrade,
+    /// An administrator attested that it is down; else its lease was over.
+    pub attested: bool,
+}
+
+/// What was done about a lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BrokenLock {
+    /// The holders that are out of the lock record now.
+    pub holders: Vec<SlotRef>,
+    /// Slots that were claimed for it at once, on an administrator's word.
+    pub takeovers: Vec<Takeover>,
+}
+
 /// State of one LUN.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LunStatus {
@@ -272,6 +298,8 @@ pub struct VolumeStatus {
     pub keeper: Option<String>,
     /// Names and space that a failed or interrupted operation of this mount left to be tidied in the background.
     pub unfinished: usize,
+    /// Hosts that this mount has taken over from since it was mounted.
+    pub takeovers: Vec<Takeover>,
     /// What an administrator should know: dead hosts whose locks stay, errors of background work. Sentences with cause and next step.
     pub warnings: Vec<String>,
 }

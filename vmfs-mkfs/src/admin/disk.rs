@@ -116,12 +116,14 @@ fn parse_disk_size(text: &str) -> Result<u64, String> {
     }
 }
 
-fn parse_descriptor(text: &str) -> Result<PathBuf, String> {
+pub(super) fn parse_descriptor(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     match path.extension() {
-        Some(extension) if extension == "vmdk" && stem.ends_with("-flat") => {
-            Err("X-flat.vmdk is a disk's data; name the descriptor X.vmdk, both are made".to_owned())
+        Some(extension)
+            if extension == "vmdk" && ["-flat", "-rdm", "-rdmp"].iter().any(|ending| stem.ends_with(ending)) =>
+        {
+            Err("X-flat.vmdk (or -rdm, -rdmp) is a disk's data; name the descriptor X.vmdk, both are made".to_owned())
         }
         Some(extension) if extension == "vmdk" => Ok(path),
         _ => Err("the name of a disk ends in .vmdk".to_owned()),
@@ -188,7 +190,7 @@ fn clone_disk(clone: &CloneDisk) -> Result<(), AdminError> {
 }
 
 /// Facts of an answer, one a line; sizes as people read them.
-fn say_facts(value: &Value) {
+pub(super) fn say_facts(value: &Value) {
     let Some(facts) = value.as_object() else { return say(value) };
     let width = facts.keys().map(String::len).max().unwrap_or(0);
     for (key, fact) in facts {

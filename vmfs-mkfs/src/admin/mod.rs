@@ -7,6 +7,7 @@ mod dump;
 mod extent;
 mod lock;
 mod mounted;
+mod rdm;
 mod report;
 mod status;
 
@@ -20,6 +21,7 @@ use crate::terminal::{FAILED, USAGE, fail, usage};
 const AFTER_HELP: &str = "\
 Examples:
   vmfs disk create -s 40G -d thin /mnt/ds1/vm1/disk.vmdk
+  vmfs rdm create --virtual /dev/sdx /mnt/ds1/vm1/raw.vmdk
   vmfs why-locked /mnt/ds1/vm1/disk.vmdk
   vmfs status --json /mnt/ds1
   vmfs extent add /dev/sdc /mnt/ds1
@@ -41,10 +43,16 @@ enum Command {
     /// Virtual disks: create, look at, extend, copy, inflate
     #[command(subcommand)]
     Disk(disk::DiskCommand),
+    /// Raw device mappings: LUNs outside of the volume as disks of it
+    #[command(subcommand)]
+    Rdm(rdm::RdmCommand),
     /// State of volumes: LUNs, space, hosts, what is wrong
     Status(status::StatusArguments),
     /// Who holds the lock of a file, since when, and when it could be taken
     WhyLocked(lock::LockArguments),
+    /// Locks: break one whose holder is gone
+    #[command(subcommand)]
+    Lock(lock::LockCommand),
     /// Structures in words: of a file, or of cells of a LUN
     Dump(dump::DumpArguments),
     /// Hosts by their heartbeats
@@ -91,8 +99,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match arguments.command {
         Command::Disk(command) => disk::run(command),
+        Command::Rdm(command) => rdm::run(command),
         Command::Status(arguments) => status::run(&arguments),
         Command::WhyLocked(arguments) => lock::run(&arguments),
+        Command::Lock(lock::LockCommand::Break(arguments)) => lock::break_lock(arguments),
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Heartbeat(status::HeartbeatCommand::List(arguments)) => status::heartbeats(&arguments),
         Command::Extent(command) => extent::run(&command),

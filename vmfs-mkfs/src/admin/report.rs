@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 use vmfs_core::volume::{HostStatus, LunStatus, VolumeStatus};
 
+use super::lock::show_takeover;
 use crate::size;
 use crate::terminal::say;
 
@@ -62,6 +63,7 @@ pub(super) struct Volume {
     pub slots_kept_by: Option<String>,
     pub fenced: Option<String>,
     pub unfinished: u64,
+    pub takeovers: Vec<serde_json::Value>,
     pub warnings: Vec<String>,
     pub luns: Vec<Lun>,
 }
@@ -84,6 +86,7 @@ impl From<&VolumeStatus> for Volume {
             slots_kept_by: status.keeper.clone(),
             fenced: status.fenced.clone(),
             unfinished: status.unfinished as u64,
+            takeovers: Vec::new(),
             warnings: status.warnings.clone(),
             luns: status.luns.iter().map(Lun::from).collect(),
         }
@@ -162,6 +165,9 @@ impl Volume {
         }
         if self.unfinished > 0 {
             say(format!("{} things are left to be tidied in the background", self.unfinished));
+        }
+        for takeover in &self.takeovers {
+            say(format!("taken over from {}", show_takeover(takeover)));
         }
         for warning in &self.warnings {
             say(format!("warning  {warning}"));
