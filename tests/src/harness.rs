@@ -5,11 +5,15 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
+
+/// Nothing that a test waits for takes as long, however much else the machine does.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Multiplies the counts of long tests: `VMFS_TEST_SCALE`, 1 when unset.
 pub fn scale(count: u64) -> u64 {
@@ -117,6 +121,29 @@ impl Luns {
         all.join(",")
     }
 
+    /// What `fsck.vmfs -n --json` says; there must be no broken rule.
+    #[track_caller]
+    pub fn report(&self) -> Value {
+        let said = run(command("fsck.vmfs").args(["-n", "--json"]).args(&self.images));
+        let report: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+        assert_eq!(report["errors"], 0, "fsck.vmfs found errors: {report:#}");
+        report
+    }
+
+    /// Asserts that what hosts left is recovered: no slot, no mark, no block in quarantine. Locks of hosts that are gone may be left: whoever
+    /// opens the file next takes them.
+    #[track_caller]
+    pub fn assert_recovered(&self) {
+        let report = self.report();
+        let findings = report["findings"].as_array().expect("a list");
+        let slots =
+            findings.iter().filter(|finding| ["heartbeat", "arena"].iter().any(|of| finding["structure"] == *of));
+        assert_eq!(slots.count(), 0, "a host is not recovered: {report:#}");
+        for lun in report["luns"].as_array().expect("a list") {
+            assert!(lun["marked"] == 0 && lun["quarantined"] == 0, "blocks stay in use: {report:#}");
+        }
+    }
+
     /// Asserts that `fsck.vmfs -n` finds no broken rule.
     #[track_caller]
     pub fn assert_clean(&self) {
@@ -150,6 +177,16 @@ impl Luns {
     #[track_caller]
     pub fn mount(&self, host: u8) -> Mount {
         self.mount_with(host, &[])
+    }
+}
+
+/// Waits until `done`, or fails with what was waited for.
+#[track_caller]
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "it never came to this: {what}");
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -197,7 +234,7 @@ impl Mount {
                 self.child = None;
                 panic!("mount.vmfs ended with {status}: {}", self.log());
             }
-            assert!(start.elapsed() < Duration::from_secs(60), "no mount after a minute: {}", self.log());
+            assert!(start.elapsed() < PATIENCE, "no mount: {}", self.log());
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -219,19 +256,73 @@ impl Mount {
 
     #[track_caller]
     fn expect_clean_end(&mut self) {
+        let status = self.wait_for_end();
+        assert!(status.success(), "mount.vmfs ended with {status}: {}", self.log());
+    }
+
+    /// Waits until the daemon has ended by itself.
+    #[track_caller]
+    pub fn wait_for_end(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("the daemon runs");
         let start = Instant::now();
         loop {
             if let Some(status) = child.try_wait().expect("the daemon can be waited for") {
-                assert!(status.success(), "mount.vmfs ended with {status}: {}", self.log());
-                return;
+                return status;
             }
-            if start.elapsed() > Duration::from_secs(60) {
+            if start.elapsed() > PATIENCE {
                 let _ = child.kill();
                 panic!("mount.vmfs does not end: {}", self.log());
             }
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Whether the daemon has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// SIGSTOP, as a host that stands still.
+    pub fn pause(&self) {
+        signal(self.pid(), libc::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        signal(self.pid(), libc::SIGCONT);
+    }
+
+    /// The answer of `vmfs status --json`.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let said = run(command("vmfs").args(["status", "--json"]).arg(&self.point));
+        let status: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+        status[0].clone()
+    }
+
+    /// What this mount knows of the slots of a host, by its name: one for each LUN.
+    #[track_caller]
+    pub fn slots_of(&self, host: &str) -> Vec<Value> {
+        let status = self.status();
+        let luns = status["luns"].as_array().expect("a list").iter();
+        let hosts = luns.flat_map(|lun| lun["hosts"].as_array().expect("a list").clone());
+        hosts.filter(|slot| slot["name"] == host).collect()
+    }
+
+    /// Waits until this mount is the only one that has slots: what others left is recovered.
+    #[track_caller]
+    pub fn wait_until_alone(&self) {
+        wait_for("the recovery of every other host", || {
+            let status = self.status();
+            let mut hosts = status["luns"].as_array().expect("a list").iter().flat_map(|lun| lun["hosts"].as_array());
+            hosts.all(|hosts| hosts.iter().all(|host| host["own"] == true))
+        });
+    }
+
+    /// What `vmfs why-locked` says of a file.
+    #[track_caller]
+    pub fn why_locked(&self, name: &str) -> String {
+        run(command("vmfs").arg("why-locked").arg(self.at(name)))
     }
 
     /// SIGKILL, as a crash of the host. The dead mount stays in the tree until this is dropped: what works on it gets ENOTCONN.

@@ -7,5 +7,7 @@ pub mod bench;
 pub mod crash;
 pub mod harness;
 pub mod history;
+pub mod machines;
+pub mod program;
 pub mod random;
 pub mod simulate;

@@ -126,11 +126,13 @@ fn killed_again_and_again(seed: u64, arguments: &[&str], with_survivor: bool) {
     fs::write(last.at("new"), "the volume is in use again").unwrap();
     if let Some(survivor) = survivor {
         survivor.unmount();
+        // It has recovered most of the dead meanwhile; the rest is quick.
+        last.wait_until_alone();
     }
     last.unmount();
     let report = fsck(&luns, &[]);
-    // A host that was killed while it unmounted may have left all its slots before.
-    assert!((1..=2 * KILLS as usize).contains(&dead_slots(&report)), "{report:#}");
+    // A host that was killed while it unmounted may have left all its slots before, and others may be recovered already.
+    assert!(dead_slots(&report) <= if with_survivor { 0 } else { 2 * KILLS as usize }, "{report:#}");
     let done: u64 = workers.iter().map(|worker| worker.operations).sum();
     assert!(done > 20, "only {done} operations were acknowledged");
 }
@@ -154,7 +156,8 @@ fn what_was_acknowledged_survives_sigkill_at_random_points() {
 
 #[test]
 fn a_dead_host_keeps_what_it_held_open_and_nothing_else() {
-    let luns = Luns::formatted(2, 256, &["--lease", "fast"]);
+    // The slow profile: nobody takes the dead host over while this test looks.
+    let luns = Luns::formatted(2, 256, &["--lease", "slow"]);
     let mut first = luns.mount(1);
     fs::write(first.at("closed"), "1").unwrap();
     fs::write(first.at("held"), "2").unwrap();

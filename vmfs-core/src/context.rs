@@ -106,6 +106,9 @@ pub struct Context {
     incarnation: u64,
     read_only: bool,
     fenced: StdCell<Option<LunIndex>>,
+    /// Why this incarnation is over.
+    over: RefCell<Option<FsError>>,
+    is_over: Notify,
     clock: StdCell<u64>,
     suspects: RefCell<BTreeSet<(LunIndex, SlotId)>>,
     /// Members came or went. One task waits for it: the one that works for each of them.
@@ -137,6 +140,8 @@ impl Context {
             incarnation,
             read_only,
             fenced: StdCell::new(None),
+            over: RefCell::new(None),
+            is_over: Notify::new(),
             clock: StdCell::new(1),
             suspects: RefCell::default(),
             members_changed: Notify::new(),
@@ -222,17 +227,35 @@ impl Context {
         self.fenced.get()
     }
 
-    /// Ends this incarnation: nothing is changed any more, every gate is poisoned.
-    pub fn set_fenced(&self, lun: LunIndex) {
+    /// Why this incarnation is over, if it is: it was fenced, or the storage went back in time.
+    pub fn over(&self) -> Option<FsError> {
+        self.over.borrow().clone()
+    }
+
+    /// Waits until this incarnation is over, and gives the reason.
+    pub async fn until_over(&self) -> FsError {
+        loop {
+            let changed = self.is_over.notified();
+            if let Some(cause) = self.over() {
+                return cause;
+            }
+            changed.await;
+        }
+    }
+
+    /// Ends this incarnation because of `cause`: nothing is changed any more, every gate is poisoned.
+    pub fn set_fenced(&self, lun: LunIndex, cause: &FsError) {
         if self.fenced.replace(Some(lun)).is_some() {
             return;
         }
-        tracing::error!(%lun, "fenced: another host took this host's slot over");
+        tracing::error!(%lun, "{cause}");
+        *self.over.borrow_mut() = Some(cause.clone());
         for member in self.members() {
             if let Some(own) = &*member.slot.borrow() {
                 self.gate.poison(member.index, own.slot.generation);
             }
         }
+        self.is_over.notify_waiters();
     }
 
     /// Asks for a watch over a slot: somebody waits for what its owner holds.
@@ -362,7 +385,7 @@ impl Context {
             member.set_unresolved();
         }
         if matches!(&outcome, Ok(CasOutcome::NotDone(error)) if error.kind == LunErrorKind::Fenced) {
-            self.set_fenced(member.index);
+            self.set_fenced(member.index, &FsError::Fenced { lun: member.index });
         }
         outcome
     }
@@ -373,10 +396,12 @@ impl Context {
         futures_util::future::try_join_all(checks).await.map(|_| ())
     }
 
-    /// The same, unless evidence was sent since `known`.
+    /// The same, unless evidence was sent since `known`. A host whose lease is over by its own clock looks again in any case: it may
+    /// have slept, and another one may have claimed its slot meanwhile.
     pub async fn prove_live_since(&self, lun: LunIndex, known: Moment) -> Result<(), FsError> {
-        self.own_slot(lun)?;
-        if self.member(lun)?.proven.get() > known {
+        let own = self.own_slot(lun)?;
+        let slept = self.gate.gate().state(lun, own.generation, self.env().now()) != GateState::Open;
+        if !slept && self.member(lun)?.proven.get() > known {
             return Ok(());
         }
         self.prove_one(lun).await
@@ -397,7 +422,7 @@ impl Context {
             Err(error) => {
                 // `Stale`: the storage was rolled back; this host stops for good.
                 if matches!(error.kind(), FsErrorKind::Fenced | FsErrorKind::Stale) {
-                    self.set_fenced(lun);
+                    self.set_fenced(lun, &error);
                 }
                 Err(error)
             }

@@ -26,9 +26,13 @@ use vmfs_core::volume::{MountOptions, Volume};
 const BLOCKING_THREADS: usize = 32;
 /// How long operations that were begun may go on after the unmount was asked for.
 const LAST_OPERATIONS: Duration = Duration::from_secs(30);
+/// The same once this host was fenced: none of them can change anything any more, and others wait for the end of this process.
+const FENCED_OPERATIONS: Duration = Duration::from_secs(1);
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 type Job = Box<dyn FnOnce(Volume) -> Task + Send>;
+/// Told why this incarnation is over, on the actor's thread.
+pub type OnOver = Box<dyn FnOnce(String) + Send>;
 
 enum Message {
     Run(Job),
@@ -42,12 +46,15 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Starts the actor, opens the LUNs and mounts the volume, whose leases `gate` will show and `lockd` keeps, if there is one; `prepare` makes of it what the caller needs from the start.
+    /// Starts the actor, opens the LUNs and mounts the volume, whose leases `gate` will show and `lockd` keeps, if there is one;
+    /// `prepare` makes of it what the caller needs from the start, `on_over` is called when this incarnation is over before it is
+    /// unmounted.
     pub fn start<T: Send + 'static>(
         luns: Luns,
         options: MountOptions,
         gate: GatePage,
         lockd: Option<Link>,
+        on_over: OnOver,
         prepare: impl FnOnce(&Volume) -> T + Send + 'static,
     ) -> Result<(Actor, T), FsError> {
         let (sender, receiver) = unbounded_channel();
@@ -61,7 +68,7 @@ impl Actor {
                         Ok(volume) => {
                             // The receiver waits for this one message.
                             let _ = mounted.send(Ok(prepare(&volume)));
-                            run(volume, receiver).await
+                            run(volume, receiver, on_over).await
                         }
                         Err(error) => {
                             let _ = mounted.send(Err(error));
@@ -146,10 +153,14 @@ async fn mount(luns: Luns, options: MountOptions, gate: GatePage, lockd: Option<
 }
 
 /// Runs jobs beside the volume's background work until it is told to stop; then unmounts.
-async fn run(volume: Volume, mut receiver: UnboundedReceiver<Message>) -> Result<(), FsError> {
+async fn run(volume: Volume, mut receiver: UnboundedReceiver<Message>, on_over: OnOver) -> Result<(), FsError> {
     let background = {
         let volume = volume.clone();
         tokio::task::spawn_local(async move { volume.background().await })
+    };
+    let over = {
+        let volume = volume.clone();
+        tokio::task::spawn_local(async move { on_over(volume.until_over().await) })
     };
     let mut tasks = JoinSet::new();
     loop {
@@ -162,13 +173,15 @@ async fn run(volume: Volume, mut receiver: UnboundedReceiver<Message>) -> Result
         }
     }
     receiver.close();
+    over.abort();
+    let patience = if volume.is_over() { FENCED_OPERATIONS } else { LAST_OPERATIONS };
     let rest = async {
         while let Some(ended) = tasks.join_next().await {
             report_panic(ended);
         }
     };
-    if tokio::time::timeout(LAST_OPERATIONS, rest).await.is_err() {
-        tracing::warn!("operations did not end within {LAST_OPERATIONS:?}; the volume is unmounted all the same");
+    if tokio::time::timeout(patience, rest).await.is_err() {
+        tracing::warn!("operations did not end within {patience:?}; the volume is unmounted all the same");
     }
     let result = volume.unmount().await;
     // It ends by itself after the unmount.

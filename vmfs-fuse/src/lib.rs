@@ -28,6 +28,7 @@ mod mountpoint;
 mod names;
 mod opening;
 mod options;
+mod over;
 mod raw_devices;
 mod reports;
 mod session;

@@ -132,6 +132,20 @@ pub fn unmount(directory: &Path) -> io::Result<Unmounted> {
     }
 }
 
+/// Ends the connection of the mount of `source` at `directory`, if it is there: whoever waits for an answer gets ECONNABORTED, and it
+/// leaves the tree, whatever is open on it.
+pub fn abort(source: &str, directory: &Path) -> io::Result<()> {
+    if vmfs_at(directory).as_deref() != Some(source) {
+        return Ok(());
+    }
+    let flags = UnmountFlags::NOFOLLOW | UnmountFlags::FORCE | UnmountFlags::DETACH;
+    match rustix::mount::unmount(directory, flags) {
+        Err(rustix::io::Errno::PERM) => unmount_as_user(directory).map(drop),
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn unmount_as_user(directory: &Path) -> io::Result<Unmounted> {
     for (arguments, outcome) in [(&["-u"][..], Unmounted::Gone), (&["-u", "-z"][..], Unmounted::Detached)] {
         let status = Command::new("fusermount3")

@@ -27,6 +27,7 @@ use crate::host;
 use crate::mountpoint::{self, NewMount, Unmounted};
 use crate::opening;
 use crate::options::{Lockd, Mount};
+use crate::over::Over;
 use crate::state::State;
 
 /// Worker threads when nothing is said: enough to keep a LUN busy while each blocks in one command.
@@ -38,17 +39,21 @@ pub fn serve(mount: &Mount, up: impl FnOnce() -> Result<(), String>) -> Result<(
     mountpoint::check_fuse()?;
     // From here on a signal ends the mount in order, also while it is being made.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
-    let state = mount_volume(mount)?;
-    let ended = run(mount, &directory, &state, signals, up);
+    let over = Over::new(&mount.source, &directory);
+    let state = mount_volume(mount, &over)?;
+    let ended = run(mount, &directory, &state, &over, signals, up);
     state.end();
-    let unmounted = unmount_volume(&state);
+    let unmounted = unmount_volume(&state, &over);
+    if let Some(message) = over.message() {
+        return Err(message);
+    }
     ended?;
     unmounted.map_err(|error| format!("{}: the unmount was not clean: {error}", mount.source))?;
     tracing::info!("unmounted {} from {}", mount.source, directory.display());
     Ok(())
 }
 
-fn mount_volume(mount: &Mount) -> Result<Arc<State>, String> {
+fn mount_volume(mount: &Mount, over: &Arc<Over>) -> Result<Arc<State>, String> {
     let named = |error: &dyn std::fmt::Display| format!("{}: {error}", mount.source);
     let identity = host::identity(mount.host_id, mount.host_name.clone()).map_err(|error| error.to_string())?;
     let gate = SharedGateMemory::create().map_err(|error| named(&format!("the gate page: {error}")))?;
@@ -63,7 +68,7 @@ fn mount_volume(mount: &Mount) -> Result<Arc<State>, String> {
         (volume.info().clone(), volume.files().data_luns())
     };
     let (actor, (info, luns)) =
-        Actor::start(luns_of(mount), options, page, link, prepare).map_err(|error| named(&error))?;
+        Actor::start(luns_of(mount), options, page, link, over.on_over(), prepare).map_err(|error| named(&error))?;
     let state = Arc::new(State::new(actor, info, luns, host, gate));
     let shared = Arc::downgrade(&state);
     state.actor.send(move |volume| async move {
@@ -110,8 +115,11 @@ fn absolute(places: &[PathBuf]) -> Vec<PathBuf> {
     places.iter().map(|place| std::path::absolute(place).unwrap_or_else(|_| place.clone())).collect()
 }
 
-/// Closes what is open and unmounts the volume.
-fn unmount_volume(state: &Arc<State>) -> Result<(), FsError> {
+/// Closes what is open and unmounts the volume. When this host was fenced there is nothing to close, and nobody to wait for.
+fn unmount_volume(state: &Arc<State>, over: &Over) -> Result<(), FsError> {
+    if over.message().is_some() {
+        return state.actor.stop();
+    }
     for (number, _) in state.handles.files() {
         if let Some(Handle::File(handle)) = state.handles.remove(number) {
             let shared = state.clone();
@@ -129,6 +137,7 @@ fn run(
     mount: &Mount,
     directory: &Path,
     state: &Arc<State>,
+    over: &Over,
     signals: Signals,
     up: impl FnOnce() -> Result<(), String>,
 ) -> Result<(), String> {
@@ -145,6 +154,10 @@ fn run(
     };
     let session = open_session(mount, directory, state).map_err(|error| explain(directory, &error))?;
     let watch = Watch::start(signals, directory)?;
+    if over.message().is_some() {
+        // It happened before there was a mount to take out of the tree.
+        over.leave_tree();
+    }
     tracing::info!("mounted {} at {}", mount.source, directory.display());
     let told = up();
     if told.is_err()
@@ -152,7 +165,15 @@ fn run(
     {
         tracing::error!("{}: {error}", directory.display());
     }
-    let ended = session.run().map_err(|error| format!("{}: the FUSE session failed: {error}", directory.display()));
+    let ended = match session.run() {
+        // The connection was cut (umount -f, or the last program of a mount that had left the tree was killed): there is no session any
+        // more, and the volume is left as after any unmount.
+        Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
+            tracing::warn!("{}: the connection to the kernel was cut", directory.display());
+            Ok(())
+        }
+        ended => ended.map_err(|error| format!("{}: the FUSE session failed: {error}", directory.display())),
+    };
     watch.stop();
     told.and(ended)
 }

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use super::types::{BrokenLock, Takeover};
-use super::{Inner, status};
+use super::{Inner, explain};
 use crate::breaking;
 use crate::context::Member;
 use crate::error::{FsError, FsErrorKind};
@@ -75,7 +75,7 @@ fn nothing_left(object: &Object, is_own: bool, done: BrokenLock) -> Result<Broke
 fn too_early(inner: &Inner, object: &Object, alive: &[&HolderInfo]) -> FsError {
     let each = alive.iter().map(|info| {
         let beat = info.heartbeat.beat;
-        format!("{}, last beat {beat}: {}", info.describe(), status::when(inner, object.lun(), info))
+        format!("{}, last beat {beat}: {}", info.describe(), explain::when(inner, object.lun(), info))
     });
     let message = format!(
         "the lock is held by a host that may live: {}. Ask again then; or, only if you have made sure that the host is down, \
@@ -135,7 +135,7 @@ async fn claim_one(inner: &Inner, member: &Rc<Member>, number: SlotId, holder: &
         let grade = slot::decode(&dirty)?.fence_grade;
         let slot = SlotRef { slot: number, generation: found.generation };
         tracing::warn!(
-            lun = member.lun.name(), %slot, host = found.host_name, grade = status::grade(grade),
+            lun = member.lun.name(), %slot, host = found.host_name, grade = explain::grade(grade),
             "taken over on an administrator's word that the host is down"
         );
         let (host, name) = (found.host, found.host_name);

@@ -12,6 +12,7 @@ mod adopt;
 mod background;
 mod drops;
 pub(crate) mod dump;
+mod explain;
 mod extend;
 mod lock_break;
 mod members;
@@ -134,9 +135,20 @@ impl Volume {
         background::run(&self.inner).await;
     }
 
+    /// Waits until this incarnation is over, and says why: another host took a slot over, or a LUN went back in time. Nothing was
+    /// written since and nothing will be: the volume has to be mounted again. Never ends while all is well.
+    pub async fn until_over(&self) -> String {
+        explain::why_over(&self.inner).await
+    }
+
+    /// Whether this incarnation is over.
+    pub fn is_over(&self) -> bool {
+        self.inner.context.over().is_some()
+    }
+
     /// Closes what is still open, writes what is not yet committed, finishes deferred work and leaves the slots: free when nothing
     /// is left behind, dirty otherwise. The volume refuses everything afterwards. An error says what could not be written or
-    /// finished; the slots are left all the same.
+    /// finished; the slots are left all the same. A host that was fenced has none to leave: `Fenced`.
     pub async fn unmount(&self) -> Result<(), FsError> {
         mount::unmount(&self.inner).await
     }

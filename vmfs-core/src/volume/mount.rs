@@ -256,7 +256,8 @@ pub(super) async fn unmount(inner: &Rc<Inner>) -> Result<(), FsError> {
     }
     inner.left.set(true);
     inner.wake.notify_waiters();
-    result
+    // A host that was fenced has nothing to leave; that it lost its slots is what matters most.
+    inner.context.over().map_or(result, Err)
 }
 
 /// Finishes everything that was put off.

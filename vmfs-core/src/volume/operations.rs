@@ -195,7 +195,7 @@ impl Inner {
 
     /// This host has lost its slot on a LUN: nothing is written any more, nothing that was remembered is believed.
     pub(super) fn fenced(&self, member: &Member, error: &FsError) {
-        self.context.set_fenced(member.index);
+        self.context.set_fenced(member.index, error);
         self.objects.forget();
         self.names.forget();
         self.warnings.borrow_mut().push(format!("{}: {error}", member.lun.name()));

@@ -300,6 +300,6 @@ pub struct VolumeStatus {
     pub unfinished: usize,
     /// Hosts that this mount has taken over from since it was mounted.
     pub takeovers: Vec<Takeover>,
-    /// What an administrator should know: dead hosts whose locks stay, errors of background work. Sentences with cause and next step.
+    /// What an administrator should know: hosts that are taken over, errors of background work. Sentences with cause and next step.
     pub warnings: Vec<String>,
 }

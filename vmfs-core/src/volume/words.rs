@@ -4,7 +4,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::status::Date;
+use super::explain::Date;
 use crate::format::CellHeader;
 use crate::format::arena::{Arena, Place};
 use crate::format::body::{Attributes, Content, MappingRoot};
