@@ -131,7 +131,7 @@ fn completion_ring_full(disk: &mut Disk, tally: &mut Tally) {
     const MORE: u32 = 16;
     let request = Request { flags: flag::NO_DATA, ..disk.request(&[0; 6], Direction::None) };
     let mut sent = 0;
-    let mut deadline = crate::cpu::ticks() + disk.clock.ticks_of_seconds(20);
+    let mut deadline = crate::cpu::ticks() + disk.clock.ticks_of_seconds(120);
     while sent < REQUESTS + MORE && crate::cpu::ticks() < deadline {
         // The ring has room again as the adapter takes requests; completions are left where they are.
         if disk.adapter.submit(&Request { context: u64::from(sent), ..request }) {
@@ -143,7 +143,7 @@ fn completion_ring_full(disk: &mut Disk, tally: &mut Tally) {
     disk.adapter.kick(false);
     tally.check("requests are taken while completions wait", sent == REQUESTS + MORE);
     let mut seen = [false; (REQUESTS + MORE) as usize];
-    deadline = crate::cpu::ticks() + disk.clock.ticks_of_seconds(20);
+    deadline = crate::cpu::ticks() + disk.clock.ticks_of_seconds(120);
     let mut answered = 0;
     while answered < sent {
         let Some(completion) = disk.adapter.wait(deadline) else { break };

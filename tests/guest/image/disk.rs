@@ -8,7 +8,7 @@ use crate::memory::{Arena, OutOfMemory};
 use crate::pvscsi::{Completion, Pvscsi, Request, flag};
 
 /// How long a command may take, in seconds.
-const LIMIT_SECONDS: u32 = 60;
+const LIMIT_SECONDS: u32 = 240;
 const SENSE_BYTES: usize = 64;
 const PAGE: usize = 4096;
 /// The bit FUA in byte 1 of WRITE (10) and WRITE (16) (SBC-3).

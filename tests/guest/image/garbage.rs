@@ -11,7 +11,7 @@ use crate::pvscsi::{COMMAND_FAILED, REQUESTS, Request, command, flag};
 use crate::{Tally, cpu};
 
 /// How long an answer to garbage may take, in seconds.
-const PATIENCE_SECONDS: u32 = 5;
+const PATIENCE_SECONDS: u32 = 120;
 /// An address that no guest of ours has RAM at.
 const NOWHERE: u64 = 0x0000_7FFF_FFFF_F000;
 const BYTES: usize = 4096;
