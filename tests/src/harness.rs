@@ -295,9 +295,14 @@ impl Mount {
     /// The answer of `vmfs status --json`.
     #[track_caller]
     pub fn status(&self) -> Value {
-        let said = run(command("vmfs").args(["status", "--json"]).arg(&self.point));
-        let status: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
-        status[0].clone()
+        self.try_status().unwrap_or_else(|| panic!("{}: no status: {}", self.point.display(), self.log()))
+    }
+
+    /// The same; `None`: the mount gave no answer.
+    pub fn try_status(&self) -> Option<Value> {
+        let out = output(command("vmfs").args(["status", "--json"]).arg(&self.point));
+        let status: Value = serde_json::from_slice(&out.stdout).ok()?;
+        Some(status[0].clone())
     }
 
     /// What this mount knows of the slots of a host, by its name: one for each LUN.

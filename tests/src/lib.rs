@@ -11,3 +11,4 @@ pub mod machines;
 pub mod program;
 pub mod random;
 pub mod simulate;
+pub mod storm;

@@ -108,7 +108,8 @@ pub fn assert_stamped(flat: &Path, size: u64, seed: u64, oldest: impl Fn(u64) ->
     }
 }
 
-fn kernel(luns: &Luns) -> PathBuf {
+/// The test guest as a kernel beside the images; made once.
+pub fn kernel(luns: &Luns) -> PathBuf {
     let path = luns.beside("guest.elf");
     if !path.exists() {
         run(command("test-guest").arg("--output").arg(&path));

@@ -13,6 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::harness::{program, signal};
+use crate::storm::writer::Writer;
 
 /// What the program is told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -87,8 +88,14 @@ pub fn text(path: &Path) -> String {
     path.to_str().expect("test paths are UTF-8").to_owned()
 }
 
-/// The program's side: carries out what standard input says until it ends.
+/// The program's side: carries out what standard input says until it ends, or writes in a storm if its arguments say so.
 pub fn serve() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [storm, mount, notes, name, seed, run] = arguments.as_slice()
+        && storm == "storm"
+    {
+        return write_in_storm(Path::new(mount), Path::new(notes), name, seed, run);
+    }
     let mut open = BTreeMap::new();
     for line in io::stdin().lines() {
         let Ok(call) = line.and_then(|line| serde_json::from_str(&line).map_err(io::Error::from)) else {
@@ -98,6 +105,15 @@ pub fn serve() -> ExitCode {
         println!("{errno}");
     }
     ExitCode::SUCCESS
+}
+
+/// A writer of the kill storm, until its mount is gone.
+fn write_in_storm(mount: &Path, notes: &Path, name: &str, seed: &str, run: &str) -> ExitCode {
+    let (Ok(seed), Ok(run)) = (seed.parse(), run.parse()) else { return ExitCode::from(2) };
+    match Writer::new(mount, notes, name, seed, run).and_then(|mut writer| writer.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 fn carry_out(open: &mut BTreeMap<String, File>, call: Call) -> io::Result<()> {

@@ -132,8 +132,8 @@ impl World {
     fn wait_beside(&mut self, stopped: usize, time: Duration) {
         let start = Instant::now();
         while start.elapsed() < time {
-            for disk in (0..DISKS).filter(|disk| self.hosts[stopped].holds[*disk]) {
-                for other in (0..HOSTS).filter(|other| self.hosts[*other].state == State::Runs) {
+            for (disk, other) in (0..DISKS).flat_map(|disk| (0..HOSTS).map(move |other| (disk, other))) {
+                if self.hosts[stopped].holds[disk] && self.hosts[other].state == State::Runs {
                     self.acquire(other, disk);
                 }
             }

@@ -194,10 +194,11 @@ mod tests {
     fn a_lost_fsync_is_noticed_and_a_lost_write_is_allowed() {
         let [asked, done] = write(1, 20);
         let synced = vec![opened(7, 10), found(None, 11), asked.clone(), done.clone(), Note::Synced { at: 30 }];
-        assert_eq!(wrong(&[synced.clone()], Some((7, 1))), Vec::<String>::new());
+        assert_eq!(wrong(std::slice::from_ref(&synced), Some((7, 1))), Vec::<String>::new());
         assert_eq!(wrong(&[synced], None).len(), 1);
         let unsynced = vec![opened(7, 10), found(None, 11), asked, done];
-        assert!(wrong(&[unsynced.clone()], None).is_empty() && wrong(&[unsynced.clone()], Some((7, 1))).is_empty());
+        let alone = std::slice::from_ref(&unsynced);
+        assert!(wrong(alone, None).is_empty() && wrong(alone, Some((7, 1))).is_empty());
         assert_eq!(wrong(&[unsynced], Some((8, 1))).len(), 1, "nobody wrote that");
     }
 
