@@ -194,7 +194,7 @@ impl World {
         let slept_long = since.elapsed() > lease;
         assert!(!lost || slept_long, "host {host} lost a disk within its lease: {:#?}", self.trace);
         let mount = self.hosts[host].mount.as_mut().expect("it is there");
-        if !lost && !(slept_long && ends(mount)) {
+        if !(lost || slept_long && ends(mount)) {
             return;
         }
         let status = mount.wait_for_end();
