@@ -4,7 +4,9 @@
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::rc::Rc;
@@ -385,6 +387,53 @@ fn a_daemon_that_is_asked_for_by_name_must_be_there_and_one_folder_has_one_daemo
     assert!(said.contains("runs already"), "{said}");
     refused(command("vmfs-lockd").arg("--no-such-flag"), 2);
     refused(command("vmfs-lockd").args(["status", "--folder"]).arg(luns.beside("elsewhere")), 1);
+}
+
+/// Takes or gives back the lock under which the heartbeats of an image are changed, through one open file.
+fn lock_heartbeats(image: &File, take: bool) {
+    let kind = if take { libc::F_WRLCK } else { libc::F_UNLCK };
+    let range = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 2 << 20,
+        l_len: 1 << 20,
+        l_pid: 0,
+    };
+    wait_for("the lock", || {
+        // SAFETY: the descriptor is open and the structure is a valid flock that the kernel only reads.
+        unsafe { libc::fcntl(image.as_raw_fd(), libc::F_OFD_SETLK, &range) == 0 }
+    });
+}
+
+#[test]
+fn the_service_manager_hears_that_lockd_is_ready_lives_while_its_renewals_come_to_an_end_and_stops() {
+    let luns = Luns::formatted(1, 128, &["--lease", "fast"]);
+    let path = luns.beside("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
+    let heard = || {
+        let mut bytes = [0; 64];
+        manager.recv(&mut bytes).ok().map(|length| String::from_utf8(bytes[..length].to_vec()).unwrap())
+    };
+    let folder = luns.beside("run");
+    let mut lockd = command("vmfs-lockd");
+    lockd.arg("--folder").arg(&folder).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "900000");
+    let child = lockd.stdin(Stdio::null()).stderr(File::create(luns.beside("lockd.log")).unwrap()).spawn().unwrap();
+    let mut lockd = Lockd { child, folder };
+    let alive = Some("WATCHDOG=1".to_owned());
+    wait_for("it is ready", || heard().as_deref() == Some("READY=1"));
+    wait_for("it lives without a slot", || heard() == alive);
+    let mount = luns.mount_with(1, &["-o", &lockd.option()]);
+    // Renewals wait for this lock for ten seconds each.
+    let image = File::options().read(true).write(true).open(&luns.images()[0]).unwrap();
+    lock_heartbeats(&image, true);
+    wait_for("it does not say that it lives", || heard().is_none());
+    lock_heartbeats(&image, false);
+    wait_for("it lives again", || heard() == alive);
+    mount.unmount();
+    signal(lockd.child.id(), libc::SIGTERM);
+    wait_for("it stops", || heard().as_deref() == Some("STOPPING=1"));
+    assert_eq!(lockd.child.wait().unwrap().code(), Some(0));
 }
 
 /// Hosts of this very process that keep a slot on each LUN, until this is dropped.
