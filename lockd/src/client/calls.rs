@@ -5,11 +5,17 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use parking_lot::Mutex;
+use vmfs_core::units::LunIndex;
+
 use super::Connection;
+use super::direct::{Lun, open_luns};
 use crate::ioctl::{self, RunPage};
+use crate::protocol::Ticket;
 
 /// What a mount does for one open disk. Each call blocks until the mount has answered.
 pub trait MountCalls: Send + Sync {
@@ -27,6 +33,12 @@ pub trait MountCalls: Send + Sync {
 
     /// Makes a range read as zeros and gives its space back ([`ioctl::PUNCH`]).
     fn punch(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// The LUNs of the volume that are not among `present`, opened for this program. A mount whose LUNs never change has none.
+    fn more_luns(&self, present: &[LunIndex]) -> io::Result<Vec<Lun>> {
+        let _ = present;
+        Ok(Vec::new())
+    }
 
     /// The size in bytes.
     fn size(&self) -> io::Result<u64>;
@@ -50,8 +62,10 @@ pub enum Withdrawn {
 pub(super) struct OpenDisk {
     // Dropped in this order: the file's end lets the mount release the lock.
     pub(super) revoke: OwnedFd,
-    pub(super) connection: Connection,
+    pub(super) connection: Mutex<Connection>,
     pub(super) file: File,
+    pub(super) ticket: Ticket,
+    pub(super) path: PathBuf,
 }
 
 impl MountCalls for OpenDisk {
@@ -75,13 +89,20 @@ impl MountCalls for OpenDisk {
         ioctl::punch(&self.file, offset, length)
     }
 
+    fn more_luns(&self, present: &[LunIndex]) -> io::Result<Vec<Lun>> {
+        let mut connection = self.connection.lock();
+        let (attachment, ..) = connection.attach(self.ticket).map_err(io::Error::other)?;
+        open_luns(&self.path, &mut connection, self.ticket, &attachment, present).map_err(io::Error::other)
+    }
+
     fn size(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
     fn withdrawn(&self) -> Option<Withdrawn> {
-        let mut events =
-            [PollFd::new(&self.revoke, PollFlags::IN), PollFd::new(self.connection.socket(), PollFlags::RDHUP)];
+        // While the connection is in use its user sees its end; the caller asks again soon.
+        let connection = self.connection.try_lock()?;
+        let mut events = [PollFd::new(&self.revoke, PollFlags::IN), PollFd::new(connection.socket(), PollFlags::RDHUP)];
         // A failure (no memory) is no answer: the caller asks again soon.
         poll(&mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).ok()?;
         if events[0].revents().contains(PollFlags::IN) {

@@ -15,13 +15,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use vmfs_core::gate::{Gate, GateState};
 use vmfs_core::mapping::epoch::{References, RunRef, stripe_end};
 use vmfs_core::units::{Generation, LunIndex};
 
 use super::calls::{MountCalls, OpenDisk, Withdrawn};
+use super::lun_table::LunTable;
 use super::mounted::{MountedDirectory, ask, connect, connection_error};
 use super::runs::{Known, RunCache};
 use super::{Connection, DirectError, DirectErrorKind, io_error};
@@ -49,7 +50,7 @@ pub struct Lun {
 pub enum Segment {
     /// Lies on a LUN: read and write in place, with the reference held until the I/O has definitely ended.
     Data {
-        /// Index into [`DirectFile::luns`].
+        /// Position, see [`DirectFile::lun`].
         lun: usize,
         /// First byte on that LUN.
         offset: u64,
@@ -77,7 +78,7 @@ pub struct GrantPiece {
     pub file_offset: u64,
     /// Bytes, a multiple of the granule.
     pub length: u64,
-    /// Index into [`DirectFile::luns`].
+    /// Position, see [`DirectFile::lun`].
     pub lun: usize,
     /// First byte on that LUN.
     pub offset: u64,
@@ -117,7 +118,7 @@ pub struct DiskParts {
 /// An open disk of a mount.
 pub struct DirectFile {
     // The descriptors are dropped before the mount's calls, whose end lets the mount release the lock.
-    luns: Vec<Lun>,
+    luns: LunTable,
     mount: Box<dyn MountCalls>,
     path: PathBuf,
     writable: bool,
@@ -126,14 +127,12 @@ pub struct DirectFile {
     block: u64,
     gate: Gate,
     lock: (LunIndex, Generation),
-    positions: [u8; 256],
     cache: RwLock<RunCache>,
     references: Arc<References>,
     changed: Notify,
     punching: tokio::sync::Mutex<()>,
 }
 
-const NO_LUN: u8 = u8::MAX;
 /// As many bytes are asked for at least: their runs come with one call.
 const LOAD_AHEAD: u64 = 256 << 20;
 
@@ -155,12 +154,18 @@ impl DirectFile {
         let (attachment, gate, revoke) = connection.attach(ticket).map_err(|error| connection_error(path, &error))?;
         let memory = ReadOnlyGateMemory::map(gate.as_fd()).map_err(|error| io_error(path, "its gate page", &error))?;
         let gate = Gate::open(Arc::new(memory)).map_err(|error| broken(path, error.to_string()))?;
-        let luns = open_luns(path, &mut connection, ticket, &attachment)?;
+        let luns = open_luns(path, &mut connection, ticket, &attachment, &[])?;
         let lock_lun = LunIndex::new(attachment.lock_lun)
             .ok_or_else(|| broken(path, format!("the mount says that LUN {} holds its lock", attachment.lock_lun)))?;
         DirectFile::from_parts(DiskParts {
             luns,
-            mount: Box::new(OpenDisk { revoke, connection, file }),
+            mount: Box::new(OpenDisk {
+                revoke,
+                connection: Mutex::new(connection),
+                file,
+                ticket,
+                path: path.to_owned(),
+            }),
             path: path.to_owned(),
             writable: write,
             size: answer.size.get(),
@@ -177,14 +182,7 @@ impl DirectFile {
     /// Kind `Io`: the parts contradict each other.
     pub fn from_parts(parts: DiskParts) -> Result<DirectFile, DirectError> {
         let DiskParts { luns, mount, path, writable, size, granule, block, gate, lock_lun } = parts;
-        let mut positions = [NO_LUN; 256];
-        for (position, lun) in luns.iter().enumerate() {
-            let place = &mut positions[usize::from(lun.index.get())];
-            if *place != NO_LUN || position >= usize::from(NO_LUN) {
-                return Err(broken(&path, format!("the mount names {} twice", lun.index)));
-            }
-            *place = position as u8;
-        }
+        let luns = LunTable::new(luns).map_err(|twice| broken(&path, format!("the mount names {twice} twice")))?;
         let Some(lock) = luns.iter().find(|lun| lun.index == lock_lun).map(|lun| (lun.index, lun.generation)) else {
             return Err(broken(&path, "the mount does not say which LUN vouches for the lock".to_owned()));
         };
@@ -201,7 +199,6 @@ impl DirectFile {
             block,
             gate,
             lock,
-            positions,
             cache: RwLock::new(RunCache::default()),
             references: Arc::new(References::default()),
             changed: Notify::new(),
@@ -241,9 +238,17 @@ impl DirectFile {
         self.block
     }
 
-    /// The LUNs behind the disk.
-    pub fn luns(&self) -> &[Lun] {
-        &self.luns
+    /// The LUNs behind the disk, by position. Some may come while it is open; none goes.
+    pub fn luns(&self) -> impl Iterator<Item = &Lun> {
+        self.luns.iter()
+    }
+
+    /// The LUN at a position that a segment or a piece of a grant named.
+    ///
+    /// # Panics
+    /// When nothing named it.
+    pub fn lun(&self, position: usize) -> &Lun {
+        self.luns.get(position).expect("positions come from this table")
     }
 
     /// Why this program has to stop using the disk and close it, once it has to. One system call, never blocks.
@@ -256,11 +261,11 @@ impl DirectFile {
         self.gate.state(self.lock.0, self.lock.1, clock::now())
     }
 
-    /// Whether a request on `luns()[lun]` may be sent, or the data that a read brought may be used. No lock, no system call.
+    /// Whether a request on the LUN at position `lun` may be sent, or the data that a read brought may be used. No lock, no system call.
     pub fn gate(&self, lun: usize) -> GateState {
         let now = clock::now();
         let locked = self.gate.state(self.lock.0, self.lock.1, now);
-        match &self.luns[lun] {
+        match self.lun(lun) {
             target if target.index == self.lock.0 => locked,
             target => worse(locked, self.gate.state(target.index, target.generation, now)),
         }
@@ -276,11 +281,11 @@ impl DirectFile {
             let (known, known_end) = cache.at(at, end.min(stripe_end(at)));
             let length = known_end - at;
             each(match known {
-                Known::Data { lun, offset } => match self.positions[usize::from(lun)] {
-                    NO_LUN => Segment::Unknown { length },
-                    position => {
+                Known::Data { lun, offset } => match self.luns.position(lun) {
+                    None => Segment::Unknown { length },
+                    Some(lun) => {
                         let reference = self.references.take(at);
-                        Segment::Data { lun: position.into(), offset, length, reference }
+                        Segment::Data { lun, offset, length, reference }
                     }
                 },
                 Known::Zero => Segment::Zero { length },
@@ -296,18 +301,19 @@ impl DirectFile {
         let version = self.cache.read().version();
         let mut page = RunPage::request(offset, length.max(LOAD_AHEAD));
         self.mount.extents(&mut page).map_err(|error| self.error("asking where it lies", &error))?;
-        let mut cache = self.cache.write();
-        if cache.version() != version {
-            return Ok(());
-        }
+        let mut found = Vec::new();
         for run in page.answered() {
             let range = run.offset.get()..run.offset.get().saturating_add(run.length.get());
             let known = match run.state.get() {
                 state::ZERO => Known::Zero,
-                state::DATA => self.data(run)?,
+                state::DATA => self.data(run)?.1,
                 other => return Err(broken(&self.path, format!("a run in the unknown state {other}"))),
             };
-            cache.learn(range, known);
+            found.push((range, known));
+        }
+        let mut cache = self.cache.write();
+        if cache.version() == version {
+            found.into_iter().for_each(|(range, known)| cache.learn(range, known));
         }
         Ok(())
     }
@@ -334,8 +340,7 @@ impl DirectFile {
         file.mount.allocate(&mut page).map_err(|error| file.error("taking space", &error))?;
         grant.id = page.epoch_or_grant.get();
         for run in page.answered() {
-            if let Known::Data { lun, offset } = file.data(run)? {
-                let lun = file.positions[usize::from(lun)].into();
+            if let (lun, Known::Data { offset, .. }) = file.data(run)? {
                 let (file_offset, length) = (run.offset.get(), run.length.get());
                 grant.pieces.push(GrantPiece { file_offset, length, lun, offset });
             }
@@ -399,13 +404,23 @@ impl DirectFile {
         }
     }
 
-    fn data(&self, run: &Run) -> Result<Known, DirectError> {
-        let lun = u8::try_from(run.lun.get()).unwrap_or(NO_LUN);
-        if self.positions[usize::from(lun)] == NO_LUN {
-            let text = format!("its data lies on LUN {}, which joined after the open: open the disk again", run.lun);
-            return Err(broken(&self.path, text));
+    /// Where a run lies: position of its LUN, and what to remember. A LUN that is not known yet is asked for.
+    fn data(&self, run: &Run) -> Result<(usize, Known), DirectError> {
+        let nowhere = || broken(&self.path, format!("the mount names LUN {}, which cannot be", run.lun));
+        let lun = u8::try_from(run.lun.get()).map_err(|_| nowhere())?;
+        let known = Known::Data { lun, offset: run.lun_offset.get() };
+        if let Some(position) = self.luns.position(lun) {
+            return Ok((position, known));
         }
-        Ok(Known::Data { lun, offset: run.lun_offset.get() })
+        let _one = self.luns.growing.lock();
+        if self.luns.position(lun).is_none() {
+            let present: Vec<LunIndex> = self.luns.iter().map(|lun| lun.index).collect();
+            for lun in self.mount.more_luns(&present).map_err(|error| self.error("its further LUNs", &error))? {
+                self.luns.push(lun);
+            }
+        }
+        let position = self.luns.position(lun).ok_or_else(nowhere)?;
+        Ok((position, known))
     }
 
     fn error(&self, doing: &str, error: &std::io::Error) -> DirectError {
@@ -441,7 +456,7 @@ impl<F: Deref<Target = DirectFile>> Grant<F> {
         if result.is_ok() {
             let mut cache = self.file.cache.write();
             for piece in &self.pieces {
-                let known = Known::Data { lun: self.file.luns[piece.lun].index.get(), offset: piece.offset };
+                let known = Known::Data { lun: self.file.lun(piece.lun).index.get(), offset: piece.offset };
                 cache.set(piece.file_offset..piece.file_offset + piece.length, known);
             }
         }
@@ -493,11 +508,13 @@ fn busy(path: &Path) -> DirectError {
     }
 }
 
-fn open_luns(
+/// Opens the LUNs of an attachment that are not among `present`.
+pub(super) fn open_luns(
     path: &Path,
     connection: &mut Connection,
     ticket: Ticket,
     attachment: &Attachment,
+    present: &[LunIndex],
 ) -> Result<Vec<Lun>, DirectError> {
     let mut luns: Vec<Lun> = Vec::with_capacity(attachment.luns.len());
     for access in &attachment.luns {
@@ -505,6 +522,9 @@ fn open_luns(
         let Some(lun) = LunIndex::new(*index) else {
             return Err(broken(path, format!("the mount names a LUN number {index}, which cannot be")));
         };
+        if present.contains(&lun) {
+            continue;
+        }
         if !has_descriptor {
             let message = format!("{name} has no descriptor that a program could use");
             let path = path.to_owned();

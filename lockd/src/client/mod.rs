@@ -5,6 +5,7 @@
 mod calls;
 mod connection;
 mod direct;
+mod lun_table;
 mod mounted;
 mod runs;
 

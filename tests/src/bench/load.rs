@@ -128,7 +128,7 @@ pub fn run(target: Target, workload: Workload, size: u64, time: Duration, seed: 
     let duplicate = |fd: &OwnedFd| fd.as_fd().try_clone_to_owned();
     let descriptors = match &target {
         Target::File(fd) => vec![duplicate(fd)?],
-        Target::Direct(file) => file.luns().iter().map(|lun| duplicate(&lun.descriptor)).collect::<Result<_, _>>()?,
+        Target::Direct(file) => file.luns().map(|lun| duplicate(&lun.descriptor)).collect::<Result<_, _>>()?,
     };
     tokio_uring::start(async move {
         let files = descriptors.into_iter().map(|fd| File::from_std(fd.into())).collect();

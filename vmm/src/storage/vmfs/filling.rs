@@ -68,7 +68,7 @@ impl VmfsDisk {
             0 => DataBuffer::empty(),
             _ => data.slice((start - position) as usize..(end - position) as usize),
         };
-        let lun = &self.luns[piece.lun];
+        let lun = self.lun(piece.lun).map_err(failure(start))?;
         let part = if part.is_aligned(lun.alignment) {
             part
         } else {

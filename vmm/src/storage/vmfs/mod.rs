@@ -15,6 +15,7 @@ mod stretch;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::path::Path;
 use std::rc::Rc;
@@ -55,7 +56,7 @@ struct LunFile {
 /// A disk on a mounted VMFS volume. It belongs to the thread that made it.
 pub struct VmfsDisk {
     // The LUNs' descriptors go before the file, whose end releases the lock.
-    luns: Vec<LunFile>,
+    luns: RefCell<Vec<Rc<LunFile>>>,
     keeper: Rc<Gatekeeper>,
     file: Arc<DirectFile>,
     fills: Fills,
@@ -78,7 +79,7 @@ impl VmfsDisk {
     ) -> Result<Self, OpenError> {
         let path = file.path().to_owned();
         let Appearance { identity, length, thin } = appearance;
-        let alignment = file.luns().iter().map(|lun| u64::from(lun.alignment)).max().unwrap_or(0).max(512);
+        let alignment = file.luns().map(|lun| u64::from(lun.alignment)).max().unwrap_or(0).max(512);
         let known = length.unwrap_or(file.size());
         if known > file.size() {
             return Err(OpenError::Short { path, length: file.size(), expected: known });
@@ -87,7 +88,7 @@ impl VmfsDisk {
         if bytes == 0 {
             return Err(OpenError::Empty { path, length: known, block: alignment as u32 });
         }
-        let luns = file.luns().iter().map(LunFile::new).collect::<std::io::Result<_>>();
+        let luns = file.luns().map(|lun| Ok(Rc::new(LunFile::new(lun)?))).collect::<std::io::Result<_>>();
         let luns = luns.map_err(OpenError::system("use the LUNs of", &path))?;
         let geometry = Geometry {
             logical_block: LOGICAL_BLOCK,
@@ -102,7 +103,7 @@ impl VmfsDisk {
         };
         let file = Arc::new(file);
         Ok(Self {
-            luns,
+            luns: RefCell::new(luns),
             keeper: Gatekeeper::start(file.clone(), supervisor),
             zeros: DataBuffer::zeroed(file.granule_bytes() as usize, 4096),
             file,
@@ -128,6 +129,22 @@ impl VmfsDisk {
     fn widened(&self, start: u64, length: u64) -> ByteRange {
         let first = start - start % self.alignment;
         ByteRange { start: first, length: (start + length).next_multiple_of(self.alignment) - first }
+    }
+
+    /// The LUN at a position. One that came while the disk was open is opened for this thread at its first use.
+    fn lun(&self, position: usize) -> std::io::Result<Rc<LunFile>> {
+        let mut luns = self.luns.borrow_mut();
+        while luns.len() <= position {
+            let lun = LunFile::new(self.file.lun(luns.len()))?;
+            if lun.alignment as u64 > self.alignment {
+                return Err(std::io::Error::other(format!(
+                    "a LUN with blocks of {} bytes came to a disk that is used in blocks of {}: start the VM again",
+                    lun.alignment, self.alignment
+                )));
+            }
+            luns.push(Rc::new(lun));
+        }
+        Ok(luns[position].clone())
     }
 
     /// Reads whole blocks of the LUNs.

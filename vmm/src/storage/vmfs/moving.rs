@@ -82,7 +82,7 @@ impl VmfsDisk {
 
     /// Moves the bytes `range` of the work's buffer from or to byte `offset` of a LUN.
     async fn move_bytes(&self, work: Work<'_>, lun: usize, offset: u64, range: Range<usize>) -> io::Result<()> {
-        let lun = &self.luns[lun];
+        let lun = self.lun(lun)?;
         let (way, part) = match work {
             Work::Read(buffer) => (Transfer::Read, buffer.slice(range)),
             Work::Write { data, durable: false } => (Transfer::Write, data.slice(range)),

@@ -1,0 +1,146 @@
+//! LUNs that are added while hosts work: nothing stops, everybody uses them, what was written is there.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tests::harness::{Luns, Mount, command, refused, run};
+
+/// A LUN that belongs to nobody, in the folder where the volume's LUNs lie.
+fn blank(luns: &Luns, name: &str, mib: u64) -> std::path::PathBuf {
+    let path = luns.beside(name);
+    fs::File::create(&path).unwrap().set_len(mib << 20).unwrap();
+    path
+}
+
+fn members(mount: &Mount) -> usize {
+    let said = run(command("vmfs").args(["extent", "list", "--json"]).arg(mount.path()));
+    serde_json::from_str::<serde_json::Value>(&said).unwrap().as_array().unwrap().len()
+}
+
+#[track_caller]
+fn wait_for_members(mount: &Mount, count: usize, longest: Duration) -> Duration {
+    let began = Instant::now();
+    while members(mount) != count {
+        assert!(
+            began.elapsed() < longest,
+            "{} has {} members: {}",
+            mount.path().display(),
+            members(mount),
+            mount.log()
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+    began.elapsed()
+}
+
+fn pattern(host: u8, number: u32) -> Vec<u8> {
+    (0..1 << 20).map(|at: u32| (at as u8) ^ (at >> 8) as u8 ^ host ^ number as u8).collect()
+}
+
+/// Writes files of 1 MiB until told to end; gives how many.
+fn write_files(folder: &Path, host: u8, most: u32, end: &AtomicBool) -> u32 {
+    for number in 0..most {
+        if end.load(Ordering::Relaxed) {
+            return number;
+        }
+        let mut file = fs::File::create(folder.join(format!("h{host}-{number}"))).unwrap();
+        file.write_all(&pattern(host, number)).unwrap();
+        file.sync_all().unwrap();
+    }
+    most
+}
+
+#[test]
+fn three_hosts_under_load_use_an_added_lun_without_a_remount() {
+    let luns = Luns::formatted(1, 128, &[]);
+    let mounts = [luns.mount(1), luns.mount(2), luns.mount(3)];
+    let (new, end) = (blank(&luns, "added.img", 256), AtomicBool::new(false));
+    // Together more than the first LUN holds: without the second one somebody would find it full.
+    let written: Vec<u32> = thread::scope(|scope| {
+        let writers: Vec<_> = (1..=3u8)
+            .zip(&mounts)
+            .map(|(host, mount)| {
+                let end = &end;
+                scope.spawn(move || write_files(mount.path(), host, 60, end))
+            })
+            .collect();
+        let said = run(command("vmfs").args(["extent", "add"]).arg(&new).arg(mounts[0].path()));
+        assert!(said.contains("added as lun2"), "{said}");
+        for mount in &mounts {
+            let took = wait_for_members(mount, 2, Duration::from_secs(20));
+            println!("{}: after {took:?}", mount.path().display());
+        }
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+    });
+    assert_eq!(written, [60, 60, 60]);
+    for (host, count) in (1..=3u8).zip(written) {
+        let reader = &mounts[usize::from(host) % 3];
+        for number in 0..count {
+            assert_eq!(fs::read(reader.at(format!("h{host}-{number}"))).unwrap(), pattern(host, number));
+        }
+    }
+    for mount in mounts {
+        mount.unmount();
+    }
+    run(command("fsck.vmfs").arg("-n").args(luns.images()).arg(&new));
+    let said = refused(command("mount.vmfs").arg(luns.spec()).arg(luns.beside("mnt1")), 1);
+    assert!(said.contains("missing lun2") && said.contains("added.img"), "{said}");
+}
+
+#[test]
+fn a_guest_goes_on_when_its_thin_disk_outgrows_its_lun_to_one_that_was_added_meanwhile() {
+    let luns = Luns::formatted(1, 128, &[]);
+    let mount = luns.mount(1);
+    let (disk, kernel) = (mount.at("disk.vmdk"), luns.beside("guest.elf"));
+    run(command("test-guest").arg("--output").arg(&kernel));
+    run(command("vmfs").args(["disk", "create", "-s", "256M", "-d", "thin"]).arg(&disk));
+    let new = blank(&luns, "added.img", 256);
+    let log = luns.beside("guest.log");
+    let mut vmm = command("vmm");
+    vmm.args(["run", "--memory", "64M", "--kernel"]).arg(&kernel).arg("--disk").arg(&disk);
+    vmm.args(["--cmdline", "job=verify size=192M bs=64k depth=8 seed=11", "--serial"])
+        .arg(format!("file:{}", log.display()));
+    let mut guest = vmm.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    // The VM has the disk open before the LUN comes.
+    let began = Instant::now();
+    while fs::metadata(&log).map_or(0, |found| found.len()) == 0 {
+        assert!(began.elapsed() < Duration::from_secs(90), "the guest says nothing");
+        thread::sleep(Duration::from_millis(5));
+    }
+    run(command("vmfs").args(["extent", "add"]).arg(&new).arg(mount.path()));
+    let status = guest.wait().unwrap();
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(status.success() && said.contains(" 0 failed"), "{status}: {said}");
+    let text = run(command("vmfs").args(["extent", "list", "--json"]).arg(mount.path()));
+    let listed: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let used = listed[1]["total_blocks"].as_u64().unwrap() - listed[1]["free_blocks"].as_u64().unwrap();
+    assert!(used > 60, "the guest's data does not lie on the added LUN: {text}");
+    mount.unmount();
+    run(command("fsck.vmfs").arg("-n").args(luns.images()).arg(&new));
+}
+
+#[test]
+fn a_lun_that_holds_something_is_added_only_by_force_and_a_member_never_twice() {
+    let (luns, other) = (Luns::formatted(1, 128, &[]), Luns::formatted(1, 128, &[]));
+    let mount = luns.mount(1);
+    let add = |lun: &Path, force: bool| {
+        let mut vmfs = command("vmfs");
+        vmfs.args(["extent", "add"]).args(force.then_some("--force")).arg(lun).arg(mount.path());
+        vmfs
+    };
+    let said = refused(&mut add(&other.images()[0], false), 1);
+    assert!(said.contains("holds lun1 of the VMFS volume") && said.contains("force"), "{said}");
+    run(&mut add(&other.images()[0], true));
+    let said = refused(&mut add(&other.images()[0], true), 1);
+    assert!(said.contains("is lun2 of this volume already"), "{said}");
+    let said = refused(&mut add(&luns.beside("absent.img"), false), 1);
+    assert!(said.contains("check the path"), "{said}");
+    assert_eq!(members(&mount), 2);
+    mount.unmount();
+    run(command("fsck.vmfs").arg("-n").args(luns.images()).args(other.images()));
+}
