@@ -30,6 +30,7 @@ pub mod object;
 pub mod rdm;
 pub mod real_env;
 pub mod recover;
+pub mod repair;
 pub mod sabotage;
 #[cfg(feature = "sim")]
 pub mod sim;

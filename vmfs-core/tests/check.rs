@@ -17,6 +17,8 @@ mod content;
 mod damage;
 #[path = "check/lies.rs"]
 mod lies;
+#[path = "check/repair.rs"]
+mod repair;
 
 const MIB: u64 = 1 << 20;
 

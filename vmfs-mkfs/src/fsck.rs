@@ -1,9 +1,13 @@
 //! Owns: the command fsck.vmfs: what it prints and its exit status, as fsck(8) has them.
-//! Promises: nothing is written; a volume that a host uses is not judged unless asked.
-//! Must not know: what is checked.
+//! Promises: nothing is written unless a repair is asked for; a volume that a host uses is not judged unless asked, and never repaired.
+//! Must not know: what is checked and repaired.
+
+mod repair;
+mod undo;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -18,42 +22,62 @@ use vmfs_core::real_env::RealEnv;
 
 use crate::terminal::{block_on, fail, open_luns, progress_bar, say, say_json, usage, watching};
 
+/// fsck(8): errors corrected.
+const CORRECTED: u8 = 1;
 /// fsck(8): errors left uncorrected.
 const UNCORRECTED: u8 = 4;
 /// fsck(8): operational error.
 const OPERATIONAL: u8 = 8;
 /// fsck(8): usage or syntax error.
 const USAGE: u8 = 16;
+/// fsck(8): ended by the user.
+const CANCELLED: u8 = 32;
 /// Findings of one kind that are printed.
 const PRINTED: u64 = 200;
 /// Findings that a JSON report holds.
 const REPORTED: usize = 10_000;
 
 const AFTER_HELP: &str = "\
-Example:
-  fsck.vmfs -n /dev/sdb /dev/sdc          all LUNs of the volume, in any order
+Examples:
+  fsck.vmfs -n /dev/sdb /dev/sdc          checks; all LUNs of the volume, in any order
+  fsck.vmfs -p /dev/sdb /dev/sdc          and puts right what a host that died left behind
+  fsck.vmfs -y -u undo /dev/sdb           repairs everything; what is overwritten goes to the file undo first
+  fsck.vmfs --undo undo /dev/sdb          takes that repair back
 
 The volume must not be mounted anywhere. \"recoverable\" is what a host that died leaves behind by right; it is no fault.
-Exit status: 0 no rule is broken, 4 errors are left, 8 the check could not be carried out, 16 usage.";
+Exit status: 0 no rule is broken, 1 errors were corrected, 4 errors are left, 8 it could not be carried out, 16 usage,
+32 ended by the user; several are added up.";
 
-/// Checks every rule of the format on an unmounted VMFS volume; repairs nothing.
+/// Checks every rule of the format on an unmounted VMFS volume, and repairs it.
 #[derive(Debug, Parser)]
 #[command(name = "fsck.vmfs", version, after_help = AFTER_HELP)]
 struct Arguments {
     /// LUNs of the volume, all of them
     #[arg(value_name = "LUN", required = true)]
     luns: Vec<String>,
-    /// Check only, change nothing (this is what it always does)
-    #[arg(short = 'n')]
+    /// Check only, change nothing (as without any of -p, -r, -y)
+    #[arg(short = 'n', conflicts_with_all = ["preen", "yes", "interactive"])]
     no: bool,
-    /// Refused: repair is not in this release
+    /// Repair what needs no consent: leaks, stale marks, slots that were not left, what has a sound copy
     #[arg(short = 'p', visible_short_alias = 'a')]
     preen: bool,
-    /// Refused: repair is not in this release
-    #[arg(short = 'y')]
+    /// Repair, and ask before anything that can lose something
+    #[arg(short = 'r', conflicts_with_all = ["preen", "yes"])]
+    interactive: bool,
+    /// Repair everything; lost names go to /lost+found, what cannot be saved is removed
+    #[arg(short = 'y', conflicts_with = "preen")]
     yes: bool,
+    /// Write what a repair overwrites to this new file first
+    #[arg(short = 'u', value_name = "FILE")]
+    undo_file: Option<PathBuf>,
+    /// Put back what is in this file, written by -u
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["no", "preen", "yes", "interactive", "undo_file", "force"])]
+    undo: Option<PathBuf>,
+    /// Parts of blocks of which a repair cannot tell whether they were ever written read as zeros
+    #[arg(long)]
+    zero_unknown: bool,
     /// Check also when a host uses the volume: changes under way look like errors
-    #[arg(short = 'f', long)]
+    #[arg(short = 'f', long, conflicts_with_all = ["preen", "yes", "interactive"])]
     force: bool,
     /// Print every finding, however many of a kind there are
     #[arg(short, long)]
@@ -63,24 +87,68 @@ struct Arguments {
     json: bool,
 }
 
+impl Arguments {
+    fn repairs(&self) -> bool {
+        self.preen || self.yes || self.interactive
+    }
+}
+
 /// Runs the command and gives its exit status.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => return usage(&error, USAGE),
     };
-    if arguments.preen || arguments.yes {
-        let message = "-p, -a and -y ask for repair, which this release does not do; run fsck.vmfs -n to check";
-        return fail("fsck.vmfs", message, USAGE);
+    if arguments.undo_file.is_some() && !arguments.repairs() {
+        return fail("fsck.vmfs", "-u is for a repair: give -p, -r or -y too", USAGE);
     }
-    match block_on(run_check(&arguments)) {
-        Ok(report) if report.is_clean() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::from(UNCORRECTED),
+    let done = match &arguments.undo {
+        Some(path) => block_on(run_undo(&arguments, path)),
+        None if arguments.repairs() => block_on(run_repair(&arguments)),
+        None => block_on(run_check(&arguments)),
+    };
+    match done {
+        Ok(status) => ExitCode::from(status),
         Err(error) => fail("fsck.vmfs", error, OPERATIONAL),
     }
 }
 
-async fn run_check(arguments: &Arguments) -> Result<Report, FsError> {
+async fn run_undo(arguments: &Arguments, path: &std::path::Path) -> Result<u8, FsError> {
+    let env: Rc<dyn Env> = Rc::new(RealEnv);
+    let luns = open_luns(&arguments.luns, OpenLun::default())?;
+    let count = repair::put_back(path, &env, &luns).await?;
+    match arguments.json {
+        true => say_json(&json!({ "ranges": count })),
+        false => say(format!("{count} ranges were put back from {}", path.display())),
+    }
+    Ok(0)
+}
+
+async fn run_repair(arguments: &Arguments) -> Result<u8, FsError> {
+    let env: Rc<dyn Env> = Rc::new(RealEnv);
+    let luns = open_luns(&arguments.luns, OpenLun::default())?;
+    let mut printer = Printer::new(arguments);
+    let outcome = repair::run(arguments, &env, &luns, &mut printer).await;
+    printer.end();
+    let outcome = outcome?;
+    let report = &outcome.repaired.report;
+    if arguments.json {
+        let mut facts = facts(report, &printer);
+        for (name, value) in outcome.facts.as_object().into_iter().flatten() {
+            facts[name] = value.clone();
+        }
+        say_json(&facts);
+    } else {
+        printer.say_omitted();
+        summarise(report);
+        say(format!("{} repairs, {} not allowed", outcome.repaired.repairs, outcome.repaired.refused));
+    }
+    let corrected = if outcome.repaired.repairs > 0 { CORRECTED } else { 0 };
+    let left = if report.is_clean() { 0 } else { UNCORRECTED };
+    Ok(corrected | left | if outcome.ended { CANCELLED } else { 0 })
+}
+
+async fn run_check(arguments: &Arguments) -> Result<u8, FsError> {
     let env: Rc<dyn Env> = Rc::new(RealEnv);
     let luns = open_luns(&arguments.luns, OpenLun { read_only: true, refuse_busy_device: false })?;
     if !arguments.force {
@@ -103,7 +171,7 @@ async fn run_check(arguments: &Arguments) -> Result<Report, FsError> {
         printer.say_omitted();
         summarise(&report);
     }
-    Ok(report)
+    Ok(if report.is_clean() { 0 } else { UNCORRECTED })
 }
 
 /// Prints findings as they come, and the bar.
@@ -113,13 +181,13 @@ struct Printer {
     bar: Option<(Phase, u64, ProgressBar)>,
     kinds: BTreeMap<(Severity, Structure, &'static str), u64>,
     kept: Vec<Finding>,
-    all: usize,
+    omitted: u64,
 }
 
 impl Printer {
     fn new(arguments: &Arguments) -> Printer {
         let (json, verbose) = (arguments.json, arguments.verbose);
-        Printer { json, verbose, bar: None, kinds: BTreeMap::new(), kept: Vec::new(), all: 0 }
+        Printer { json, verbose, bar: None, kinds: BTreeMap::new(), kept: Vec::new(), omitted: 0 }
     }
 
     fn end(&mut self) {
@@ -139,10 +207,10 @@ impl Printer {
 
 impl Observer for Printer {
     fn finding(&mut self, finding: Finding) {
-        self.all += 1;
         if self.json {
-            if self.kept.len() < REPORTED {
-                self.kept.push(finding);
+            match self.kept.len() < REPORTED {
+                true => self.kept.push(finding),
+                false => self.omitted += 1,
             }
             return;
         }
@@ -211,18 +279,21 @@ fn summarise(report: &Report) {
     say(format!("volume {label}{}: {verdict}", report.volume));
 }
 
+/// A finding as facts.
+fn finding_facts(finding: &Finding) -> Value {
+    json!({
+        "severity": finding.severity.to_string(),
+        "structure": finding.structure.name(),
+        "at": finding.at,
+        "object": finding.object.map(|fd| fd.to_string()),
+        "field": finding.field,
+        "found": finding.found,
+        "expected": finding.expected,
+    })
+}
+
 fn facts(report: &Report, printer: &Printer) -> Value {
-    let findings = printer.kept.iter().map(|finding| {
-        json!({
-            "severity": finding.severity.to_string(),
-            "structure": finding.structure.name(),
-            "at": finding.at,
-            "object": finding.object.map(|fd| fd.to_string()),
-            "field": finding.field,
-            "found": finding.found,
-            "expected": finding.expected,
-        })
-    });
+    let findings = printer.kept.iter().map(finding_facts);
     let luns = report.luns.iter().map(|(index, lun)| {
         json!({
             "index": index.get(),
@@ -255,6 +326,6 @@ fn facts(report: &Report, printer: &Printer) -> Value {
         "luns": luns.collect::<Vec<_>>(),
         "missing": report.missing.iter().map(|lun| lun.get()).collect::<Vec<_>>(),
         "findings": findings.collect::<Vec<_>>(),
-        "findings_omitted": printer.all - printer.kept.len(),
+        "findings_omitted": printer.omitted,
     })
 }

@@ -146,8 +146,11 @@ fn fsck_ends_as_fsck_8_says() {
     let luns = made(&[64 * MIB, 64 * MIB]);
     ends(fsck().args(&luns.paths), 0);
     for option in ["-p", "-a", "-y"] {
-        assert!(ends(fsck().arg(option).args(&luns.paths), 16).contains("repair"));
+        assert!(ends(fsck().arg(option).args(&luns.paths), 0).contains("0 repairs"));
     }
+    ends(fsck().args(["-p", "-y"]).args(&luns.paths), 16);
+    ends(fsck().args(["-u", "undo"]).args(&luns.paths), 16);
+    assert!(ends(fsck().args(["-y"]).arg(&luns.paths[0]), 8).contains("needs every LUN"));
     ends(&mut fsck(), 16);
     ends(fsck().arg("--no-such-flag").args(&luns.paths), 16);
     ends(fsck().arg("--help"), 0);
@@ -158,6 +161,11 @@ fn fsck_ends_as_fsck_8_says() {
     flip(&luns.paths[1], 0x40_0030);
     let said = ends(fsck().args(&luns.paths), 4);
     assert!(said.contains("block table lun2+0x400000"), "{said}");
+    let said = ends(fsck().arg("-p").args(&luns.paths), 4);
+    assert!(said.contains("not done without -y"), "{said}");
+    let said = ends(fsck().arg("-y").args(&luns.paths), 1);
+    assert!(said.contains("made anew"), "{said}");
+    ends(fsck().args(&luns.paths), 0);
 }
 
 #[test]

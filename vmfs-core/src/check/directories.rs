@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use super::finding::{Finding, Severity, Structure};
 use super::objects::Found;
 use super::probe::damaged;
+use super::remedy::NamedBy;
 use super::state::Checker;
 use crate::format::body::{Body, Content, DIRECT_DEPTH, MAX_DEPTH};
 use crate::format::dirent::{Dirent, ObjectRef, decode_bucket, name_hash};
@@ -146,7 +147,15 @@ impl Checker<'_> {
         for entry in entries {
             let name = String::from_utf8_lossy(&entry.name).into_owned();
             if !names.insert(&entry.name) {
-                self.error(shelf.structure, &shelf.at, Some(found.fd), "name", format!("{name:?} twice"), "once");
+                self.naming_error(
+                    shelf.structure,
+                    &shelf.at,
+                    Some(found.fd),
+                    "name",
+                    format!("{name:?} twice"),
+                    "once",
+                );
+                self.remedies.entry(found.fd, &entry.name);
             }
             match entry.pending {
                 None => self.check_plain(found, entry, &name, shelf).await,
@@ -161,16 +170,27 @@ impl Checker<'_> {
                 if object_type != entry.object_type {
                     let what = format!("{:?} for {name:?}", entry.object_type).to_lowercase();
                     let expected = format!("{object_type:?}, as in {}", entry.child.fd).to_lowercase();
-                    self.error(shelf.structure, &shelf.at, Some(found.fd), "type", what, expected);
+                    self.naming_error(shelf.structure, &shelf.at, Some(found.fd), "type", what, expected);
+                    self.remedies.entry(found.fd, &entry.name);
                 }
-                self.name(found, entry.child.fd, name, shelf);
+                if !self.name(found, entry.child.fd, name, shelf) {
+                    self.remedies.entry(found.fd, &entry.name);
+                }
             }
             Worth::Leftover(why) => self.leftover(found, name, why, shelf),
             Worth::Wrong(field, what, expected) => {
                 let what = format!("{what} for {name:?}");
-                self.error(shelf.structure, &shelf.at, Some(found.fd), field, what, expected);
+                self.naming_error(shelf.structure, &shelf.at, Some(found.fd), field, what, expected);
+                self.remedies.entry(found.fd, &entry.name);
             }
-            Worth::Unknown => {}
+            Worth::Unknown => {
+                let (directory, child, object_type) = (found.fd, entry.child, entry.object_type);
+                let by = NamedBy { directory, child, object_type };
+                let known = self.remedies.named_by.entry(child.fd).or_insert_with(|| by.clone());
+                if known.child.link < child.link {
+                    *known = by;
+                }
+            }
         }
     }
 
@@ -192,13 +212,16 @@ impl Checker<'_> {
         }
     }
 
-    fn name(&mut self, found: &Found, child: FdId, name: &str, shelf: &Shelf) {
+    /// False: the child had a name before, or the directory itself has none.
+    fn name(&mut self, found: &Found, child: FdId, name: &str, shelf: &Shelf) -> bool {
+        let mut good = true;
         if matches!(found.root.state, ObjectState::Unlinked(_)) {
             let what = format!("{name:?} in a directory that has lost its own name");
-            self.error(shelf.structure, &shelf.at, Some(found.fd), "entries", what, "none");
+            self.naming_error(shelf.structure, &shelf.at, Some(found.fd), "entries", what, "none");
+            good = false;
         }
         if !self.named.insert(child.get()) {
-            self.error(
+            self.naming_error(
                 shelf.structure,
                 &shelf.at,
                 Some(found.fd),
@@ -206,10 +229,13 @@ impl Checker<'_> {
                 format!("{child} a second time, as {name:?}"),
                 "once",
             );
+            good = false;
         }
+        good
     }
 
     fn leftover(&mut self, found: &Found, name: &str, why: &str, shelf: &Shelf) {
+        self.remedies.leftovers.insert(found.fd);
         self.tell(Finding {
             severity: Severity::Recoverable,
             structure: shelf.structure,
@@ -235,6 +261,7 @@ impl Checker<'_> {
             if member.unknown_blocks.contains(block.get()) {
                 return Worth::Unknown;
             }
+            self.remedies.lost_containers.insert(child.fd.container());
             return Worth::Wrong("fd", child.fd.to_string(), "a root cell of an FD container".to_owned());
         };
         let cell = self.reader.cell(at).await;
@@ -272,7 +299,8 @@ impl Checker<'_> {
             if self.named.contains(fd.get()) {
                 let parent = self.parents[&fd];
                 let expected = "a way to the root directory";
-                self.error(
+                self.remedies.cut_off.insert(fd);
+                self.naming_error(
                     Structure::RootCell,
                     fd,
                     Some(fd),
@@ -305,14 +333,11 @@ impl Checker<'_> {
         match found.root.state {
             ObjectState::Creating(mark) => self.tell_state(&found, "creating, and nothing names it", mark),
             ObjectState::Unlinking(mark) => self.tell_state(&found, "unlinking, and nothing names it", mark),
-            _ => self.error(
-                Structure::RootCell,
-                at,
-                Some(fd),
-                "name",
-                "none: an orphan",
-                format!("an entry in {parent}"),
-            ),
+            _ => {
+                self.remedies.orphans.insert(fd);
+                let expected = format!("an entry in {parent}");
+                self.naming_error(Structure::RootCell, at, Some(fd), "name", "none: an orphan", expected);
+            }
         }
     }
 

@@ -54,6 +54,9 @@ impl Checker<'_> {
 
     fn check_counts(&mut self, found: &Found, body: &Body, walk: &Walk, end: u64) {
         let at = found.root.body.map_or(String::new(), |body| body.at.to_string());
+        if body.attributes.blocks != walk.blocks {
+            self.remedies.counts.insert(found.fd, walk.blocks);
+        }
         let mut say = |severity, field, found_text: String, expected: String| {
             let object = Some(found.fd);
             self.tell(Finding {

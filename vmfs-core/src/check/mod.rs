@@ -12,8 +12,9 @@ pub mod dump;
 mod finding;
 mod mappings;
 mod objects;
-mod probe;
+pub(crate) mod probe;
 mod reader;
+pub(crate) mod remedy;
 mod slots;
 mod sparse_bits;
 mod state;
@@ -31,6 +32,7 @@ use crate::error::FsError;
 use crate::lun::Lun;
 use crate::slot;
 use reader::Reader;
+use remedy::Remedies;
 use sparse_bits::SparseBits;
 use state::{Checker, MemberView};
 
@@ -39,6 +41,14 @@ use state::{Checker, MemberView};
 /// The volume must not be mounted: a change under way looks like a fault. An error means that nothing could be checked: no LUN of
 /// a volume, LUNs of several, one given twice. A member that is not given is a finding; what lies on it is not checked.
 pub async fn check(luns: &[Rc<dyn Lun>], observer: &mut dyn Observer) -> Result<Report, FsError> {
+    check_for_repair(luns, observer).await.map(|(report, _)| report)
+}
+
+/// As [`check`], with what would put right what is wrong.
+pub(crate) async fn check_for_repair(
+    luns: &[Rc<dyn Lun>],
+    observer: &mut dyn Observer,
+) -> Result<(Report, Remedies), FsError> {
     let mut findings = Vec::new();
     let probed = probe::probe_all(luns, &mut findings).await?;
     let reference = probe::reference_of(&probed);
@@ -104,11 +114,15 @@ impl Checker<'_> {
         if !member.fd_containers.contains(&container.block) && !member.unknown_blocks.contains(container.block.get()) {
             let expected = "an FD container, for the root directory is in it";
             self.error(Structure::BlockTable, container, Some(self.root), "kind", "another kind", expected);
+            self.remedies.lost_containers.insert(container);
         }
     }
 
-    fn into_report(mut self) -> Report {
+    fn into_report(mut self) -> (Report, Remedies) {
+        let mut remedies = std::mem::take(&mut self.remedies);
+        remedies.objects.extend(self.damaged.iter());
+        remedies.units_reached = std::mem::take(&mut self.units_reached);
         self.report.luns = self.members.into_iter().map(|(lun, member)| (lun, member.counts)).collect();
-        self.report
+        (self.report, remedies)
     }
 }

@@ -104,6 +104,7 @@ impl Checker<'_> {
             ObjectState::Unlinking(mark) => {
                 self.unnamed.insert(fd.get());
                 self.tell_waiting(found, mark, "unlinking: it has its name or not");
+                self.remedies.settle.insert(fd);
             }
             ObjectState::Creating(_) => {
                 creating = Some(fd);
@@ -164,7 +165,15 @@ impl Checker<'_> {
     pub(super) fn tell_state(&mut self, found: &Found, what: &str, mark: SlotRef) {
         let place = Place::FdContainer(found.fd.container().block.get());
         let judgement = self.judge_mark(found.fd.lun(), mark, place);
+        let severity = judgement.severity;
         self.tell_mark(Structure::RootCell, found.at, Some(found.fd), what, judgement);
+        self.remedies.settle.remove(&found.fd);
+        // Whoever leaves in order has named what it made: this one has lost its name since.
+        let was_named = matches!(found.root.state, ObjectState::Creating(_)) && severity == Severity::Error;
+        match was_named {
+            true => self.remedies.orphans.insert(found.fd),
+            false => self.remedies.unfinished.insert(found.fd),
+        };
     }
 
     fn tell_waiting(&mut self, found: &Found, mark: SlotRef, what: &str) {
@@ -217,13 +226,23 @@ impl Checker<'_> {
     /// Lock holders against the slots of the root cell's LUN.
     fn check_lock(&mut self, found: &Found) {
         let (lock, object) = (&found.root.lock, Some(found.fd));
+        if !lock.holders.is_empty() {
+            self.remedies.locked.insert(found.fd);
+        }
         if lock.mode == HoldMode::MultiWriter && !found.root.flags.contains(ObjectFlags::MULTI_WRITER) {
             let expected = "only where the object's flags allow it";
             self.error(Structure::RootCell, found.at, object, "lock_mode", "multi-writer", expected);
         }
         for (nth, holder) in lock.holders.iter().enumerate() {
             if lock.holders[..nth].contains(holder) {
-                self.error(Structure::RootCell, found.at, object, "holders", format!("{} twice", holder.slot), "once");
+                self.naming_error(
+                    Structure::RootCell,
+                    found.at,
+                    object,
+                    "holders",
+                    format!("{} twice", holder.slot),
+                    "once",
+                );
             }
             let slot = self.members[&found.fd.lun()].slots[usize::from(holder.slot.slot.0)].clone();
             let Some(slot) = slot else { continue };
@@ -231,7 +250,7 @@ impl Checker<'_> {
             if current && slot.incarnation != holder.incarnation {
                 let expected = format!("{:#x}, as in its slot", slot.incarnation);
                 let what = format!("{} with incarnation {:#x}", holder.slot, holder.incarnation);
-                self.error(Structure::RootCell, found.at, object, "holders", what, expected);
+                self.naming_error(Structure::RootCell, found.at, object, "holders", what, expected);
                 continue;
             }
             let (severity, why) = if current {

@@ -8,17 +8,14 @@ use super::finding::{Finding, Severity, Structure};
 use super::state::expect_plain;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::cell::probe;
-use crate::format::header::{LunHeader, MemberState};
+use crate::format::header::{BEING_REPAIRED, LunHeader, MemberState};
 use crate::format::layout::{FIXED_STRIDE, HEADER_COPY_OFFSET, HEADER_OFFSET, LunLayout, TABLE_OFFSET};
 use crate::format::{Cell, CellContext, CellKind, FormatError};
 use crate::lun::Lun;
 use crate::units::{CellAddress, LunIndex};
 
-/// Features that this code knows: none.
-const KNOWN_FEATURES: u64 = 0;
-
 /// A LUN with a header that can be believed.
-pub(super) struct Probed {
+pub(crate) struct Probed {
     pub lun: Rc<dyn Lun>,
     pub context: CellContext,
     pub header: LunHeader,
@@ -40,7 +37,7 @@ fn invalid(message: String) -> FsError {
 }
 
 /// Reads all headers. LUNs whose header and copy are both damaged are left out, with a finding.
-pub(super) async fn probe_all(luns: &[Rc<dyn Lun>], findings: &mut Vec<Finding>) -> Result<Vec<Probed>, FsError> {
+pub(crate) async fn probe_all(luns: &[Rc<dyn Lun>], findings: &mut Vec<Finding>) -> Result<Vec<Probed>, FsError> {
     let mut members: Vec<Probed> = Vec::with_capacity(luns.len());
     for lun in luns {
         let Some(probed) = probe_one(lun, findings).await? else { continue };
@@ -116,7 +113,7 @@ async fn probe_one(lun: &Rc<dyn Lun>, findings: &mut Vec<Finding>) -> Result<Opt
 }
 
 /// The finding of a structure that does not decode.
-pub(super) fn damaged(structure: Structure, at: String, error: &FormatError) -> Finding {
+pub(crate) fn damaged(structure: Structure, at: String, error: &FormatError) -> Finding {
     let (field, expected) = match error {
         FormatError::Magic { .. } => ("magic", "a cell of this format".to_owned()),
         FormatError::Checksum { .. } => ("crc", "the checksum of the cell".to_owned()),
@@ -151,6 +148,17 @@ async fn header_at(lun: &Rc<dyn Lun>, offset: u64) -> Result<Result<Found, Forma
 /// What a header says that contradicts its LUN or the volume's other headers.
 fn check_header(member: &Probed, reference: &LunHeader, findings: &mut Vec<Finding>) {
     let (lun, header) = (&member.lun, &member.header);
+    if header.incompatible & BEING_REPAIRED != 0 {
+        findings.push(Finding {
+            severity: Severity::Recoverable,
+            structure: Structure::Header,
+            at: format!("{} ({})", header.lun_index, lun.name()),
+            object: None,
+            field: "incompatible",
+            found: "being repaired".to_owned(),
+            expected: "that this goes on now, or is begun again and ended".to_owned(),
+        });
+    }
     let mut wrong = |structure, field, found: String, expected: String| {
         let at = format!("{} ({})", header.lun_index, lun.name());
         findings.push(Finding { severity: Severity::Error, structure, at, object: None, field, found, expected });
@@ -166,7 +174,7 @@ fn check_header(member: &Probed, reference: &LunHeader, findings: &mut Vec<Findi
     if !matches!(header.state, MemberState::Active | MemberState::Draining | MemberState::Joining) {
         wrong(Structure::Header, "state", format!("{:?}", header.state), "active".to_owned());
     }
-    if header.incompatible & !KNOWN_FEATURES != 0 {
+    if header.incompatible & !BEING_REPAIRED != 0 {
         wrong(
             Structure::Header,
             "incompatible",
@@ -194,7 +202,7 @@ fn check_header(member: &Probed, reference: &LunHeader, findings: &mut Vec<Findi
 }
 
 /// The member that decides what the volume's member table is.
-pub(super) fn reference_of(members: &[Probed]) -> LunIndex {
+pub(crate) fn reference_of(members: &[Probed]) -> LunIndex {
     let newest = members.iter().max_by_key(|m| (m.header.volume_generation, std::cmp::Reverse(m.header.lun_index)));
     newest.map(|member| member.header.lun_index).expect("there is a member")
 }

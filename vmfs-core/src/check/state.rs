@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use super::finding::{Finding, LunCounts, Observer, Phase, Progress, Report, Severity, Structure};
 use super::probe::damaged;
 use super::reader::{Reader, Unread};
+use super::remedy::Remedies;
 use super::sparse_bits::SparseBits;
 use crate::format::arena::{Arena, Place};
 use crate::format::header::LunHeader;
@@ -40,6 +41,7 @@ pub(super) struct Checker<'a> {
     pub reader: Reader,
     pub observer: &'a mut dyn Observer,
     pub report: Report,
+    pub remedies: Remedies,
     pub members: BTreeMap<LunIndex, MemberView>,
     pub root: FdId,
     /// Objects that ought to have a name, by FD.
@@ -90,6 +92,7 @@ impl<'a> Checker<'a> {
             reader,
             observer,
             report,
+            remedies: Remedies::default(),
             members: BTreeMap::new(),
             root,
             unnamed: SparseBits::default(),
@@ -129,6 +132,26 @@ impl<'a> Checker<'a> {
     }
 
     pub fn error(
+        &mut self,
+        structure: Structure,
+        at: impl ToString,
+        object: Option<FdId>,
+        field: &'static str,
+        found: impl ToString,
+        expected: impl ToString,
+    ) {
+        let in_object = matches!(
+            structure,
+            Structure::RootCell | Structure::Body | Structure::PointerBlock | Structure::InnerUnit | Structure::Bucket
+        );
+        if let Some(fd) = object.filter(|_| in_object) {
+            self.remedies.objects.insert(fd);
+        }
+        self.naming_error(structure, at, object, field, found, expected);
+    }
+
+    /// As [`Checker::error`], for what is wrong between an object and its names: the object itself is sound.
+    pub fn naming_error(
         &mut self,
         structure: Structure,
         at: impl ToString,

@@ -132,6 +132,7 @@ impl Checker<'_> {
                         None if *entry != TableEntry::FREE && first_pass => {
                             let found = format!("{:?} behind the last block", entry.kind);
                             self.error(Structure::BlockTable, read.at, None, "entry", found, "free");
+                            self.remedies.block_cells.insert((lun, read.number));
                         }
                         None => {}
                     }
@@ -140,6 +141,7 @@ impl Checker<'_> {
             Err(_) if !first_pass => {}
             Err(why) => {
                 self.tell_unread(Structure::BlockTable, read.at, None, &why);
+                self.remedies.block_cells.insert((lun, read.number));
                 self.adopt_unknown(lun, &read).await;
             }
         }
@@ -159,11 +161,18 @@ impl Checker<'_> {
             };
             let member = self.members.get_mut(&lun).expect("a member");
             member.counts.blocks += 1;
+            let at = BlockAddress { lun, block };
             match kind {
-                CellKind::Root => member.fd_containers.insert(block),
-                CellKind::UnitTable => member.unit_containers.insert(block),
-                _ => false,
-            };
+                CellKind::Root => {
+                    member.fd_containers.insert(block);
+                    self.remedies.fd_containers.insert(at);
+                }
+                CellKind::UnitTable => {
+                    member.unit_containers.insert(block);
+                    self.remedies.unit_containers.insert(at);
+                }
+                _ => {}
+            }
         }
     }
 
@@ -196,11 +205,13 @@ impl Checker<'_> {
         }
         if let Some((field, found, expected)) = block_entry_fault(entry) {
             self.error(Structure::BlockTable, format!("{at} ({})", read.at), None, field, found, expected);
+            self.remedies.block_entry(at);
             return;
         }
         match entry.kind {
             EntryKind::Formatting => {
                 let judgement = self.judge_entry(lun, entry, Place::TableCell(read.number));
+                self.remedies.free_block(at, entry);
                 self.tell_mark(Structure::BlockTable, at, None, "formatting", judgement);
             }
             EntryKind::Quarantine => {
@@ -251,12 +262,21 @@ impl Checker<'_> {
         match (entry.kind, reached) {
             (EntryKind::Retiring, true) => {
                 let judgement = self.judge_entry(lun, entry, place);
+                self.remedies.keep_block(at, entry);
                 self.tell_mark(Structure::BlockTable, at, owner, "retiring, and still in use", judgement);
             }
             (_, true) => {}
             (kind, false) => {
                 let what = format!("{kind:?} for file block {}, which nothing reaches", entry.index).to_lowercase();
                 let judgement = self.judge_leak(lun, owner, entry, place);
+                match owner.and_then(|owner| self.container_gone(owner)) {
+                    Some(container) => {
+                        self.remedies.lost_containers.insert(container);
+                        self.remedies.ownerless_block(at, entry);
+                    }
+                    None if judgement.severity != Severity::Info => self.remedies.free_block(at, entry),
+                    None => {}
+                }
                 self.tell_mark(Structure::BlockTable, at, owner, &what, judgement);
             }
         }
@@ -274,10 +294,17 @@ impl Checker<'_> {
         }
         self.judge_entry(lun, entry, place)
     }
+
+    /// The container of an owner's root cell, if the block table does not say that it is one.
+    pub(super) fn container_gone(&self, owner: FdId) -> Option<BlockAddress> {
+        let container = owner.container();
+        let member = self.members.get(&container.lun)?;
+        (!member.fd_containers.contains(&container.block)).then_some(container)
+    }
 }
 
 /// What is wrong with an entry of a block table by itself: field, found, expected.
-fn block_entry_fault(entry: &TableEntry) -> Option<(&'static str, String, String)> {
+pub(super) fn block_entry_fault(entry: &TableEntry) -> Option<(&'static str, String, String)> {
     let fault = |field, found: String, expected: &str| Some((field, found, expected.to_owned()));
     let no_owner = entry.fd == 0 && entry.index == 0;
     match entry.kind {

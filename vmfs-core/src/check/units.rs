@@ -2,9 +2,11 @@
 //! Promises: a unit or block that is reached twice, or whose entry says something else, is told once with both sides.
 //! Must not know: what is in a unit.
 
-use super::finding::{Phase, Structure};
+use super::finding::{Phase, Severity, Structure};
 use super::reader::Unread;
+use super::remedy::Claimed;
 use super::state::{Checker, expect_plain};
+use super::tables::block_entry_fault;
 use crate::container::first_unit;
 use crate::format::arena::Place;
 use crate::format::layout::entries_per_cell;
@@ -35,6 +37,10 @@ pub(super) struct Claim {
 impl Claim {
     fn text(&self) -> String {
         format!("{:?} {} of {}", self.kind, self.index, self.owner)
+    }
+
+    fn claimed(&self) -> Claimed {
+        Claimed { owner: self.owner, kind: self.kind, index: self.index }
     }
 
     fn agrees(&self, entry: &TableEntry) -> bool {
@@ -85,7 +91,7 @@ impl Checker<'_> {
             let at = CellAddress { lun: container.lun, offset: offset + (nth * size) as u64 };
             let cell = Cell::decode(&self.reader.context, at, image).map_err(Unread::Damaged);
             if nth < table_cells {
-                entries.extend(self.table_entries(at, cell));
+                entries.extend(self.table_entries(at, container, cell));
                 continue;
             }
             let unit = nth / layout.cell_size.cells_per_unit();
@@ -101,6 +107,7 @@ impl Checker<'_> {
             if let Err(why) = cell.and_then(|cell| legal(&cell).map_err(Unread::Damaged)) {
                 let owner = FdId::from_stored(entry.fd).filter(|_| structure != Structure::FreeUnit);
                 self.tell_unread(structure, at, owner, &why);
+                self.remedies.unit_image(at, entry);
             }
         }
         for (unit, entry) in entries.into_iter().enumerate().take(layout.block_size.units() as usize) {
@@ -112,7 +119,12 @@ impl Checker<'_> {
     }
 
     /// The entries of one unit table cell; `None` for each when it cannot be read.
-    fn table_entries(&mut self, at: CellAddress, cell: Result<Cell, Unread>) -> Vec<Option<TableEntry>> {
+    fn table_entries(
+        &mut self,
+        at: CellAddress,
+        container: BlockAddress,
+        cell: Result<Cell, Unread>,
+    ) -> Vec<Option<TableEntry>> {
         let size = self.reader.context.cell_size;
         let table = cell.and_then(|cell| {
             expect_plain(&cell, CellKind::UnitTable).map_err(Unread::Damaged)?;
@@ -122,6 +134,7 @@ impl Checker<'_> {
             Ok(table) => table.entries.into_iter().map(Some).collect(),
             Err(why) => {
                 self.tell_unread(Structure::UnitTable, at, None, &why);
+                self.remedies.unit_cells.insert((at, container));
                 vec![None; entries_per_cell(size)]
             }
         }
@@ -135,6 +148,7 @@ impl Checker<'_> {
         }
         if let Some((field, found, expected)) = unit_entry_fault(entry, own_table) {
             self.error(Structure::UnitTable, at, None, field, found, expected);
+            self.remedies.unit_entry(at);
         }
     }
 
@@ -164,14 +178,27 @@ impl Checker<'_> {
         let owner = FdId::from_stored(entry.fd);
         let (what, judgement) = match (entry.kind, reached) {
             (EntryKind::Free, _) => return,
-            (EntryKind::Pool, _) => ("in the pool of a host".to_owned(), self.judge_entry(at.lun, entry, place)),
+            (EntryKind::Pool, _) => {
+                self.remedies.free_unit(at, entry);
+                ("in the pool of a host".to_owned(), self.judge_entry(at.lun, entry, place))
+            }
             (EntryKind::Retiring, true) => {
+                self.remedies.keep_unit(at, entry);
                 ("retiring, and still in use".to_owned(), self.judge_entry(at.lun, entry, place))
             }
             (_, true) => return,
             (_, false) => {
                 let what = format!("{}, which nothing reaches", entry_text(entry));
-                (what, self.judge_leak(at.lun, owner, entry, place))
+                let judgement = self.judge_leak(at.lun, owner, entry, place);
+                match owner.and_then(|owner| self.container_gone(owner)) {
+                    Some(container) => {
+                        self.remedies.lost_containers.insert(container);
+                        self.remedies.ownerless_unit(at, entry);
+                    }
+                    None if judgement.severity != Severity::Info => self.remedies.free_unit(at, entry),
+                    None => {}
+                }
+                (what, judgement)
             }
         };
         self.tell_mark(Structure::UnitTable, at, owner, &what, judgement);
@@ -207,11 +234,17 @@ impl Checker<'_> {
                     "a unit of a unit container",
                 );
             }
+            if inside {
+                self.remedies.lost_containers.insert(container);
+            }
             self.damaged.insert(claim.owner);
             return false;
         }
         let units = member.layout.block_size.units() as usize;
         let entry = self.unit_entry(at).await;
+        if entry.is_none_or(|entry| unit_entry_fault(&entry, false).is_some()) {
+            self.remedies.claimed_units.entry(at).or_insert(claim.claimed());
+        }
         let words = self.units_reached.entry(container).or_insert_with(|| vec![0; units.div_ceil(64)]);
         let word = &mut words[usize::from(at.unit) / 64];
         let again = *word >> (at.unit % 64) & 1 == 1;
@@ -232,6 +265,7 @@ impl Checker<'_> {
                     return false;
                 }
                 self.error(Structure::UnitTable, at, owner, "entry", entry_text(&entry), expected);
+                self.remedies.objects.insert(claim.owner);
             }
             _ => {}
         }
@@ -257,12 +291,16 @@ impl Checker<'_> {
             true => self.entry(Structure::BlockTable, cell, CellKind::BlockTable, nth).await,
             false => None,
         };
+        if entry.is_none_or(|entry| block_entry_fault(&entry).is_some()) {
+            self.remedies.claimed_blocks.entry(at).or_insert(claim.claimed());
+        }
         if let Some(entry) = entry.filter(|entry| !claim.agrees(entry)) {
             if self.unlinked.contains(&claim.owner) {
                 return;
             }
             let expected = format!("{}, named by {from}", claim.text());
             self.error(Structure::BlockTable, format!("{at} ({cell})"), owner, "entry", entry_text(&entry), expected);
+            self.remedies.objects.insert(claim.owner);
         }
         if !self.members.get_mut(&at.lun).expect("a member").reached.insert(at.block.get()) {
             self.error(Structure::PointerBlock, at, owner, "reached", format!("a second time, by {from}"), "one place");

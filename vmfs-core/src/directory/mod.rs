@@ -17,6 +17,7 @@ mod create;
 mod image;
 mod list;
 mod marks;
+mod mend;
 mod moving;
 mod name_set;
 mod names;

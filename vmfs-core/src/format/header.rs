@@ -172,6 +172,9 @@ const _: () = assert!(size_of::<RawLunHeader>() <= CellSize::B512.payload());
 /// Longest label, in bytes of UTF-8.
 pub const MAX_LABEL: usize = 64;
 
+/// Bit of `incompatible`: fsck.vmfs repairs the volume, or was cut off while it did. No mount.
+pub const BEING_REPAIRED: u64 = 1;
+
 /// The decoded payload of a header cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LunHeader {

@@ -23,7 +23,7 @@ pub(super) async fn adopt(inner: &Rc<Inner>, lun: Rc<dyn Lun>) -> Result<LunInde
     inner.for_reading()?;
     let probed = members::probe(lun).await?;
     check_belongs(inner, &probed)?;
-    members::check_alone(&probed, inner.info.read_only)?;
+    members::check_alone(&probed, inner.info.read_only, 0)?;
     check_listed(inner, &probed).await?;
     let index = probed.header.lun_index;
     let own = if inner.info.read_only { None } else { Some(join(inner, &probed).await?) };

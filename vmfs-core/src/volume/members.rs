@@ -10,7 +10,7 @@ use super::membership::stage;
 use crate::cas::CellIo;
 use crate::env::Env;
 use crate::error::{FsError, FsErrorKind};
-use crate::format::header::{LockMode, LunHeader, MemberState};
+use crate::format::header::{BEING_REPAIRED, LockMode, LunHeader, MemberState};
 use crate::format::layout::{FIXED_STRIDE, HEADER_COPY_OFFSET, HEADER_OFFSET, LunLayout, member_cell};
 use crate::format::member::Member;
 use crate::format::{Cell, CellContext, CellKind, FormatError, cell};
@@ -48,6 +48,7 @@ fn refuse<T>(message: String) -> Result<T, FsError> {
 pub(super) async fn probe_all(
     luns: Vec<Rc<dyn Lun>>,
     read_only: bool,
+    tolerated: u64,
     env: &Rc<dyn Env>,
 ) -> Result<Vec<Probed>, FsError> {
     let mut members: Vec<Probed> = Vec::with_capacity(luns.len());
@@ -57,7 +58,7 @@ pub(super) async fn probe_all(
         members.push(probed);
     }
     for member in &members {
-        check_alone(member, read_only)?;
+        check_alone(member, read_only, tolerated)?;
     }
     let Some(first) = members.first() else {
         return refuse("no LUN was given: name every LUN of the volume".to_owned());
@@ -171,7 +172,7 @@ fn check_against(before: &[Probed], probed: &Probed) -> Result<(), FsError> {
 }
 
 /// What can be said of a LUN by itself.
-pub(super) fn check_alone(member: &Probed, read_only: bool) -> Result<(), FsError> {
+pub(super) fn check_alone(member: &Probed, read_only: bool, tolerated: u64) -> Result<(), FsError> {
     let (lun, header) = (&member.lun, &member.header);
     let name = lun.name();
     if lun.bytes() < header.lun_bytes {
@@ -197,12 +198,7 @@ pub(super) fn check_alone(member: &Probed, read_only: bool) -> Result<(), FsErro
         };
         return refuse(format!("{name} is no member in use: its state is {:?}; {next}", header.state));
     }
-    let unknown = header.incompatible & !KNOWN_INCOMPATIBLE;
-    if unknown != 0 {
-        return refuse(format!(
-            "{name} needs features {unknown:#x} that this release does not have; use a newer release"
-        ));
-    }
+    check_features(name, header.incompatible & !tolerated)?;
     let unknown = header.read_only_compatible & !KNOWN_READ_ONLY_COMPATIBLE;
     if unknown != 0 && !read_only {
         return refuse(format!(
@@ -230,6 +226,33 @@ pub(super) fn check_alone(member: &Probed, read_only: bool) -> Result<(), FsErro
             String::from_utf8_lossy(made.bytes()),
             String::from_utf8_lossy(now.bytes())
         ));
+    }
+    Ok(())
+}
+
+/// Refuses a volume that is being worked on, and features that this code does not know.
+fn check_features(name: &str, incompatible: u64) -> Result<(), FsError> {
+    if incompatible & BEING_REPAIRED != 0 {
+        return refuse(format!(
+            "{name} is being repaired by fsck.vmfs, or that was cut off; wait for its end, or run fsck.vmfs -p again"
+        ));
+    }
+    let unknown = incompatible & !KNOWN_INCOMPATIBLE;
+    if unknown != 0 {
+        return refuse(format!(
+            "{name} needs features {unknown:#x} that this release does not have; use a newer release"
+        ));
+    }
+    Ok(())
+}
+
+/// As at the probe, from the headers as they are now.
+pub(super) async fn refuse_features(members: &[Probed], tolerated: u64) -> Result<(), FsError> {
+    for member in members {
+        let name = member.lun.name();
+        let found = header_at(&member.lun, HEADER_OFFSET).await?;
+        let (_, header) = found.map_err(|cause| FsError::Corrupt { structure: format!("header of {name}"), cause })?;
+        check_features(name, header.incompatible & !tolerated)?;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ mod extend;
 mod lock_break;
 mod members;
 mod membership;
+pub(crate) mod mend;
 mod mount;
 mod operations;
 mod patrol;

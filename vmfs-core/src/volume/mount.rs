@@ -16,6 +16,7 @@ use crate::env::Env;
 use crate::error::{FsError, FsErrorKind};
 use crate::file::Files;
 use crate::format::dirent::ObjectRef;
+use crate::format::header::BEING_REPAIRED;
 use crate::format::heartbeat::SlotState;
 use crate::format::root_cell::ObjectType;
 use crate::gate::GatePage;
@@ -38,13 +39,41 @@ pub(super) async fn mount(
     gate: GatePage,
     keeper: Rc<dyn SlotKeeper>,
 ) -> Result<Volume, FsError> {
-    let probed = members::probe_all(luns, options.read_only, &env).await?;
+    mount_with(luns, options, env, gate, keeper, 0).await
+}
+
+/// As [`mount`], for the repair that has said in the headers that it is at work.
+pub(super) async fn mount_under_repair(
+    luns: Vec<Rc<dyn Lun>>,
+    options: MountOptions,
+    env: Rc<dyn Env>,
+    gate: GatePage,
+    keeper: Rc<dyn SlotKeeper>,
+) -> Result<Volume, FsError> {
+    mount_with(luns, options, env, gate, keeper, BEING_REPAIRED).await
+}
+
+/// `tolerated`: features that only say that the volume is being worked on, by the caller.
+async fn mount_with(
+    luns: Vec<Rc<dyn Lun>>,
+    options: MountOptions,
+    env: Rc<dyn Env>,
+    gate: GatePage,
+    keeper: Rc<dyn SlotKeeper>,
+    tolerated: u64,
+) -> Result<Volume, FsError> {
+    let probed = members::probe_all(luns, options.read_only, tolerated, &env).await?;
     let io = CellIo::new(probed[0].context, env.clone());
     let incarnation = if options.read_only { 0 } else { draw_incarnation(&env) };
     let (mut warnings, mut former) = (Vec::new(), Vec::new());
     let mut slots = Vec::new();
     if !options.read_only {
         slots = join_all(&io, &probed, &options, &*keeper, incarnation, &mut warnings, &mut former).await?;
+        // A repair may have begun before the slots were seen: it says so before it looks at them.
+        if let Err(error) = members::refuse_features(&probed, tolerated).await {
+            leave_all(&io, &*keeper, &probed, &mut slots).await;
+            return Err(error);
+        }
     }
     for own in &slots {
         gate.extend(own.lun, own.slot.generation, own.lease_until, lease::margin(&own.lease).as_nanos() as u64);

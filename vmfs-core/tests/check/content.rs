@@ -24,17 +24,20 @@ pub(crate) async fn mount(world: &World, number: u32) -> Volume {
     mount_slow(world, number, Duration::ZERO).await
 }
 
+pub(crate) fn mount_options(number: u32) -> MountOptions {
+    let host = HostIdentity { host: Uuid([number as u8; 16]), boot: Uuid([1; 16]), name: format!("host{number}") };
+    MountOptions { read_only: false, host, slot_hint: None }
+}
+
 /// As [`mount`], with up to `latency` for each command.
-async fn mount_slow(world: &World, number: u32, latency: Duration) -> Volume {
+pub(crate) async fn mount_slow(world: &World, number: u32, latency: Duration) -> Volume {
     let connect = |disk: &MemoryDisk| -> Rc<dyn Lun> {
         let path = disk.connect(&world.sim, HostNo(number));
         path.set_latency(latency / 20, latency);
         path
     };
     let luns = world.disks.iter().map(connect).collect();
-    let host = HostIdentity { host: Uuid([number as u8; 16]), boot: Uuid([1; 16]), name: format!("host{number}") };
-    let options = MountOptions { read_only: false, host, slot_hint: None };
-    let volume = Volume::mount(luns, options, world.sim.env(HostNo(number))).await.unwrap();
+    let volume = Volume::mount(luns, mount_options(number), world.sim.env(HostNo(number))).await.unwrap();
     let background = volume.clone();
     world.sim.spawn(HostNo(number), async move { background.background().await });
     volume
