@@ -17,6 +17,7 @@ use crate::format::header::LunHeader;
 use crate::format::heartbeat::Heartbeat;
 use crate::format::layout::LunLayout;
 use crate::gate::{Gate, GatePage, GateState};
+use crate::lease;
 use crate::lun::{Lun, LunErrorKind};
 use crate::slot::{self, OwnSlot};
 use crate::units::{BlockSize, CellAddress, CellSize, Generation, LunIndex, SlotId, SlotRef};
@@ -58,6 +59,8 @@ pub struct Member {
     unresolved: StdCell<bool>,
     /// Held during a renewal, and while the slot is left.
     pub(crate) renewal: Mutex<()>,
+    /// When the LUN last answered what is asked of it all the time: a renewal, on a read-only mount the count of free space.
+    answered: StdCell<Instant>,
 }
 
 impl Member {
@@ -72,6 +75,7 @@ impl Member {
             proven: StdCell::default(),
             unresolved: StdCell::new(false),
             renewal: Mutex::default(),
+            answered: StdCell::new(Instant(0)),
         }
     }
 
@@ -117,6 +121,8 @@ pub struct Context {
     beats: RefCell<BTreeMap<(LunIndex, SlotId), SeenBeat>>,
     /// Owners that were asked to drop a LUN's locks, and when.
     drops: RefCell<BTreeMap<(LunIndex, SlotId), DropAsked>>,
+    /// Members that were not there when the volume was mounted.
+    missing: RefCell<BTreeSet<LunIndex>>,
 }
 
 /// An owner that was asked to drop a LUN's locks.
@@ -133,6 +139,7 @@ pub struct DropAsked {
 impl Context {
     /// For these members; `incarnation` is the same on all LUNs.
     pub fn new(io: CellIo, members: Vec<Member>, gate: GatePage, incarnation: u64, read_only: bool) -> Context {
+        members.iter().for_each(|member| member.answered.set(io.env().now()));
         Context {
             io,
             members: RefCell::new(members.into_iter().map(|m| (m.index, Rc::new(m))).collect()),
@@ -147,6 +154,7 @@ impl Context {
             members_changed: Notify::new(),
             beats: RefCell::default(),
             drops: RefCell::default(),
+            missing: RefCell::default(),
         }
     }
 
@@ -185,6 +193,7 @@ impl Context {
         if members.contains_key(&member.index) {
             return false;
         }
+        self.note_answer(&member);
         members.insert(member.index, Rc::new(member));
         self.members_changed.notify_one();
         true
@@ -200,6 +209,56 @@ impl Context {
     /// Waits until members came or went since the last time.
     pub(crate) async fn members_changed(&self) {
         self.members_changed.notified().await;
+    }
+
+    /// The LUN has answered a renewal, or on a read-only mount a count of its free space.
+    pub fn note_answer(&self, member: &Member) {
+        member.answered.set(self.env().now());
+    }
+
+    /// Whether a LUN is taken for lost: it is not there, or has answered nothing for as long as a live slot is watched for a sign of
+    /// life, while another one does answer. It is asked all the same, and is there again with its first answer.
+    pub fn is_lost(&self, lun: LunIndex) -> bool {
+        !self.luns_at_hand().contains(&lun)
+    }
+
+    /// The LUNs that are there and not taken for lost, ascending. When none answers it is this host that slept: then none is lost.
+    pub fn luns_at_hand(&self) -> Vec<LunIndex> {
+        let now = self.env().now();
+        let members = self.members.borrow();
+        let answers =
+            |member: &Member| member.answered.get().after(lease::liveness_watch(&member.header.borrow().lease)) >= now;
+        let all_silent = !members.values().any(|member| answers(member));
+        members.values().filter(|member| all_silent || answers(member)).map(|member| member.index).collect()
+    }
+
+    /// Notes members that were not there when the volume was mounted.
+    pub fn set_missing(&self, luns: impl IntoIterator<Item = LunIndex>) {
+        self.missing.borrow_mut().extend(luns);
+    }
+
+    /// The members that are not there or taken for lost, ascending.
+    pub fn lost_luns(&self) -> Vec<LunIndex> {
+        let at_hand = self.luns_at_hand();
+        let all: BTreeSet<LunIndex> =
+            self.missing.borrow().iter().chain(self.members.borrow().keys()).copied().collect();
+        all.into_iter().filter(|lun| !at_hand.contains(lun)).collect()
+    }
+
+    /// Whether a member is not there or taken for lost.
+    pub fn has_loss(&self) -> bool {
+        !self.lost_luns().is_empty()
+    }
+
+    /// Whether an error comes from a LUN that is taken for lost, or is not there.
+    pub fn is_loss(&self, error: &FsError) -> bool {
+        match error {
+            FsError::MissingLun { lun } => self.is_lost(*lun),
+            FsError::Lun(failed) => {
+                self.members().iter().any(|member| member.lun.name() == failed.lun && self.is_lost(member.index))
+            }
+            _ => false,
+        }
     }
 
     /// The page that data submissions check.
@@ -439,6 +498,7 @@ impl Context {
     pub fn renewal_applied(&self, lun: LunIndex, sent: Moment) {
         if let Ok(member) = self.member(lun) {
             member.proven.set(member.proven.get().max(sent));
+            self.note_answer(&member);
         }
     }
 

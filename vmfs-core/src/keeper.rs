@@ -212,11 +212,12 @@ pub async fn watch_renewed_elsewhere(kept: Kept<'_>) -> Option<FsError> {
         if !sleep(lease::renew_after(&times, chance[0])).await || context.fenced().is_some() {
             return None;
         }
-        if let Err(error) = context.prove_live([member.index]).await {
-            if is_over(&error) {
-                return Some(error);
+        match context.prove_live([member.index]).await {
+            Ok(()) => context.note_answer(member),
+            Err(error) if is_over(&error) => return Some(error),
+            Err(error) => {
+                tracing::warn!(lun = member.lun.name(), %error, "the own slot could not be looked at; trying again");
             }
-            tracing::warn!(lun = member.lun.name(), %error, "the own slot could not be looked at; trying again");
         }
         // The keeper sees every image, this mount only those it reads: a storage that went back in time is the keeper's finding.
         if context.gate_reader().state(member.index, generation, context.env().now()) == GateState::Poisoned {

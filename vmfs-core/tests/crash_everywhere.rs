@@ -68,7 +68,7 @@ impl Start {
 
 async fn mount(sim: &Sim, disks: &[MemoryDisk], host: HostNo) -> Volume {
     let luns = disks.iter().map(|disk| disk.connect(sim, host) as Rc<dyn Lun>).collect();
-    let options = MountOptions { read_only: false, host: identity(host.0), slot_hint: None };
+    let options = MountOptions { read_only: false, host: identity(host.0), slot_hint: None, degraded: false };
     let volume = Volume::mount(luns, options, sim.env(host)).await.unwrap();
     let background = volume.clone();
     sim.spawn(host, async move { background.background().await });

@@ -33,7 +33,7 @@ fn world(bytes: u64) -> (Sim, MemoryDisk) {
 async fn mount(sim: &Sim, disk: &MemoryDisk, number: u32) -> Volume {
     let lun: Rc<dyn Lun> = disk.connect(sim, HostNo(number));
     let host = HostIdentity { host: Uuid([number as u8; 16]), boot: Uuid([1; 16]), name: format!("host{number}") };
-    let options = MountOptions { read_only: false, host, slot_hint: None };
+    let options = MountOptions { read_only: false, host, slot_hint: None, degraded: false };
     let volume = Volume::mount(vec![lun], options, sim.env(HostNo(number))).await.unwrap();
     let background = volume.clone();
     sim.spawn(HostNo(number), async move { background.background().await });

@@ -29,6 +29,9 @@ const LAST_OPERATIONS: Duration = Duration::from_secs(30);
 /// The same once this host was fenced: none of them can change anything any more, and others wait for the end of this process.
 const FENCED_OPERATIONS: Duration = Duration::from_secs(1);
 
+/// How often a degraded mount looks for the LUNs that it goes without.
+const LOOK_FOR_MISSING: Duration = Duration::from_secs(3);
+
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 type Job = Box<dyn FnOnce(Volume) -> Task + Send>;
 /// Told why this incarnation is over, on the actor's thread.
@@ -64,10 +67,13 @@ impl Actor {
             .spawn(move || {
                 let runtime = runtime().map_err(|error| failed("the actor's runtime", &error))?;
                 runtime.block_on(LocalSet::new().run_until(async move {
+                    let (paths, how) = (luns.members.clone(), open_how(&options));
                     match mount(luns, options, gate, lockd).await {
                         Ok(volume) => {
                             // The receiver waits for this one message.
                             let _ = mounted.send(Ok(prepare(&volume)));
+                            let awaited = volume.clone();
+                            tokio::task::spawn_local(async move { await_missing(&awaited, &paths, how).await });
                             run(volume, receiver, on_over).await
                         }
                         Err(error) => {
@@ -141,8 +147,7 @@ pub struct Luns {
 }
 
 async fn mount(luns: Luns, options: MountOptions, gate: GatePage, lockd: Option<Link>) -> Result<Volume, FsError> {
-    let how = OpenLun { read_only: options.read_only, refuse_busy_device: false };
-    let members = luns.members.iter().map(|path| open_lun(path, how)).collect::<Result<Vec<Rc<dyn Lun>>, _>>()?;
+    let members = open_luns(&luns.members, &options)?;
     let keeper: Rc<dyn SlotKeeper> = match lockd {
         Some(link) => Rc::new(link),
         None => Rc::new(Embedded),
@@ -150,6 +155,48 @@ async fn mount(luns: Luns, options: MountOptions, gate: GatePage, lockd: Option<
     let volume = Volume::mount_kept(members, options, Rc::new(RealEnv), gate, keeper).await?;
     volume.files().set_raw_devices(Rc::new(DeviceFinder::new(luns.raw_folders)));
     Ok(volume)
+}
+
+fn open_how(options: &MountOptions) -> OpenLun {
+    OpenLun { read_only: options.read_only, refuse_busy_device: false }
+}
+
+/// Takes up the LUNs that a degraded mount went without, as soon as they are there under a path that was given. Ends when none is missing.
+async fn await_missing(volume: &Volume, paths: &[String], how: OpenLun) {
+    while !volume.missing().is_empty() {
+        tokio::time::sleep(LOOK_FOR_MISSING).await;
+        for path in paths {
+            let Ok(lun) = open_lun(path, how) else { continue };
+            if volume.luns().iter().any(|known| known.name == lun.name()) {
+                continue;
+            }
+            match volume.adopt(lun).await {
+                Ok(index) => tracing::info!("{path} is back as {index}"),
+                Err(error) => tracing::warn!("{path} is there, but cannot be used: {error}"),
+            }
+        }
+    }
+}
+
+/// Opens the LUNs. A degraded mount goes without those that cannot be opened.
+fn open_luns(paths: &[String], options: &MountOptions) -> Result<Vec<Rc<dyn Lun>>, FsError> {
+    let how = open_how(options);
+    let mut luns = Vec::with_capacity(paths.len());
+    let mut absent = None;
+    for path in paths {
+        match open_lun(path, how) {
+            Ok(lun) => luns.push(lun),
+            Err(error) if options.degraded => {
+                tracing::warn!("mounted without a LUN: {error}");
+                absent = absent.or(Some(error));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match absent {
+        Some(error) if luns.is_empty() => Err(error),
+        _ => Ok(luns),
+    }
 }
 
 /// Runs jobs beside the volume's background work until it is told to stop; then unmounts.

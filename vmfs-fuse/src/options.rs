@@ -16,9 +16,11 @@ Examples:
   mount.vmfs lun0.img,lun1.img /mnt/ds1 --foreground --host-name esx-a
   mount.vmfs /dev/sdb /mnt/ds1 -o watch=/dev/disk/by-id/wwn-*
   mount -t vmfs -o ro /dev/sdb /mnt/ds1
+  mount.vmfs -o degraded /dev/sdc /mnt/ds1       a LUN is lost: what lies wholly on the others
   fstab: /dev/sdb,/dev/sdc  /mnt/ds1  vmfs  _netdev,allow_other  0  0
 
-Options of -o: ro, rw, allow_other, default_permissions, nonempty, host_id=UUID, host_name=NAME, threads=N, log=FILE, foreground,
+Options of -o: ro, rw, degraded (also when LUNs are missing), allow_other, default_permissions, nonempty, host_id=UUID,
+host_name=NAME, threads=N, log=FILE, foreground,
 lockd=auto|SOCKET|no (who keeps this host's slots: vmfs-lockd when it runs, a certain one, or the mount itself),
 watch=PATH (a LUN, a directory or a pattern with * and ? in its last part; where to look for LUNs that other hosts add; repeatable),
 rdm_folder=DIR (where image files of raw device mappings are looked for; may be repeated),
@@ -99,6 +101,8 @@ pub struct Mount {
     pub allow_other: bool,
     /// The mount point need not be empty.
     pub nonempty: bool,
+    /// Mount also when members are missing.
+    pub degraded: bool,
     /// Kernel flags that were asked for.
     pub flags: Vec<fuser::MountOption>,
     /// Stay in the foreground.
@@ -147,6 +151,7 @@ where
         read_only: false,
         allow_other: false,
         nonempty: false,
+        degraded: false,
         flags: Vec::new(),
         foreground: arguments.foreground,
         tell_parent: arguments.tell_parent,
@@ -196,6 +201,7 @@ fn apply(mount: &mut Mount, option: &str) -> Result<(), String> {
         "rw" => mount.read_only = false,
         "allow_other" => mount.allow_other = true,
         "nonempty" => mount.nonempty = true,
+        "degraded" => mount.degraded = true,
         "foreground" => mount.foreground = true,
         "host_id" => mount.host_id = Some(parse_uuid(value("a UUID")?).map_err(|why| format!("host_id: {why}"))?),
         "host_name" => mount.host_name = Some(value("a name")?.to_owned()),
@@ -289,6 +295,7 @@ mod tests {
             parsed(&["/dev/sdb", "/m", "-s", "-n", "-v", "-o", "rw,noatime,_netdev,defaults,x-systemd.automount,ro"]);
         assert!(mount.read_only && mount.verbose && !mount.foreground);
         assert_eq!(mount.flags, [fuser::MountOption::NoAtime]);
+        assert!(parsed(&["/dev/sdb", "/m", "-o", "degraded"]).degraded && !mount.degraded);
         let mount = parsed(&["/dev/sdb", "/m", "-o", "rdm_folder=/a", "-o", "rdm_folder=b"]);
         assert_eq!(mount.raw_folders, [PathBuf::from("/a"), PathBuf::from("b")]);
         let mount = parsed(&["/dev/sdb", "/m", "-o", "nosuid,suid,host_name=h,threads=3,log=/l", "-t", "vmfs"]);

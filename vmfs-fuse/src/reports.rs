@@ -3,7 +3,7 @@
 //! Must not know: how the facts are found.
 
 use serde_json::{Value, json};
-use vmfs_core::volume::{BrokenLock, HostStatus, LunStatus, Takeover, VolumeStatus, WhyLocked};
+use vmfs_core::volume::{Affected, BrokenLock, HostStatus, LunStatus, MissingLun, Takeover, VolumeStatus, WhyLocked};
 
 /// `vmfs status`.
 pub fn status(status: &VolumeStatus, open_files: usize) -> Value {
@@ -24,7 +24,34 @@ pub fn status(status: &VolumeStatus, open_files: usize) -> Value {
         "takeovers": status.takeovers.iter().map(takeover).collect::<Vec<_>>(),
         "warnings": status.warnings,
         "luns": status.luns.iter().map(lun).collect::<Vec<_>>(),
+        "missing": status.missing.iter().map(missing).collect::<Vec<_>>(),
+        "affected": affected(&status.affected),
     })
+}
+
+fn missing(lun: &MissingLun) -> Value {
+    json!({ "index": lun.index.get(), "uuid": lun.uuid.to_string(), "bytes": lun.bytes, "identity": lun.identity })
+}
+
+/// What lost LUNs hurt. A path that is not valid UTF-8 has its other bytes escaped.
+pub fn affected(affected: &Affected) -> Value {
+    let objects = affected.objects.iter().map(|object| {
+        json!({
+            "fd": object.fd.to_string(),
+            "type": object.object_type.map(|of| format!("{of:?}")),
+            "lost": format!("{:?}", object.part),
+            "path": object.path.as_ref().map(|path| shown(path)),
+        })
+    });
+    json!({
+        "luns": affected.luns.iter().map(|lun| lun.get()).collect::<Vec<_>>(),
+        "objects": objects.collect::<Vec<_>>(),
+        "cut": affected.cut,
+    })
+}
+
+fn shown(path: &[u8]) -> String {
+    std::str::from_utf8(path).map_or_else(|_| path.escape_ascii().to_string(), str::to_owned)
 }
 
 fn lun(lun: &LunStatus) -> Value {
@@ -39,6 +66,7 @@ fn lun(lun: &LunStatus) -> Value {
         "free_blocks": lun.free_blocks,
         "lease_left_ms": lun.lease_left_ms,
         "error": lun.error,
+        "lost": lun.lost,
         "hosts": lun.hosts.iter().map(host).collect::<Vec<_>>(),
     })
 }

@@ -61,7 +61,8 @@ fn mount_volume(mount: &Mount, over: &Arc<Over>) -> Result<Arc<State>, String> {
     let host = identity.host;
     let page = GatePage::create(gate.clone()).map_err(|error| named(&error))?;
     let link = keeper(mount, &gate)?;
-    let options = MountOptions { read_only: mount.read_only, host: identity, slot_hint: None };
+    let options =
+        MountOptions { read_only: mount.read_only, host: identity, slot_hint: None, degraded: mount.degraded };
     let (read_only, watched) = (mount.read_only, absolute(&mount.watched));
     let prepare = move |volume: &Volume| {
         volume.set_finder(Rc::new(Places { read_only, watched }));

@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use lockd::gate_memory::SharedGateMemory;
+use vmfs_core::env::Instant;
 use vmfs_core::file::DataLuns;
 use vmfs_core::format::dirent::ObjectRef;
-use vmfs_core::units::Uuid;
+use vmfs_core::gate::Gate;
+use vmfs_core::units::{LunIndex, Uuid};
 use vmfs_core::volume::VolumeInfo;
 
 use crate::actor::Actor;
@@ -62,6 +65,20 @@ impl State {
     /// Bytes that programs are told to read and write at a time: a granule, the unit of a first write.
     pub fn io_bytes(&self) -> u32 {
         self.info.block_size.granule_bytes() as u32
+    }
+
+    /// A LUN whose lease has run out for longer than `patience`, while the lease on another one is in force.
+    pub fn lost_alone(&self, patience: Duration) -> Option<LunIndex> {
+        let gate = Gate::open(self.gate.clone()).ok()?;
+        let now = lockd::clock::now();
+        let leases: Vec<(LunIndex, Instant)> = (1..=u8::MAX)
+            .filter_map(LunIndex::new)
+            .map(|lun| (lun, gate.lease_until(lun)))
+            .filter(|(_, (generation, _))| generation.0 > 0)
+            .map(|(lun, (_, until))| (lun, until))
+            .collect();
+        let one_lives = leases.iter().any(|(_, until)| now < *until);
+        leases.iter().find(|(_, until)| one_lives && until.after(patience) < now).map(|(lun, _)| *lun)
     }
 
     /// The mount ends: whoever waits for a gate gives up.

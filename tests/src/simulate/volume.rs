@@ -92,7 +92,7 @@ fn empty(nth: usize, cell_size: CellSize) -> MemoryDisk {
 /// How a host of this number mounts.
 pub fn mount_options(number: u32) -> MountOptions {
     let host = HostIdentity { host: Uuid([number as u8; 16]), boot: Uuid([1; 16]), name: format!("host{number}") };
-    MountOptions { read_only: false, host, slot_hint: None }
+    MountOptions { read_only: false, host, slot_hint: None, degraded: false }
 }
 
 /// A new file, exclusively.

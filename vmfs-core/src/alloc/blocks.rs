@@ -225,11 +225,16 @@ impl Blocks {
         let mut order: Vec<LunIndex> = allowed.iter().filter(|lun| *lun != prefer).collect();
         order.sort_by_key(|lun| std::cmp::Reverse(self.count(*lun).free));
         order.insert(0, prefer);
+        // A lost LUN is not waited for while there are others.
+        if order.iter().any(|lun| !self.context.is_lost(*lun)) {
+            order.retain(|lun| !self.context.is_lost(*lun));
+        }
         let mut taken = self.take_in_order(owner, indexes, &order, near).await?;
         if taken.is_empty() && !indexes.is_empty() {
             for lun in &order {
                 match self.look_again(*lun).await {
                     Ok(_) | Err(FsError::MissingLun { .. }) => {}
+                    Err(error) if error.kind() == FsErrorKind::Io && order.len() > 1 => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -252,6 +257,7 @@ impl Blocks {
         near: Option<BlockAddress>,
     ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
         let mut taken: Vec<(u32, BlockAddress)> = Vec::with_capacity(indexes.len());
+        let mut failed = None;
         for lun in order {
             let rest = &indexes[taken.len()..];
             if rest.is_empty() {
@@ -261,13 +267,18 @@ impl Blocks {
             match self.take_on(*lun, EntryKind::Data, owner.get(), rest, near, Purpose::Normal).await {
                 Ok(found) => taken.extend(found),
                 Err(FsError::MissingLun { .. }) => {}
+                // Another LUN may serve. What the failed attempt took after all is recovery's.
+                Err(error) if error.kind() == FsErrorKind::Io => failed = failed.or(Some(error)),
                 Err(error) => {
                     self.give_back(owner, &taken).await;
                     return Err(error);
                 }
             }
         }
-        Ok(taken)
+        match failed {
+            Some(error) if taken.is_empty() => Err(error),
+            _ => Ok(taken),
+        }
     }
 
     async fn give_back(&self, owner: FdId, taken: &[(u32, BlockAddress)]) {

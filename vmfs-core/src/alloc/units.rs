@@ -160,16 +160,20 @@ impl Units {
     /// Fills pools that are in use and run low, so that no change has to wait for that. A full LUN is no error: who needs a unit is told.
     pub async fn top_up(&self, blocks: &super::blocks::Blocks) -> Result<(), FsError> {
         let pools: Vec<_> = self.pools.borrow().iter().map(|(lun, pool)| (*lun, pool.clone())).collect();
+        let mut result = Ok(());
         for (lun, pool) in pools {
+            if self.context.is_lost(lun) {
+                continue;
+            }
             let mut pool = pool.lock().await;
             if pool.len() < LOW
                 && let Err(error) = self.refill(blocks, lun, Purpose::Normal, &mut pool).await
                 && error.kind() != FsErrorKind::NoSpace
             {
-                return Err(error);
+                result = result.and(Err(error));
             }
         }
-        Ok(())
+        result
     }
 
     async fn refill(
@@ -458,22 +462,39 @@ impl Units {
     }
 
     /// Gives all units of the own pool back, also those that an error left outside it: the slot is about to be left, and nothing is
-    /// being changed any more.
+    /// being changed any more. What fails on one LUN holds up no other; on a lost one nothing is tried.
     pub async fn drain_pools(&self) -> Result<(), FsError> {
         let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
         for pool in pools {
             pool.lock().await.clear();
         }
         let places: Vec<TablePlace> = self.taken_from.borrow().values().copied().collect();
+        let mut result = Ok(());
         for place in places {
-            let mine = pooled(self.context.own_slot(place.at.lun)?);
-            let edited = self.tables.edit(place, |table| {
-                table.entries.iter_mut().filter(|entry| **entry == mine).for_each(|entry| *entry = TableEntry::FREE);
-                Ok(())
-            });
-            edited.await?;
-            self.taken_from.borrow_mut().remove(&place.at);
+            match self.drain(place).await {
+                Ok(()) => drop(self.taken_from.borrow_mut().remove(&place.at)),
+                Err(error) => {
+                    if let Ok(member) = self.context.member(place.at.lun) {
+                        member.set_unresolved();
+                    }
+                    result = result.and(Err(error));
+                }
+            }
         }
+        result
+    }
+
+    async fn drain(&self, place: TablePlace) -> Result<(), FsError> {
+        let lun = place.at.lun;
+        if self.context.is_lost(lun) {
+            return Err(FsError::MissingLun { lun });
+        }
+        let mine = pooled(self.context.own_slot(lun)?);
+        let edited = self.tables.edit(place, |table| {
+            table.entries.iter_mut().filter(|entry| **entry == mine).for_each(|entry| *entry = TableEntry::FREE);
+            Ok(())
+        });
+        edited.await?;
         Ok(())
     }
 

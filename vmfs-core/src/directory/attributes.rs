@@ -26,6 +26,16 @@ impl Names {
     /// The object of a name.
     pub async fn lookup(&self, directory: ObjectRef, name: &[u8]) -> Result<Stat, FsError> {
         check_new_name(name)?;
+        match self.lookup_in(directory, name).await {
+            Ok(stat) => Ok(stat),
+            Err(error) if error.kind() == FsErrorKind::NotFound => {
+                self.lookup_unnamed(directory.fd, name).await?.ok_or(error)
+            }
+            Err(error) => self.lookup_rebuilt(directory, name, error).await,
+        }
+    }
+
+    async fn lookup_in(&self, directory: ObjectRef, name: &[u8]) -> Result<Stat, FsError> {
         let parent = self.load_directory(directory).await?;
         match self.resolve(&parent, name).await?.meaning {
             Meaning::Object { child, .. } => Ok(self.stat_object(child.object())),
@@ -35,7 +45,10 @@ impl Names {
 
     /// Attributes of an object.
     pub async fn stat(&self, object: ObjectRef) -> Result<Stat, FsError> {
-        Ok(self.stat_object(&*self.objects.load(object).await?))
+        match self.objects.load(object).await {
+            Ok(object) => Ok(self.stat_object(&object)),
+            Err(error) => self.stat_rebuilt(object, error).await,
+        }
     }
 
     /// What an object is, by its newest image known here.

@@ -45,7 +45,14 @@ impl Names {
         let _guard = self.lock_directories(&[directory.fd]).await;
         let known = match self.objects.known(directory.fd) {
             // What is known of the directory is as good as a look: the commit goes from that image only.
-            Some(known) if known.reference() == directory && is_live_directory(&known) => Found::new(known, directory),
+            // But of one on a lost LUN: a child would be made in vain.
+            Some(known)
+                if known.reference() == directory
+                    && is_live_directory(&known)
+                    && !self.context.is_lost(directory.fd.lun()) =>
+            {
+                Found::new(known, directory)
+            }
             _ => self.load_directory(directory).await?,
         };
         let mut child: Option<Rc<Object>> = None;
@@ -179,7 +186,7 @@ impl Names {
             name: name.to_vec(),
         };
         let luns = spec.luns.unwrap_or_else(|| self.all_luns());
-        let mut full = None;
+        let mut refused = None;
         for lun in self.luns_to_try(spec.prefer.unwrap_or(directory.lun()), &luns) {
             let new = NewObject {
                 parent: directory.fd,
@@ -191,24 +198,30 @@ impl Names {
                 lun,
             };
             match self.objects.create(new).await {
-                Err(error) if error.kind() == FsErrorKind::NoSpace => full = full.or(Some(error)),
+                // Full, or it does not answer: then what the attempt made after all is recovery's.
+                Err(error) if matches!(error.kind(), FsErrorKind::NoSpace | FsErrorKind::Io) => {
+                    refused = refused.or(Some(error));
+                }
                 made => return made,
             }
         }
-        Err(full.unwrap_or(FsError::MissingLun { lun: directory.lun() }))
+        Err(refused.unwrap_or(FsError::MissingLun { lun: directory.lun() }))
     }
 
-    /// The LUNs on which a new object may be made: the preferred one, then the others, the one with the most free space first.
+    /// The LUNs on which a new object may be made: the preferred one, then the others, the one with the most free space first. Lost
+    /// ones are none of them.
     fn luns_to_try(&self, prefer: LunIndex, allowed: &LunSet) -> Vec<LunIndex> {
-        let mut others: Vec<LunIndex> = self.context.members().iter().map(|member| member.index).collect();
+        let mut others = self.context.luns_at_hand();
         others.retain(|lun| *lun != prefer && allowed.contains(*lun));
         others.sort_by_key(|lun| std::cmp::Reverse(self.objects.space().blocks.count(*lun).free));
-        [prefer].into_iter().chain(others).collect()
+        let prefer = (others.is_empty() || !self.context.is_lost(prefer)).then_some(prefer);
+        prefer.into_iter().chain(others).collect()
     }
 
+    /// The LUNs that a new object may use: those at hand. One that is lost now would hold up whoever takes the object's lock over.
     fn all_luns(&self) -> LunSet {
         let mut all = LunSet::default();
-        self.context.members().iter().for_each(|member| all.insert(member.index));
+        self.context.luns_at_hand().into_iter().for_each(|lun| all.insert(lun));
         all
     }
 

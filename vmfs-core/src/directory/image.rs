@@ -200,6 +200,11 @@ impl Names {
         }
     }
 
+    /// The entry of a name in a directory, whatever stands behind it.
+    pub(super) async fn entry_in(&self, directory: &Found, name: &[u8]) -> Result<Option<Dirent>, FsError> {
+        Ok(self.entry_of(directory, name).await?.1)
+    }
+
     /// After `error` at an image: refreshes; Ok when the directory has changed, so that it is to be read again.
     pub(super) async fn changed_since(&self, directory: &Found, image: &Image, error: FsError) -> Result<(), FsError> {
         if error.kind() != FsErrorKind::Corrupt {

@@ -8,7 +8,11 @@ use super::names::Names;
 use super::tree;
 use crate::error::FsError;
 use crate::format::dirent::{Dirent, ObjectRef};
+use crate::object::{Image, Object};
 use crate::volume::DirEntry;
+
+/// Entries taken from a directory at a time.
+const ENTRIES: usize = 1024;
 
 impl Names {
     /// Up to `limit` entries behind `cookie`; fewer only at the end.
@@ -18,6 +22,45 @@ impl Names {
         cookie: u64,
         limit: usize,
     ) -> Result<Vec<DirEntry>, FsError> {
+        match self.list(directory, cookie, limit).await {
+            Ok(mut listed) => {
+                self.add_unnamed(directory.fd, cookie, limit, &mut listed).await?;
+                Ok(listed)
+            }
+            Err(error) => self.list_rebuilt(directory.fd, cookie, limit, error).await,
+        }
+    }
+
+    /// All entries of a directory that can be read, whatever stands behind them.
+    pub(crate) async fn entries_of(&self, directory: ObjectRef) -> Result<Vec<Dirent>, FsError> {
+        let object = self.load_directory(directory).await?;
+        let (mut all, mut cookie) = (Vec::new(), 0);
+        loop {
+            let entries = self.entries_behind(&object, cookie, ENTRIES).await?;
+            let ended = entries.len() < ENTRIES;
+            for (own, entry) in entries {
+                cookie = own;
+                all.push(entry);
+            }
+            if ended {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Whether a directory, whose body can be read, has units on a lost LUN.
+    pub(crate) async fn has_lost_unit(&self, directory: &Object, image: &Image) -> Result<bool, FsError> {
+        // What was read before the loss says nothing.
+        self.cache.borrow_mut().clear();
+        let units = self.units_of(directory.fd, image);
+        match tree::walk(&units, &image.body.content, 0, |_| true).await {
+            Err(error) if self.context.is_loss(&error) => Ok(true),
+            // Damage is no loss, and what has changed meanwhile is not known to be one.
+            Ok(()) | Err(_) => Ok(false),
+        }
+    }
+
+    async fn list(&self, directory: ObjectRef, cookie: u64, limit: usize) -> Result<Vec<DirEntry>, FsError> {
         let object = self.load_directory(directory).await?;
         let mut listed = Vec::new();
         let mut cookie = cookie;

@@ -8,6 +8,7 @@
 //! image      reads entries of one directory image, believes them by the child's root cell
 //! commit     applies edits to a directory in one commit
 //! marks      finishes or undoes what a removal or a move left half done
+//! rebuilt    names of directories that are lost, from what their children say
 //! create remove rename moving list attributes                       the operations
 //! ```
 
@@ -21,6 +22,7 @@ mod mend;
 mod moving;
 mod name_set;
 mod names;
+mod rebuilt;
 mod recover;
 mod remove;
 mod rename;

@@ -3,8 +3,11 @@
 //! Must not know: the checks of rename(2) beyond those of a move.
 //!
 //! First the child is read; second a pending entry is committed to the new directory, and the old one is read again; third the child's
-//! root cell gets the new parent and a new link; fourth the old entry goes and the pending one becomes plain. A loss at the third step
+//! root cell gets the new parent and a new link, and its body the new name as a hint; fourth the old entry goes and the pending one becomes plain. A loss at the third step
 //! begins again at the first, and the second is then done again too: a host that cancels the pending entry relies on it (`marks`).
+//!
+//! Out of a directory that is lost the same move goes without looking at the old entry. Whoever removes the child or moves it changes its
+//! root cell first, so only a rename within that directory, by a host that still sees it, can be passed over; its entry is dead then.
 
 use std::rc::Rc;
 
@@ -14,6 +17,7 @@ use super::rename::{Ends, Outcome, Rename};
 use super::tidy::Unfinished;
 use super::tree::Edit;
 use crate::error::{FsError, FsErrorKind};
+use crate::format::body::Body;
 use crate::format::dirent::{Dirent, ObjectRef};
 use crate::format::root_cell::{HoldMode, RootCell};
 use crate::object::{Change, Committed, HolderInfo, Image};
@@ -27,7 +31,9 @@ impl Names {
     ) -> Result<Outcome, FsError> {
         // Both directories are places where a death may leave an entry behind.
         self.objects.space().roots.note(rename.to.fd).await?;
-        self.objects.space().roots.note(rename.from.fd).await?;
+        if let Some(from) = rename.from {
+            self.objects.space().roots.note(from.fd).await?;
+        }
         let mut patience = self.patience();
         let mut pending = None;
         let result = self.move_loop(rename, marked, &mut pending, &mut patience).await;
@@ -79,13 +85,17 @@ impl Names {
             }
             *pending = Some(entry.clone());
             // The pending entry was written after the child was read; that the old name still means the child is read now.
-            self.objects.refresh(rename.from).await?;
-            if !self.still_named(rename, before).await? {
-                continue;
+            if let Some(from) = rename.from {
+                self.objects.refresh(from).await?;
+                if !self.still_named(from, rename.name, before).await? {
+                    continue;
+                }
             }
             let to = rename.to.fd;
             let root: Box<dyn FnOnce(&mut RootCell)> = Box::new(move |root| root.parent = Some(to));
-            let change = Change { root: Some(root), relink: true, ..Change::default() };
+            let mut body = Body::clone(&known.body);
+            body.attributes.name = rename.new_name.to_vec();
+            let change = Change { body: Some(body), root: Some(root), relink: true, ..Change::default() };
             let committed = self.objects.commit(&ends.child, &known, change).await?;
             if !matches!(committed, Committed::Done) && !self.moved_by_me(rename, &ends.child, &entry).await? {
                 patience.lost(rename.name).await?;
@@ -110,11 +120,7 @@ impl Names {
             return self.ends(rename, marked, patience).await;
         };
         let new = self.resolve(rename.to, rename.new_name).await?;
-        let old = self.resolve_settled(rename.from, rename.name, marked, patience).await?;
-        let Meaning::Object { entry, child } = old.meaning else {
-            return Err(super::names::not_found(rename.name));
-        };
-        super::commit::expect_live(&old.image)?;
+        let (entry, child, _) = self.old_end(rename, marked, patience).await?;
         super::commit::expect_live(&new.image)?;
         let target = match new.meaning {
             Meaning::Object { entry, child } if entry == *own && own.pending == Some(Some(child.reference())) => {
@@ -188,8 +194,8 @@ impl Names {
         }
     }
 
-    async fn still_named(&self, rename: Rename<'_>, child: ObjectRef) -> Result<bool, FsError> {
-        let found = self.resolve(rename.from, rename.name).await?;
+    async fn still_named(&self, from: &Found, name: &[u8], child: ObjectRef) -> Result<bool, FsError> {
+        let found = self.resolve(from, name).await?;
         Ok(matches!(found.meaning, Meaning::Object { child: found, .. } if found.reference() == child))
     }
 
@@ -216,8 +222,15 @@ impl Names {
         before: ObjectRef,
         patience: &mut Patience,
     ) {
-        if !self.replace_entry(rename.from, rename.name, before, None, patience).await {
-            self.leave_for_later(Unfinished::Entry { directory: rename.from.reference(), name: rename.name.to_vec() });
+        let taken = match rename.from {
+            Some(from) => self.replace_entry(from, rename.name, before, None, patience).await,
+            None => {
+                self.forget_orphan(rename.old.fd, rename.name).await;
+                false
+            }
+        };
+        if !taken {
+            self.leave_for_later(Unfinished::Entry { directory: rename.old, name: rename.name.to_vec() });
         }
         let plain = Dirent { pending: None, ..entry.clone() };
         let settled = self.replace_entry(rename.to, rename.new_name, entry.child, Some(plain), patience).await;

@@ -3,7 +3,7 @@
 //! Must not know: what an operation does.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -11,11 +11,12 @@ use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::image::UnitCache;
+use super::rebuilt::Rebuilt;
 use super::tidy::Unfinished;
 use crate::context::Context;
 use crate::env::Env;
 use crate::error::{FsError, FsErrorKind};
-use crate::format::dirent::{MAX_NAME, is_name};
+use crate::format::dirent::{MAX_NAME, ObjectRef, is_name};
 use crate::object::{Object, Objects};
 use crate::units::FdId;
 
@@ -40,6 +41,12 @@ pub struct Names {
     pub(super) removed: RefCell<Vec<Rc<Object>>>,
     /// Objects used lately, which the table of objects would forget: a directory is not read anew for each name.
     pub(super) recent: RefCell<Recent>,
+    /// The root directory.
+    pub(super) root: FdId,
+    /// Names of lost directories, made when one is asked for.
+    pub(super) rebuilt: Mutex<Option<Rc<Rebuilt>>>,
+    /// Last known names that the bodies of renamed objects are still to be given.
+    pub(super) hints: RefCell<BTreeMap<FdId, (ObjectRef, Vec<u8>)>>,
     locks: RefCell<HashMap<FdId, Weak<Mutex<()>>>>,
 }
 
@@ -47,8 +54,8 @@ pub struct Names {
 pub(super) type DirectoryGuard = OwnedMutexGuard<()>;
 
 impl Names {
-    /// Names over these objects.
-    pub fn new(objects: Rc<Objects>) -> Names {
+    /// Names over these objects, below this root directory.
+    pub fn new(objects: Rc<Objects>, root: FdId) -> Names {
         Names {
             context: objects.context().clone(),
             objects,
@@ -57,6 +64,9 @@ impl Names {
             tidying: Mutex::default(),
             removed: RefCell::default(),
             recent: RefCell::default(),
+            root,
+            rebuilt: Mutex::default(),
+            hints: RefCell::default(),
             locks: RefCell::default(),
         }
     }

@@ -11,6 +11,7 @@ use super::remove::Removal;
 use super::tree::Edit;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::dirent::{Dirent, ObjectRef};
+use crate::format::root_cell::ObjectState;
 use crate::object::{Committed, Image};
 use crate::units::FdId;
 use crate::volume::{RenameFlags, Renamed};
@@ -30,7 +31,10 @@ pub(super) struct Ends {
 /// Names and directories of a rename.
 #[derive(Clone, Copy)]
 pub(super) struct Rename<'a> {
-    pub from: &'a Found,
+    /// The old directory; none: it is lost, and its names are the rebuilt ones.
+    pub from: Option<&'a Found>,
+    /// What the old directory is called by.
+    pub old: ObjectRef,
     pub name: &'a [u8],
     pub to: &'a Found,
     pub new_name: &'a [u8],
@@ -73,12 +77,18 @@ impl Names {
             };
             let locked: Vec<_> = [directory.fd, new_directory.fd].into_iter().chain(replaced).collect();
             let _guards = self.lock_directories(&locked).await;
-            let from = self.load_directory(directory).await?;
-            let to = if new_directory == directory { from.clone() } else { self.load_directory(new_directory).await? };
-            let rename =
-                Rename { from: &from, name, to: &to, new_name, no_replace: flags.no_replace, locked: replaced };
+            let from = match self.load_directory(directory).await {
+                Err(error) if new_directory != directory && self.context.is_loss(&error) => None,
+                found => Some(found?),
+            };
+            let to = match &from {
+                Some(from) if new_directory == directory => from.clone(),
+                _ => self.load_directory(new_directory).await?,
+            };
+            let (from, no_replace) = (from.as_ref(), flags.no_replace);
+            let rename = Rename { from, old: directory, name, to: &to, new_name, no_replace, locked: replaced };
             let mut marked = None;
-            let result = if from.fd == to.fd {
+            let result = if directory.fd == to.fd {
                 self.rename_within(rename, &mut marked).await
             } else {
                 self.move_across(rename, &mut marked).await
@@ -100,20 +110,50 @@ impl Names {
         patience: &mut Patience,
     ) -> Result<Option<Ends>, FsError> {
         let new = self.resolve_settled(rename.to, rename.new_name, marked, patience).await?;
-        let old = self.resolve_settled(rename.from, rename.name, marked, patience).await?;
-        if rename.from.fd == rename.to.fd && !Rc::ptr_eq(&old.image, &new.image) {
+        let (entry, child, image) = self.old_end(rename, marked, patience).await?;
+        if rename.old.fd == rename.to.fd && !image.is_some_and(|image| Rc::ptr_eq(&image, &new.image)) {
             return Ok(None);
         }
-        let Meaning::Object { entry, child } = old.meaning else {
-            return Err(not_found(rename.name));
-        };
-        expect_live(&old.image)?;
         expect_live(&new.image)?;
         let target = match new.meaning {
             Meaning::Object { child, .. } => Some(child),
             _ => None,
         };
         Ok(Some(Ends { to: new.image, entry, child, target }))
+    }
+
+    /// The object that has the old name, and the image of the old directory, if that can be read.
+    pub(super) async fn old_end(
+        &self,
+        rename: Rename<'_>,
+        marked: Option<ObjectRef>,
+        patience: &mut Patience,
+    ) -> Result<(Dirent, Found, Option<Rc<Image>>), FsError> {
+        let Some(from) = rename.from else {
+            let (entry, child) = self.old_end_of_lost(rename).await?;
+            return Ok((entry, child, None));
+        };
+        let old = self.resolve_settled(from, rename.name, marked, patience).await?;
+        let Meaning::Object { entry, child } = old.meaning else {
+            return Err(not_found(rename.name));
+        };
+        expect_live(&old.image)?;
+        Ok((entry, child, Some(old.image)))
+    }
+
+    /// The same in a lost directory. Whether a removal that was begun there took the name nobody can tell.
+    async fn old_end_of_lost(&self, rename: Rename<'_>) -> Result<(Dirent, Found), FsError> {
+        let lun = rename.old.fd.lun();
+        let Some((entry, child)) = self.find_orphan(rename.old.fd, rename.name).await? else {
+            return Err(FsError::MissingLun { lun });
+        };
+        match child.image()?.root.state {
+            ObjectState::Live | ObjectState::Creating(_) => Ok((entry, child)),
+            _ => {
+                let cause = format!("it was about to be removed, and its directory is lost with {lun}");
+                Err(refused(FsErrorKind::Io, rename.name, &cause))
+            }
+        }
     }
 
     /// The checks of rename(2) on an object that has the new name.
@@ -195,6 +235,7 @@ impl Names {
             match self.commit_edits(rename.to, &ends.to, &edits, &patience).await? {
                 Committed::Done => {
                     let reference = ends.child.reference();
+                    self.hint_later(reference, rename.new_name);
                     *marked = None;
                     if let Some(target) = ends.target {
                         self.finish_removal(target.object());
@@ -236,6 +277,7 @@ impl Names {
                 }
             }
         }
+        self.hint_later(child, rename.new_name);
         Ok(Some(Renamed { before: child, after: child, replaced }))
     }
 

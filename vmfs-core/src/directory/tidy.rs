@@ -7,9 +7,11 @@ use super::marks::Decided;
 use super::names::Names;
 use super::tree::Edit;
 use crate::error::{FsError, FsErrorKind};
+use crate::format::body::Body;
 use crate::format::dirent::ObjectRef;
 use crate::format::root_cell::ObjectState;
-use crate::object::Committed;
+use crate::object::{Change, Committed};
+use crate::units::LunIndex;
 
 /// Something that an operation left behind.
 #[derive(Clone)]
@@ -23,6 +25,16 @@ pub(super) enum Unfinished {
 }
 
 impl Unfinished {
+    /// The LUNs that finishing it needs.
+    fn luns(&self) -> Vec<LunIndex> {
+        match self {
+            Unfinished::Mark { parent, child } | Unfinished::Created { parent, child } => {
+                vec![parent.fd.lun(), child.fd.lun()]
+            }
+            Unfinished::Entry { directory, .. } => vec![directory.fd.lun()],
+        }
+    }
+
     fn is(&self, other: &Unfinished) -> bool {
         match (self, other) {
             (Unfinished::Mark { child: a, .. }, Unfinished::Mark { child: b, .. })
@@ -43,17 +55,59 @@ impl Names {
         }
     }
 
+    /// An object has a new name: its body is told later. That is a hint for when its directory is lost.
+    pub(super) fn hint_later(&self, object: ObjectRef, name: &[u8]) {
+        self.hints.borrow_mut().insert(object.fd, (object, name.to_vec()));
+    }
+
+    /// Tells the bodies of renamed objects their names. What another host has locked, or what is gone, keeps the old one.
+    async fn freshen_hints(&self) {
+        let hints = self.hints.take();
+        for (fd, (object, name)) in hints {
+            let outcome = if self.context.is_lost(fd.lun()) {
+                Err(FsError::MissingLun { lun: fd.lun() })
+            } else {
+                self.set_hint(object, &name).await
+            };
+            if outcome.is_err_and(|error| error.kind() == FsErrorKind::Io) {
+                self.hints.borrow_mut().entry(fd).or_insert((object, name));
+            }
+        }
+    }
+
+    async fn set_hint(&self, what: ObjectRef, name: &[u8]) -> Result<(), FsError> {
+        let object = Found::new(self.objects.load(what).await?, what);
+        let mut patience = self.patience();
+        loop {
+            let image = object.image()?;
+            if image.body.attributes.name == name {
+                return Ok(());
+            }
+            let mut body = Body::clone(&image.body);
+            body.attributes.name = name.to_vec();
+            match self.objects.commit(&object, &image, Change { body: Some(body), ..Change::default() }).await? {
+                Committed::Done => return Ok(()),
+                Committed::Lost | Committed::Overtaken => patience.lost(name).await?,
+            }
+        }
+    }
+
     /// How much waits to be tidied.
     pub fn unfinished(&self) -> usize {
         self.unfinished.borrow().len()
     }
 
-    /// Tries once to finish what is listed; what fails stays listed. Gives the last error.
+    /// Tries once to finish what is listed, but what needs a lost LUN; what fails stays listed. Gives the last error.
     pub async fn tidy(&self) -> Result<(), FsError> {
         let _one = self.tidying.lock().await;
+        self.freshen_hints().await;
         let list = std::mem::take(&mut *self.unfinished.borrow_mut());
         let mut result = Ok(());
         for what in list {
+            if what.luns().into_iter().any(|lun| self.context.is_lost(lun)) {
+                self.leave_for_later(what);
+                continue;
+            }
             match self.finish(&what).await {
                 Ok(()) => {}
                 // The directory or the object is gone, and with it what was left there.

@@ -2,8 +2,12 @@
 //! Promises: areas never overlap; every address is a multiple of 4096 bytes except inside tables and containers.
 //! Must not know: the contents of any cell.
 
-use crate::units::{BlockNo, BlockSize, CellAddress, CellSize, FdId, LunIndex, SLOTS, SlotId, UNIT_BYTES, UnitAddress};
+use crate::units::{
+    BlockNo, BlockSize, CellAddress, CellSize, FdId, Link, LunIndex, SLOTS, SlotId, UNIT_BYTES, UnitAddress,
+};
 
+/// `link` of the root directory: it is made once and never moves.
+pub const ROOT_LINK: Link = Link(1);
 /// The first MiB of a LUN is never written.
 pub const UNTOUCHED_BYTES: u64 = 1 << 20;
 /// Header cell.

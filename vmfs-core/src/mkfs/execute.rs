@@ -16,7 +16,7 @@ use crate::format::body::{Attributes, Body, Content};
 use crate::format::header::{LunHeader, MemberState};
 use crate::format::heartbeat::Heartbeat;
 use crate::format::layout::{
-    ARENA_OFFSET, FIXED_STRIDE, HEADER_COPY_OFFSET, HEADER_OFFSET, HEARTBEAT_OFFSET, entries_per_cell,
+    ARENA_OFFSET, FIXED_STRIDE, HEADER_COPY_OFFSET, HEADER_OFFSET, HEARTBEAT_OFFSET, ROOT_LINK, entries_per_cell,
 };
 use crate::format::member::Member;
 use crate::format::root_cell::{HoldMode, LockRecord, LunSet, ObjectFlags, ObjectState, ObjectType, RootCell, Unclean};
@@ -35,8 +35,6 @@ const CHUNK: usize = 4 << 20;
 const FIRST_FD_CONTAINER: BlockNo = BlockNo::new(0).unwrap();
 /// Block of the first LUN that holds the first units.
 const FIRST_UNIT_CONTAINER: BlockNo = BlockNo::new(1).unwrap();
-/// `link` of the root directory: created once, never moved.
-const ROOT_LINK: Link = Link(1);
 
 /// How far mkfs is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -110,24 +110,32 @@ impl Objects {
 
     /// A unit on `prefer`, else on another LUN of the set. Before there is none, what commits have dropped is given back.
     async fn take_unit(&self, prefer: LunIndex, luns: &LunSet, purpose: Purpose) -> Result<FreshUnit, FsError> {
-        if self.deferred() >= TIDY_FROM {
-            self.tidy().await?;
+        if self.deferred_at_hand() >= TIDY_FROM {
+            self.tidy_aside().await;
         }
         let mut refused = None;
         for tidied in [false, true] {
             if tidied {
-                self.tidy().await?;
+                self.tidy_aside().await;
             }
             for lun in std::iter::once(prefer).chain(luns.iter().filter(|lun| *lun != prefer)) {
                 match self.space.units.take(&self.space.blocks, lun, purpose).await {
                     Err(error) if error.kind() == FsErrorKind::NoSpace => refused = refused.or(Some(error)),
                     // A LUN that is not there cannot help; the preferred one has to be.
                     Err(FsError::MissingLun { .. }) if lun != prefer => {}
+                    Err(error) if lun != prefer && error.kind() == FsErrorKind::Io => {}
                     other => return other,
                 }
             }
         }
         Err(refused.expect("the preferred LUN was refused"))
+    }
+
+    /// Gives back what commits dropped; that this fails on some LUN is no matter to a change on another.
+    async fn tidy_aside(&self) {
+        if let Err(error) = self.tidy().await {
+            tracing::warn!(%error, "what commits dropped is given back later");
+        }
     }
 
     /// Gives prepared units back that were not committed and not written.

@@ -132,6 +132,10 @@ impl Objects {
         let doubtful = std::mem::take(&mut *self.doubtful_locks.borrow_mut());
         let mut result = Ok(());
         for fd in doubtful {
+            if self.context.is_lost(fd.lun()) {
+                self.doubtful_locks.borrow_mut().insert(fd);
+                continue;
+            }
             let released = match self.load_any(fd).await {
                 Ok(object) => self.unlock_unless_held(&object).await,
                 Err(error) => Err(error),

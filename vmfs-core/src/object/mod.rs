@@ -7,12 +7,14 @@ mod commit;
 mod hand_over;
 mod load;
 mod lock;
+mod survey;
 mod takeover;
 mod unlink;
 
 pub use commit::{Change, Committed, NewObject, RootEdit};
 pub(crate) use hand_over::Handed;
 pub use lock::HolderInfo;
+pub(crate) use survey::Surveyed;
 
 use std::cell::{Cell as StdCell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -154,22 +156,28 @@ impl Objects {
         self.dropped.borrow().len()
     }
 
-    /// Gives back what commits dropped. Call it now and then, and before leaving. What certainly failed stays on the list.
+    /// Those of them that do not lie on a lost LUN.
+    pub fn deferred_at_hand(&self) -> usize {
+        let at_hand = self.context.luns_at_hand();
+        self.dropped.borrow().iter().filter(|unit| at_hand.contains(&unit.at.lun)).count()
+    }
+
+    /// Gives back what commits dropped, but what lies on lost LUNs. Call it now and then, and before leaving. What certainly failed
+    /// stays on the list, and holds up nothing else.
     pub async fn tidy(&self) -> Result<(), FsError> {
         let _one = self.tidying.lock().await;
-        loop {
-            let batch: Vec<UnitUse> = {
-                let mut dropped = self.dropped.borrow_mut();
-                let rest = dropped.len().saturating_sub(TIDY_BATCH);
-                dropped.split_off(rest)
-            };
-            if batch.is_empty() {
-                return Ok(());
-            }
-            let (unchanged, result) = self.space.units.recycle(&batch).await;
+        let at_hand = self.context.luns_at_hand();
+        let (mut rest, kept): (Vec<UnitUse>, Vec<UnitUse>) =
+            self.dropped.take().into_iter().partition(|unit| at_hand.contains(&unit.at.lun));
+        self.dropped.borrow_mut().extend(kept);
+        let mut result = Ok(());
+        while !rest.is_empty() {
+            let batch = rest.split_off(rest.len().saturating_sub(TIDY_BATCH));
+            let (unchanged, outcome) = self.space.units.recycle(&batch).await;
             self.dropped.borrow_mut().extend(unchanged);
-            result?;
+            result = result.and(outcome);
         }
+        result
     }
 
     /// Notes units that nothing reaches any more.

@@ -88,8 +88,18 @@ impl Objects {
                     continue;
                 }
             };
+            let slots = match slot::read_slots(&self.context.io, &member.lun, lun).await {
+                Ok(slots) => slots,
+                // No more does it say anything of one that does not answer. On the lock's own LUN there is nothing to be had at all.
+                Err(error) if lun == lock_lun => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(%lun, %error, "whether the holder of a lock is gone cannot be seen while the LUN is lost");
+                    may_live = true;
+                    continue;
+                }
+            };
             let mut proven_here = false;
-            for (number, found) in slot::read_slots(&self.context.io, &member.lun, lun).await?.into_iter().enumerate() {
+            for (number, found) in slots.into_iter().enumerate() {
                 let number = SlotId(number as u8);
                 let is_locks = lun == lock_lun && number == holder.slot.slot;
                 let Ok((cell, heartbeat)) = found else {

@@ -123,7 +123,13 @@ async fn scan(inner: &Rc<Inner>, member: &Rc<Member>) {
             return;
         }
         match inner.objects.space().blocks.scan(member.index, from, SCAN_CELLS).await {
-            Ok(next) => from = next.unwrap_or(0),
+            Ok(next) => {
+                from = next.unwrap_or(0);
+                // Nothing else is asked of a LUN all the time when it is not written to.
+                if inner.info.read_only {
+                    inner.context.note_answer(member);
+                }
+            }
             Err(error) => {
                 tracing::warn!(lun = member.lun.name(), %error, "free space could not be counted");
                 from = 0;

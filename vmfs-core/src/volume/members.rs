@@ -16,6 +16,7 @@ use crate::format::member::Member;
 use crate::format::{Cell, CellContext, CellKind, FormatError, cell};
 use crate::lun::Lun;
 use crate::units::{CellAddress, LunIndex, MAX_MEMBERS};
+use crate::volume::types::MissingLun;
 
 /// Features of `incompatible` that this code knows.
 const KNOWN_INCOMPATIBLE: u64 = 0;
@@ -44,16 +45,28 @@ fn refuse<T>(message: String) -> Result<T, FsError> {
     Err(FsError::refused(FsErrorKind::Invalid, message))
 }
 
-/// Reads the headers of all LUNs and checks that they are one whole volume. Sorted by index.
+/// Reads the headers of all LUNs and checks that they are one volume, a whole one unless `degraded`. Sorted by index; with them the
+/// members that are missing.
 pub(super) async fn probe_all(
     luns: Vec<Rc<dyn Lun>>,
     read_only: bool,
+    degraded: bool,
     tolerated: u64,
     env: &Rc<dyn Env>,
-) -> Result<Vec<Probed>, FsError> {
+) -> Result<(Vec<Probed>, Vec<MissingLun>), FsError> {
     let mut members: Vec<Probed> = Vec::with_capacity(luns.len());
+    let mut silent = None;
     for lun in luns {
-        let probed = probe(lun).await?;
+        let name = lun.name().to_owned();
+        let probed = match probe(lun).await {
+            // One that cannot be read is as good as one that is not there.
+            Err(error @ FsError::Lun(_)) if degraded => {
+                tracing::warn!(lun = name, %error, "mounted without a LUN that does not answer");
+                silent = silent.or(Some(error));
+                continue;
+            }
+            probed => probed?,
+        };
         check_against(&members, &probed)?;
         members.push(probed);
     }
@@ -61,6 +74,9 @@ pub(super) async fn probe_all(
         check_alone(member, read_only, tolerated)?;
     }
     let Some(first) = members.first() else {
+        if let Some(error) = silent {
+            return Err(error);
+        }
         return refuse("no LUN was given: name every LUN of the volume".to_owned());
     };
     let io = CellIo::new(first.context, env.clone());
@@ -74,9 +90,13 @@ pub(super) async fn probe_all(
             }
         }
     }
-    check_whole(&members, &table.into_values().collect::<Vec<_>>())?;
+    let table: Vec<Member> = table.into_values().collect();
+    let missing = missing_from(&members, &table)?;
+    if !missing.is_empty() && !degraded {
+        return refuse_incomplete(&members, &missing);
+    }
     members.sort_by_key(|member| member.header.lun_index);
-    Ok(members)
+    Ok((members, missing))
 }
 
 /// Reads the header of one LUN.
@@ -213,16 +233,11 @@ pub(super) fn check_alone(member: &Probed, read_only: bool, tolerated: u64) -> R
             lock_mode_name(lun.lock_mode())
         ));
     }
-    // An image file may be moved and copied; a device that is not the one that mkfs saw is a clone or an array snapshot.
     let (made, now) = (&header.identity, lun.identity());
-    if header.lock_mode == LockMode::CompareAndWrite
-        && !made.bytes().is_empty()
-        && !now.bytes().is_empty()
-        && *made != now
-        && !read_only
-    {
+    if !read_only && is_copy(made.bytes(), now.bytes()) {
         return refuse(format!(
-            "{name} is not the device that the volume was made on (then {}, now {}): it is a clone or a snapshot; mount it read-only",
+            "{name} is not the LUN that the volume was made on (then {}, now {}): it is a clone or a snapshot; mount it read-only, or \
+             make a volume of its own of the clones of all LUNs with vmfs resignature",
             String::from_utf8_lossy(made.bytes()),
             String::from_utf8_lossy(now.bytes())
         ));
@@ -257,6 +272,22 @@ pub(super) async fn refuse_features(members: &[Probed], tolerated: u64) -> Resul
     Ok(())
 }
 
+/// Whether a LUN that says `now` of itself is a copy of the one that said `made` when the volume was made: a device by its name or serial
+/// number, an image file by its inode in the same file system. What says nothing is not known, and an image file that lies on another
+/// file system than then, or on a device by now, has been moved: that the first one is still there nobody can tell.
+fn is_copy(made: &[u8], now: &[u8]) -> bool {
+    const FILE: &[u8] = b"file:";
+    let file_system =
+        |identity: &[u8]| identity.iter().rposition(|byte| *byte == b':').map(|end| identity[..end].to_vec());
+    match (made.strip_prefix(FILE), now.strip_prefix(FILE)) {
+        _ if made.is_empty() || now.is_empty() || made == now => false,
+        (None, None) => true,
+        // The number of a device that has no UUID on it may be another file system's after the next boot.
+        (Some(then), Some(inode)) => !then.starts_with(b"dev") && file_system(then) == file_system(inode),
+        _ => false,
+    }
+}
+
 fn lock_mode_name(mode: LockMode) -> &'static str {
     match mode {
         LockMode::SingleMachine => "file locks of a single machine",
@@ -287,8 +318,8 @@ pub(super) async fn member_table(io: &CellIo, on: &Rc<dyn Lun>, lun: LunIndex) -
     Ok(table)
 }
 
-/// Every member in use is there, and nothing else is.
-fn check_whole(members: &[Probed], table: &[Member]) -> Result<(), FsError> {
+/// Refuses LUNs that are no members in use; gives the members in use that are not there.
+fn missing_from(members: &[Probed], table: &[Member]) -> Result<Vec<MissingLun>, FsError> {
     for probed in members {
         let entry = table.iter().find(|member| member.index == probed.header.lun_index);
         let in_use = entry.is_some_and(|member| {
@@ -305,17 +336,52 @@ fn check_whole(members: &[Probed], table: &[Member]) -> Result<(), FsError> {
         }
     }
     let needed = table.iter().filter(|member| matches!(member.state, MemberState::Active | MemberState::Draining));
-    let missing: Vec<String> = needed
-        .filter(|member| members.iter().all(|probed| probed.header.lun_index != member.index))
-        .map(|member| {
-            let identity = String::from_utf8_lossy(member.identity.bytes()).into_owned();
-            let known_as = if identity.is_empty() { String::new() } else { format!(", {identity}") };
-            format!("{} (UUID {}, {} bytes{known_as})", member.index, member.lun_uuid, member.lun_bytes)
+    let missing =
+        needed.filter(|member| members.iter().all(|probed| probed.header.lun_index != member.index)).map(|member| {
+            MissingLun {
+                index: member.index,
+                uuid: member.lun_uuid,
+                bytes: member.lun_bytes,
+                identity: String::from_utf8_lossy(member.identity.bytes()).into_owned(),
+            }
+        });
+    Ok(missing.collect())
+}
+
+fn refuse_incomplete<T>(members: &[Probed], missing: &[MissingLun]) -> Result<T, FsError> {
+    let missing: Vec<String> = missing
+        .iter()
+        .map(|lun| {
+            let known_as = if lun.identity.is_empty() { String::new() } else { format!(", {}", lun.identity) };
+            format!("{} (UUID {}, {} bytes{known_as})", lun.index, lun.uuid, lun.bytes)
         })
         .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
     let volume = members[0].context.volume;
-    refuse(format!("volume {volume}: missing {}; name every LUN of the volume", missing.join(" and ")))
+    refuse(format!(
+        "volume {volume}: missing {}; name every LUN of the volume, or mount it with -o degraded to use what lies wholly on the others",
+        missing.join(" and ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_copy;
+
+    #[test]
+    fn a_lun_is_a_copy_when_it_is_certainly_another_thing_than_the_one_that_the_volume_was_made_on() {
+        for (made, now, copy) in [
+            ("wwid:naa.1", "wwid:naa.1", false),
+            ("wwid:naa.1", "wwid:naa.2", true),
+            ("serial:a", "wwid:naa.1", true),
+            ("", "wwid:naa.1", false),
+            ("wwid:naa.1", "", false),
+            ("file:00ff:12", "file:00ff:12", false),
+            ("file:00ff:12", "file:00ff:13", true),
+            ("file:00ff:12", "file:00ee:13", false),
+            ("file:dev1f:12", "file:dev1f:13", false),
+            ("file:00ff:12", "wwid:naa.1", false),
+        ] {
+            assert_eq!(is_copy(made.as_bytes(), now.as_bytes()), copy, "{made} {now}");
+        }
+    }
 }

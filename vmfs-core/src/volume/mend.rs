@@ -38,7 +38,7 @@ impl Volume {
         env: Rc<dyn Env>,
     ) -> Result<Volume, FsError> {
         let host = HostIdentity { host, boot: host, name: "fsck.vmfs".to_owned() };
-        let options = MountOptions { read_only: false, host, slot_hint: None };
+        let options = MountOptions { read_only: false, host, slot_hint: None, degraded: false };
         mount::mount_under_repair(luns, options, env, GatePage::in_process(), Rc::new(Embedded)).await
     }
 

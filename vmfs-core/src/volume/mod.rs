@@ -9,6 +9,7 @@
 //! ```
 
 mod adopt;
+mod affected;
 mod background;
 mod drops;
 pub(crate) mod dump;
@@ -28,8 +29,9 @@ pub(crate) mod words;
 pub use dump::DumpTarget;
 pub use membership::{LunFinder, WantedLun};
 pub use types::{
-    AttributeChange, BrokenLock, DirEntry, HostStatus, LockHolder, LunInfo, LunStatus, MountOptions, NewFile,
-    NewObjectSpec, RenameFlags, Renamed, Stat, StatFs, Takeover, VolumeInfo, VolumeStatus, WhyLocked,
+    Affected, AffectedObject, AttributeChange, BrokenLock, DirEntry, HostStatus, LockHolder, LostPart, LunInfo,
+    LunStatus, MissingLun, MountOptions, NewFile, NewObjectSpec, RenameFlags, Renamed, Stat, StatFs, Takeover,
+    VolumeInfo, VolumeStatus, WhyLocked,
 };
 
 use std::cell::{Cell, RefCell};
@@ -89,6 +91,8 @@ struct Inner {
     finder: RefCell<Option<Rc<dyn LunFinder>>>,
     /// Why members that are not there were not found.
     unfound: RefCell<BTreeMap<LunIndex, String>>,
+    /// Members that were missing at the mount.
+    missing: Vec<MissingLun>,
     /// Held while removed objects are freed.
     reaping: Mutex<()>,
     warnings: RefCell<Vec<String>>,
@@ -162,6 +166,11 @@ impl Volume {
     /// What does not change while the volume is mounted.
     pub fn info(&self) -> &VolumeInfo {
         &self.inner.info
+    }
+
+    /// The members that were missing at the mount and are still, ascending.
+    pub fn missing(&self) -> Vec<MissingLun> {
+        status::missing(&self.inner)
     }
 
     /// The members that are there, ascending.

@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::members::{self, Probed};
-use super::types::{MountOptions, VolumeInfo};
+use super::types::{MissingLun, MountOptions, VolumeInfo};
 use super::{Inner, Volume};
 use crate::alloc::Space;
 use crate::cas::CellIo;
@@ -18,6 +18,7 @@ use crate::file::Files;
 use crate::format::dirent::ObjectRef;
 use crate::format::header::BEING_REPAIRED;
 use crate::format::heartbeat::SlotState;
+use crate::format::layout::ROOT_LINK;
 use crate::format::root_cell::ObjectType;
 use crate::gate::GatePage;
 use crate::keeper::{Joining, SlotKeeper};
@@ -25,7 +26,7 @@ use crate::lease;
 use crate::lun::Lun;
 use crate::object::Objects;
 use crate::slot::{self, HostIdentity, OwnSlot};
-use crate::units::{LunIndex, SlotId};
+use crate::units::{FdId, LunIndex, SlotId};
 
 /// Table cells of each LUN that are counted before the mount is ready: 13,000 blocks with cells of 512 bytes.
 pub(super) const FIRST_SCAN_CELLS: usize = 512;
@@ -62,7 +63,7 @@ async fn mount_with(
     keeper: Rc<dyn SlotKeeper>,
     tolerated: u64,
 ) -> Result<Volume, FsError> {
-    let probed = members::probe_all(luns, options.read_only, tolerated, &env).await?;
+    let (probed, missing) = members::probe_all(luns, options.read_only, options.degraded, tolerated, &env).await?;
     let io = CellIo::new(probed[0].context, env.clone());
     let incarnation = if options.read_only { 0 } else { draw_incarnation(&env) };
     let (mut warnings, mut former) = (Vec::new(), Vec::new());
@@ -87,9 +88,10 @@ async fn mount_with(
         })
         .collect();
     let context = Rc::new(Context::new(io, members, gate, incarnation, options.read_only));
+    context.set_missing(missing.iter().map(|lun| lun.index));
     // They are watched from the start: nobody renews them.
     former.into_iter().for_each(|(lun, slot)| context.suspect(lun, slot));
-    match assemble(&context, &probed, &options, &keeper, warnings, info).await {
+    match assemble(&context, &probed, &options, &keeper, warnings, missing, info).await {
         Ok(volume) => Ok(volume),
         Err(error) => {
             for member in context.members() {
@@ -223,15 +225,12 @@ async fn assemble(
     options: &MountOptions,
     keeper: &Rc<dyn SlotKeeper>,
     warnings: Vec<String>,
+    missing: Vec<MissingLun>,
     info: impl Fn(ObjectRef) -> VolumeInfo,
 ) -> Result<Volume, FsError> {
     let space = Space::new(context);
     let objects = Objects::new(context.clone(), space.clone());
-    let root = objects.load_any(probed[0].header.root).await?;
-    if root.image().root.object_type != Some(ObjectType::Directory) {
-        let message = format!("the root directory {} is no directory; run fsck.vmfs", root.fd);
-        return Err(FsError::refused(FsErrorKind::Corrupt, message));
-    }
+    let root = find_root(&objects, probed[0].header.root).await?;
     for member in context.members() {
         space.blocks.scan(member.index, 0, FIRST_SCAN_CELLS).await?;
     }
@@ -239,10 +238,10 @@ async fn assemble(
     Ok(Volume {
         inner: Rc::new(Inner {
             context: context.clone(),
-            names: Rc::new(Names::new(objects.clone())),
+            names: Rc::new(Names::new(objects.clone(), root.fd)),
             objects,
             files,
-            info: info(root.reference()),
+            info: info(root),
             host: options.host.clone(),
             closing: Cell::new(false),
             left: Cell::new(false),
@@ -253,12 +252,26 @@ async fn assemble(
             membership: tokio::sync::Notify::new(),
             finder: RefCell::default(),
             unfound: RefCell::default(),
+            missing,
             reaping: tokio::sync::Mutex::new(()),
             warnings: RefCell::new(warnings),
             takeovers: RefCell::default(),
             others_let_go: RefCell::default(),
         }),
     })
+}
+
+/// The root directory. That it cannot be read because its LUN is missing is no reason not to mount: its names are rebuilt.
+async fn find_root(objects: &Rc<Objects>, fd: FdId) -> Result<ObjectRef, FsError> {
+    match objects.load_any(fd).await {
+        Ok(root) if root.image().root.object_type == Some(ObjectType::Directory) => Ok(root.reference()),
+        Ok(root) => {
+            let message = format!("the root directory {} is no directory; run fsck.vmfs", root.fd);
+            Err(FsError::refused(FsErrorKind::Corrupt, message))
+        }
+        Err(error) if objects.context().is_loss(&error) => Ok(ObjectRef { fd, link: ROOT_LINK }),
+        Err(error) => Err(error),
+    }
 }
 
 /// Closes, tidies and leaves. All steps are taken whatever fails; the first error is given.

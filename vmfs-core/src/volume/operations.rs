@@ -164,7 +164,9 @@ impl Inner {
         let _one = self.reaping.lock().await;
         let mut result = Ok(());
         for object in self.names.take_removed() {
-            if self.files.opened(object.fd).is_some() && !self.left.get() {
+            // One that lies on a lost LUN holds up none of the others.
+            let is_open = self.files.opened(object.fd).is_some() && !self.left.get();
+            if is_open || self.context.is_lost(object.lun()) {
                 self.names.keep_removed(object);
                 continue;
             }
@@ -187,10 +189,11 @@ impl Inner {
         self.objects.free(object).await
     }
 
-    /// The LUN with the most free space.
+    /// The LUN at hand with the most free space.
     pub(super) fn roomiest_lun(&self) -> Option<LunIndex> {
         let blocks = &self.objects.space().blocks;
-        self.context.members().iter().map(|m| m.index).max_by_key(|lun| (blocks.count(*lun).free, u8::MAX - lun.get()))
+        let at_hand = self.context.luns_at_hand();
+        at_hand.into_iter().max_by_key(|lun| (blocks.count(*lun).free, u8::MAX - lun.get()))
     }
 
     /// This host has lost its slot on a LUN: nothing is written any more, nothing that was remembered is believed.

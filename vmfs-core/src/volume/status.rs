@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use super::types::{HostStatus, LockHolder, LunInfo, LunStatus, StatFs, VolumeStatus, WhyLocked};
+use super::types::{Affected, HostStatus, LockHolder, LunInfo, LunStatus, MissingLun, StatFs, VolumeStatus, WhyLocked};
 use super::{Inner, explain};
 use crate::context::Member;
 use crate::error::FsError;
@@ -120,15 +120,26 @@ pub(super) async fn status(inner: &Rc<Inner>) -> VolumeStatus {
     for member in inner.context.members() {
         luns.push(lun_status(inner, &member, &mut warnings).await);
     }
+    let affected = super::affected::affected(inner).await.unwrap_or_else(|error| {
+        warnings.push(format!("what the lost LUNs hurt could not be found out: {error}"));
+        Affected { luns: inner.context.lost_luns(), objects: Vec::new(), cut: true }
+    });
     VolumeStatus {
         info: inner.info.clone(),
         luns,
+        affected,
+        missing: missing(inner),
         fenced: inner.context.over().map(|cause| cause.to_string()),
         keeper: (!inner.info.read_only).then(|| inner.keeper.describe()),
         unfinished: inner.names.unfinished() + inner.names.removed_count(),
         takeovers: inner.takeovers.borrow().clone(),
         warnings,
     }
+}
+
+/// The members that were missing at the mount and are still.
+pub(super) fn missing(inner: &Inner) -> Vec<MissingLun> {
+    inner.missing.iter().filter(|lun| inner.context.member(lun.index).is_err()).cloned().collect()
 }
 
 async fn lun_status(inner: &Inner, member: &Rc<Member>, warnings: &mut Vec<String>) -> LunStatus {
@@ -144,6 +155,7 @@ async fn lun_status(inner: &Inner, member: &Rc<Member>, warnings: &mut Vec<Strin
         hosts: Vec::new(),
         lease_left_ms,
         error: None,
+        lost: inner.context.is_lost(member.index),
     };
     let slots = match slot::read_slots(&inner.context.io, &member.lun, member.index).await {
         Ok(slots) => slots,

@@ -19,6 +19,8 @@ pub struct MountOptions {
     pub host: HostIdentity,
     /// Slot to take on every LUN when it is free; `None`: derived from the host's UUID.
     pub slot_hint: Option<SlotId>,
+    /// Mounts also when members are missing: what lies wholly on the others can be used.
+    pub degraded: bool,
 }
 
 /// What does not change while a volume is mounted.
@@ -59,6 +61,56 @@ pub struct LunInfo {
     pub state: MemberState,
     /// This host's slot there; `None` when read-only.
     pub slot: Option<SlotRef>,
+}
+
+/// A member that was not there when the volume was mounted, and is not there yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingLun {
+    /// Index in the volume.
+    pub index: LunIndex,
+    /// Identity.
+    pub uuid: Uuid,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// What the device said of itself; may be empty.
+    pub identity: String,
+}
+
+/// What of an object lies on a LUN that is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LostPart {
+    /// All of it, as far as anybody can tell: its root cell.
+    RootCell,
+    /// Attributes and content, or the root of the mapping.
+    Body,
+    /// Pointer blocks, inner units, buckets of a directory.
+    Units,
+    /// File data.
+    Blocks,
+}
+
+/// An object that a lost LUN hurts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AffectedObject {
+    /// Identity.
+    pub fd: FdId,
+    /// Type, if something that can be read tells it.
+    pub object_type: Option<ObjectType>,
+    /// What is lost; the most important part.
+    pub part: LostPart,
+    /// Path from the root, if all directories on it can be read.
+    pub path: Option<Vec<u8>>,
+}
+
+/// The objects that lost LUNs hurt. Those that only lost directories name are not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affected {
+    /// The lost LUNs.
+    pub luns: Vec<LunIndex>,
+    /// By path.
+    pub objects: Vec<AffectedObject>,
+    /// There may be more: the search was cut.
+    pub cut: bool,
 }
 
 /// Space and objects of a volume (statfs(2)).
@@ -283,6 +335,8 @@ pub struct LunStatus {
     pub lease_left_ms: u64,
     /// Why the LUN does not answer, if it does not.
     pub error: Option<String>,
+    /// It has answered nothing for so long that it is taken for lost.
+    pub lost: bool,
 }
 
 /// State of the volume, as `vmfs status` tells it.
@@ -290,8 +344,12 @@ pub struct LunStatus {
 pub struct VolumeStatus {
     /// The volume.
     pub info: VolumeInfo,
-    /// Its LUNs.
+    /// Its LUNs that are there.
     pub luns: Vec<LunStatus>,
+    /// Its members that are not there.
+    pub missing: Vec<MissingLun>,
+    /// What the loss of a LUN hurts; nothing while all are there.
+    pub affected: Affected,
     /// This host has lost a slot: nothing is written any more until the volume is mounted again.
     pub fenced: Option<String>,
     /// Who keeps this mount's slots; `None` when read-only.

@@ -26,7 +26,7 @@ pub(crate) async fn mount(world: &World, number: u32) -> Volume {
 
 pub(crate) fn mount_options(number: u32) -> MountOptions {
     let host = HostIdentity { host: Uuid([number as u8; 16]), boot: Uuid([1; 16]), name: format!("host{number}") };
-    MountOptions { read_only: false, host, slot_hint: None }
+    MountOptions { read_only: false, host, slot_hint: None, degraded: false }
 }
 
 /// As [`mount`], with up to `latency` for each command.

@@ -42,7 +42,7 @@ pub fn identity(number: u32) -> HostIdentity {
 }
 
 pub fn mount_options(number: u32) -> MountOptions {
-    MountOptions { read_only: false, host: identity(number), slot_hint: None }
+    MountOptions { read_only: false, host: identity(number), slot_hint: None, degraded: false }
 }
 
 /// Mounts on a host and lets its background run. The paths come back for faults.

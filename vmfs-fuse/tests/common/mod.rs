@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use vmfs_core::check::{Finding, check};
 use vmfs_core::env::Env;
 use vmfs_core::lun::{Lun, OpenLun, open_lun};
 use vmfs_core::mkfs::{self, MkfsOptions};
@@ -35,6 +36,27 @@ impl Images {
         }
         make_volume(&paths);
         Images { folder, paths }
+    }
+
+    /// LUNs that are there already, without a volume yet.
+    pub fn of_paths(paths: Vec<PathBuf>) -> Images {
+        let folder = tempfile::Builder::new().prefix("vmfs-fuse.").tempdir().unwrap();
+        Images { folder, paths }
+    }
+
+    /// Makes a volume of them.
+    pub fn format(&self) {
+        make_volume(&self.paths);
+    }
+
+    /// What the checker finds.
+    pub fn fsck(&self) -> Vec<String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let open = |path: &PathBuf| open_lun(path.to_str().unwrap(), OpenLun { read_only: true, ..OpenLun::default() });
+        let luns: Vec<Rc<dyn Lun>> = self.paths.iter().map(|path| open(path).unwrap()).collect();
+        let mut findings: Vec<Finding> = Vec::new();
+        runtime.block_on(check(&luns, &mut findings)).unwrap();
+        findings.iter().map(|finding| format!("{finding:?}")).collect()
     }
 
     /// The images as mount.vmfs wants them.

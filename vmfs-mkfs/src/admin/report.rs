@@ -3,7 +3,7 @@
 //! Must not know: where the facts come from.
 
 use serde::{Deserialize, Serialize};
-use vmfs_core::volume::{HostStatus, LunStatus, VolumeStatus};
+use vmfs_core::volume::{Affected as CoreAffected, HostStatus, LunStatus, MissingLun, VolumeStatus};
 
 use super::lock::show_takeover;
 use crate::size;
@@ -41,7 +41,38 @@ pub(super) struct Lun {
     pub free_blocks: u64,
     pub lease_left_ms: u64,
     pub error: Option<String>,
+    pub lost: bool,
     pub hosts: Vec<Host>,
+}
+
+/// A member that is not there.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Missing {
+    pub index: u8,
+    pub uuid: String,
+    pub bytes: u64,
+    pub identity: String,
+}
+
+/// An object that a lost LUN hurts.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct AffectedObject {
+    pub fd: String,
+    #[serde(rename = "type")]
+    pub object_type: Option<String>,
+    pub lost: String,
+    pub path: Option<String>,
+}
+
+/// What lost LUNs hurt.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Affected {
+    pub luns: Vec<u8>,
+    pub objects: Vec<AffectedObject>,
+    pub cut: bool,
 }
 
 /// A volume.
@@ -66,6 +97,8 @@ pub(super) struct Volume {
     pub takeovers: Vec<serde_json::Value>,
     pub warnings: Vec<String>,
     pub luns: Vec<Lun>,
+    pub missing: Vec<Missing>,
+    pub affected: Affected,
 }
 
 impl From<&VolumeStatus> for Volume {
@@ -89,8 +122,38 @@ impl From<&VolumeStatus> for Volume {
             takeovers: Vec::new(),
             warnings: status.warnings.clone(),
             luns: status.luns.iter().map(Lun::from).collect(),
+            missing: status.missing.iter().map(Missing::from).collect(),
+            affected: Affected::from(&status.affected),
         }
     }
+}
+
+impl From<&MissingLun> for Missing {
+    fn from(lun: &MissingLun) -> Missing {
+        let MissingLun { index, uuid, bytes, identity } = lun;
+        Missing { index: index.get(), uuid: uuid.to_string(), bytes: *bytes, identity: identity.clone() }
+    }
+}
+
+impl From<&CoreAffected> for Affected {
+    fn from(affected: &CoreAffected) -> Affected {
+        let objects = affected.objects.iter().map(|object| AffectedObject {
+            fd: object.fd.to_string(),
+            object_type: object.object_type.map(|of| format!("{of:?}")),
+            lost: format!("{:?}", object.part),
+            path: object.path.as_ref().map(|path| shown(path)),
+        });
+        Affected {
+            luns: affected.luns.iter().map(|lun| lun.get()).collect(),
+            objects: objects.collect(),
+            cut: affected.cut,
+        }
+    }
+}
+
+/// A path as text; one that is not valid UTF-8 with its other bytes escaped.
+fn shown(path: &[u8]) -> String {
+    std::str::from_utf8(path).map_or_else(|_| path.escape_ascii().to_string(), str::to_owned)
 }
 
 impl From<&LunStatus> for Lun {
@@ -106,6 +169,7 @@ impl From<&LunStatus> for Lun {
             free_blocks: lun.free_blocks,
             lease_left_ms: lun.lease_left_ms,
             error: lun.error.clone(),
+            lost: lun.lost,
             hosts: lun.hosts.iter().map(Host::from).collect(),
         }
     }
@@ -160,6 +224,11 @@ impl Volume {
             lun.say(self.block_bytes);
             lun.hosts.iter().for_each(|host| host.say("  "));
         }
+        for lun in &self.missing {
+            let known_as = if lun.identity.is_empty() { String::new() } else { format!(", {}", lun.identity) };
+            say(format!("lun{:<5} MISSING: UUID {}, {}{known_as}", lun.index, lun.uuid, size::show(lun.bytes)));
+        }
+        self.affected.say();
         if let Some(fenced) = &self.fenced {
             say(format!("FENCED   {fenced}"));
         }
@@ -175,10 +244,37 @@ impl Volume {
     }
 }
 
+impl Affected {
+    /// A line for each object; nothing while no LUN is lost.
+    fn say(&self) {
+        if self.luns.is_empty() {
+            return;
+        }
+        let luns: Vec<String> = self.luns.iter().map(|lun| format!("lun{lun}")).collect();
+        let more = if self.cut { " at least" } else { "" };
+        say(format!("lost     {}: it hurts{more} {} objects", luns.join(", "), self.objects.len()));
+        for object in &self.objects {
+            let name = object.path.as_ref().unwrap_or(&object.fd);
+            let kind = object.object_type.as_deref().unwrap_or("object").to_lowercase();
+            let what = match object.lost.as_str() {
+                "RootCell" => "all of it",
+                "Body" => "its attributes and content",
+                "Units" => "part of its structures",
+                _ => "part of its data",
+            };
+            say(format!("  {kind:<10} {name}: {what}"));
+        }
+        if self.cut {
+            say("  the search was cut here: there may be more");
+        }
+    }
+}
+
 impl Lun {
     /// One line.
     pub(super) fn say(&self, block_bytes: u64) {
         let space = match &self.error {
+            Some(error) if self.lost => format!("LOST: {error}"),
             Some(error) => format!("does not answer: {error}"),
             None => format!(
                 "{}, {} free of {}",

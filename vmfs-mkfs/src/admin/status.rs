@@ -117,7 +117,7 @@ fn of_luns(places: &[&PathBuf]) -> Result<Volume, AdminError> {
         let luns = open_luns(&paths, OpenLun { read_only: true, refuse_busy_device: false })?;
         let env: Rc<dyn Env> = Rc::new(RealEnv);
         let host = HostIdentity { host: Uuid::default(), boot: Uuid::default(), name: String::new() };
-        let options = MountOptions { read_only: true, host, slot_hint: None };
+        let options = MountOptions { read_only: true, host, slot_hint: None, degraded: true };
         let volume = CoreVolume::mount(luns, options, env).await?;
         let status = volume.status().await;
         volume.unmount().await?;
