@@ -43,7 +43,7 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::context::Context;
 use crate::directory::Names;
-use crate::env::Env;
+use crate::env::{Env, LocalFuture};
 use crate::error::FsError;
 use crate::file::{Files, HandOver, OpenFile, OpenMode};
 use crate::format::body::{Content, RawDevice};
@@ -109,41 +109,47 @@ impl Volume {
     /// given twice, two LUNs with one UUID (a clone or array snapshot), members that are missing, a LUN smaller than its header
     /// says, features or a lock mode or a cell size that do not fit. `Busy`: no slot is free. `Corrupt`: a damaged header.
     /// The caller polls [`Volume::background`] from now on.
-    pub async fn mount(luns: Vec<Rc<dyn Lun>>, options: MountOptions, env: Rc<dyn Env>) -> Result<Volume, FsError> {
-        mount::mount(luns, options, env, GatePage::in_process(), Rc::new(Embedded)).await
+    pub fn mount(
+        luns: Vec<Rc<dyn Lun>>,
+        options: MountOptions,
+        env: Rc<dyn Env>,
+    ) -> LocalFuture<'static, Result<Volume, FsError>> {
+        Box::pin(async move { mount::mount(luns, options, env, GatePage::in_process(), Rc::new(Embedded)).await })
     }
 
     /// As [`Volume::mount`], with a gate page that other processes see too.
-    pub async fn mount_with_gate(
+    pub fn mount_with_gate(
         luns: Vec<Rc<dyn Lun>>,
         options: MountOptions,
         env: Rc<dyn Env>,
         gate: GatePage,
-    ) -> Result<Volume, FsError> {
-        mount::mount(luns, options, env, gate, Rc::new(Embedded)).await
+    ) -> LocalFuture<'static, Result<Volume, FsError>> {
+        Box::pin(async move { mount::mount(luns, options, env, gate, Rc::new(Embedded)).await })
     }
 
     /// As [`Volume::mount_with_gate`], with slots that `keeper` joins, renews and leaves. It writes the same gate page.
-    pub async fn mount_kept(
+    pub fn mount_kept(
         luns: Vec<Rc<dyn Lun>>,
         options: MountOptions,
         env: Rc<dyn Env>,
         gate: GatePage,
         keeper: Rc<dyn SlotKeeper>,
-    ) -> Result<Volume, FsError> {
-        mount::mount(luns, options, env, gate, keeper).await
+    ) -> LocalFuture<'static, Result<Volume, FsError>> {
+        Box::pin(async move { mount::mount(luns, options, env, gate, keeper).await })
     }
 
     /// Renews the slots, keeps the gate page, frees and tidies what operations left behind, refreshes the free space. Ends after
     /// [`Volume::unmount`]. Poll it on the mount's thread beside all operations; without it the lease runs out.
-    pub async fn background(&self) {
-        background::run(&self.inner).await;
+    pub fn background(&self) -> LocalFuture<'_, ()> {
+        Box::pin(async move {
+            background::run(&self.inner).await;
+        })
     }
 
     /// Waits until this incarnation is over, and says why: another host took a slot over, or a LUN went back in time. Nothing was
     /// written since and nothing will be: the volume has to be mounted again. Never ends while all is well.
-    pub async fn until_over(&self) -> String {
-        explain::why_over(&self.inner).await
+    pub fn until_over(&self) -> LocalFuture<'_, String> {
+        Box::pin(async move { explain::why_over(&self.inner).await })
     }
 
     /// Whether this incarnation is over.
@@ -154,8 +160,8 @@ impl Volume {
     /// Closes what is still open, writes what is not yet committed, finishes deferred work and leaves the slots: free when nothing
     /// is left behind, dirty otherwise. The volume refuses everything afterwards. An error says what could not be written or
     /// finished; the slots are left all the same. A host that was fenced has none to leave: `Fenced`.
-    pub async fn unmount(&self) -> Result<(), FsError> {
-        mount::unmount(&self.inner).await
+    pub fn unmount(&self) -> LocalFuture<'_, Result<(), FsError>> {
+        Box::pin(async move { mount::unmount(&self.inner).await })
     }
 
     /// The root directory.
@@ -183,8 +189,8 @@ impl Volume {
     ///
     /// Refused with kind `Invalid`, naming the LUN, the cause and what to do: no LUN of this volume, no member in use, a clone. `Exists`:
     /// it is there already. `Busy`: no slot is free on it.
-    pub async fn adopt(&self, lun: Rc<dyn Lun>) -> Result<LunIndex, FsError> {
-        adopt::adopt(&self.inner, lun).await
+    pub fn adopt(&self, lun: Rc<dyn Lun>) -> LocalFuture<'_, Result<LunIndex, FsError>> {
+        Box::pin(async move { adopt::adopt(&self.inner, lun).await })
     }
 
     /// Tells how members that come later are found. Without it they are not: [`Volume::status`] says so.
@@ -197,148 +203,174 @@ impl Volume {
     ///
     /// Refused as mkfs refuses (kinds `Exists`, `Busy`, `Invalid`; `force` overrides the first two); `Busy` too while another host adds
     /// the same LUN; `Io` while a member is not there.
-    pub async fn add_extent(
-        &self,
+    pub fn add_extent<'a>(
+        &'a self,
         lun: Rc<dyn Lun>,
         force: bool,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<LunIndex, FsError> {
-        extend::add(&self.inner, lun, force, progress).await
+        progress: &'a mut dyn FnMut(Progress),
+    ) -> LocalFuture<'a, Result<LunIndex, FsError>> {
+        Box::pin(async move { extend::add(&self.inner, lun, force, progress).await })
     }
 
     /// Space.
-    pub async fn statfs(&self) -> StatFs {
-        status::statfs(&self.inner)
+    pub fn statfs(&self) -> LocalFuture<'_, StatFs> {
+        Box::pin(async move { status::statfs(&self.inner) })
     }
 
     /// The object of a name. `NotFound`, `NotDirectory`, `Stale` (the directory is gone).
-    pub async fn lookup(&self, directory: ObjectRef, name: &[u8]) -> Result<Stat, FsError> {
-        let found = self.inner.for_reading()?.names.lookup(directory, name).await?;
-        Ok(self.inner.freshen(found))
+    pub fn lookup<'a>(&'a self, directory: ObjectRef, name: &'a [u8]) -> LocalFuture<'a, Result<Stat, FsError>> {
+        Box::pin(async move {
+            let found = self.inner.for_reading()?.names.lookup(directory, name).await?;
+            Ok(self.inner.freshen(found))
+        })
     }
 
     /// Attributes of an object. `Stale` when it is gone (not while it is open here).
-    pub async fn stat(&self, object: ObjectRef) -> Result<Stat, FsError> {
-        let found = self.inner.for_reading()?.names.stat(object).await?;
-        Ok(self.inner.freshen(found))
+    pub fn stat(&self, object: ObjectRef) -> LocalFuture<'_, Result<Stat, FsError>> {
+        Box::pin(async move {
+            let found = self.inner.for_reading()?.names.stat(object).await?;
+            Ok(self.inner.freshen(found))
+        })
     }
 
     /// Changes attributes. `Busy` while another host has the object locked.
-    pub async fn set_attributes(&self, object: ObjectRef, change: AttributeChange) -> Result<Stat, FsError> {
-        self.inner.for_writing()?.set_attributes(object, change).await
+    pub fn set_attributes(&self, object: ObjectRef, change: AttributeChange) -> LocalFuture<'_, Result<Stat, FsError>> {
+        Box::pin(async move { self.inner.for_writing()?.set_attributes(object, change).await })
     }
 
     /// Creates a file, and opens it if `open` is given. An existing file is given (and opened) unless `new.exclusive`; an existing
     /// directory is `IsDirectory` then. A file that could not be opened has been created all the same.
-    pub async fn create(
-        &self,
+    pub fn create<'a>(
+        &'a self,
         directory: ObjectRef,
-        name: &[u8],
+        name: &'a [u8],
         new: NewFile,
         open: Option<OpenMode>,
-    ) -> Result<(Stat, Option<Arc<OpenFile>>), FsError> {
-        self.inner.for_writing()?.create_file(directory, name, new, open).await
+    ) -> LocalFuture<'a, Result<(Stat, Option<Arc<OpenFile>>), FsError>> {
+        Box::pin(async move { self.inner.for_writing()?.create_file(directory, name, new, open).await })
     }
 
     /// Creates an object in every detail (virtual disks, raw device mappings). `Exists` when the name is taken.
-    pub async fn create_object(&self, directory: ObjectRef, name: &[u8], spec: NewObjectSpec) -> Result<Stat, FsError> {
-        self.inner.for_writing()?.names.create(directory, name, spec).await
+    pub fn create_object<'a>(
+        &'a self,
+        directory: ObjectRef,
+        name: &'a [u8],
+        spec: NewObjectSpec,
+    ) -> LocalFuture<'a, Result<Stat, FsError>> {
+        Box::pin(async move { self.inner.for_writing()?.names.create(directory, name, spec).await })
     }
 
     /// Creates a directory. Under the root it goes to the LUN with the most free space, elsewhere to its parent's.
-    pub async fn make_directory(
-        &self,
+    pub fn make_directory<'a>(
+        &'a self,
         directory: ObjectRef,
-        name: &[u8],
+        name: &'a [u8],
         mode: u32,
         uid: u32,
         gid: u32,
-    ) -> Result<Stat, FsError> {
-        let inner = self.inner.for_writing()?;
-        let prefer = if directory == inner.info.root { inner.roomiest_lun() } else { None };
-        inner.names.make_directory(directory, name, (mode, uid, gid), prefer).await
+    ) -> LocalFuture<'a, Result<Stat, FsError>> {
+        Box::pin(async move {
+            let inner = self.inner.for_writing()?;
+            let prefer = if directory == inner.info.root { inner.roomiest_lun() } else { None };
+            inner.names.make_directory(directory, name, (mode, uid, gid), prefer).await
+        })
     }
 
     /// Creates a symbolic link. A target is 1..=4095 bytes, else `Invalid` or `NameTooLong`.
-    pub async fn symlink(
-        &self,
+    pub fn symlink<'a>(
+        &'a self,
         directory: ObjectRef,
-        name: &[u8],
-        target: &[u8],
+        name: &'a [u8],
+        target: &'a [u8],
         uid: u32,
         gid: u32,
-    ) -> Result<Stat, FsError> {
-        self.inner.for_writing()?.names.symlink(directory, name, target, (uid, gid)).await
+    ) -> LocalFuture<'a, Result<Stat, FsError>> {
+        Box::pin(async move { self.inner.for_writing()?.names.symlink(directory, name, target, (uid, gid)).await })
     }
 
     /// Target of a symbolic link; `Invalid` for other objects.
-    pub async fn read_link(&self, object: ObjectRef) -> Result<Vec<u8>, FsError> {
-        self.inner.for_reading()?.names.read_link(object).await
+    pub fn read_link(&self, object: ObjectRef) -> LocalFuture<'_, Result<Vec<u8>, FsError>> {
+        Box::pin(async move { self.inner.for_reading()?.names.read_link(object).await })
     }
 
     /// Removes the name of an object that is no directory. `Busy` while another host has it locked; a file open on this host lives
     /// on until its last close. Gives the object that lost its name.
-    pub async fn unlink(&self, directory: ObjectRef, name: &[u8]) -> Result<ObjectRef, FsError> {
-        let inner = self.inner.for_writing()?;
-        let removed = inner.names.unlink(directory, name).await?;
-        inner.after_removal(Some(removed)).await;
-        Ok(removed)
+    pub fn unlink<'a>(&'a self, directory: ObjectRef, name: &'a [u8]) -> LocalFuture<'a, Result<ObjectRef, FsError>> {
+        Box::pin(async move {
+            let inner = self.inner.for_writing()?;
+            let removed = inner.names.unlink(directory, name).await?;
+            inner.after_removal(Some(removed)).await;
+            Ok(removed)
+        })
     }
 
     /// Removes an empty directory. `NotEmpty`, `NotDirectory`. Gives the object that lost its name.
-    pub async fn remove_directory(&self, directory: ObjectRef, name: &[u8]) -> Result<ObjectRef, FsError> {
-        let inner = self.inner.for_writing()?;
-        let removed = inner.names.remove_directory(directory, name).await?;
-        inner.after_removal(Some(removed)).await;
-        Ok(removed)
+    pub fn remove_directory<'a>(
+        &'a self,
+        directory: ObjectRef,
+        name: &'a [u8],
+    ) -> LocalFuture<'a, Result<ObjectRef, FsError>> {
+        Box::pin(async move {
+            let inner = self.inner.for_writing()?;
+            let removed = inner.names.remove_directory(directory, name).await?;
+            inner.after_removal(Some(removed)).await;
+            Ok(removed)
+        })
     }
 
     /// Renames, replacing an existing name atomically (rename(2)): a directory replaces an empty directory only, anything else no
     /// directory. `CrossDirectory`: a directory moves only within its parent. `Busy`: the object goes to another directory, or is
     /// replaced, while another host has it locked.
-    pub async fn rename(
-        &self,
+    pub fn rename<'a>(
+        &'a self,
         directory: ObjectRef,
-        name: &[u8],
+        name: &'a [u8],
         new_directory: ObjectRef,
-        new_name: &[u8],
+        new_name: &'a [u8],
         flags: RenameFlags,
-    ) -> Result<Renamed, FsError> {
-        let inner = self.inner.for_writing()?;
-        let renamed = inner.names.rename(directory, name, new_directory, new_name, flags).await?;
-        inner.after_removal(renamed.replaced).await;
-        Ok(renamed)
+    ) -> LocalFuture<'a, Result<Renamed, FsError>> {
+        Box::pin(async move {
+            let inner = self.inner.for_writing()?;
+            let renamed = inner.names.rename(directory, name, new_directory, new_name, flags).await?;
+            inner.after_removal(renamed.replaced).await;
+            Ok(renamed)
+        })
     }
 
     /// Up to `limit` entries that come after `cookie` (0: from the start), in the order of cookies. Fewer only at the end. A name
     /// that is neither created nor removed between two calls is given exactly once, whatever happens to others.
-    pub async fn read_directory(
+    pub fn read_directory(
         &self,
         directory: ObjectRef,
         cookie: u64,
         limit: usize,
-    ) -> Result<Vec<DirEntry>, FsError> {
-        self.inner.for_reading()?.names.read_directory(directory, cookie, limit).await
+    ) -> LocalFuture<'_, Result<Vec<DirEntry>, FsError>> {
+        Box::pin(async move { self.inner.for_reading()?.names.read_directory(directory, cookie, limit).await })
     }
 
     /// Opens a file, disk or raw device mapping, taking the lock its kind needs. `Busy` says who holds it.
-    pub async fn open(&self, object: ObjectRef, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
-        let inner = if mode.write || mode.truncate { self.inner.for_writing()? } else { self.inner.for_reading()? };
-        inner.open_file(object, mode).await
+    pub fn open(&self, object: ObjectRef, mode: OpenMode) -> LocalFuture<'_, Result<Arc<OpenFile>, FsError>> {
+        Box::pin(async move {
+            let inner =
+                if mode.write || mode.truncate { self.inner.for_writing()? } else { self.inner.for_reading()? };
+            inner.open_file(object, mode).await
+        })
     }
 
     /// What a raw device mapping stands for; `None`: the object is none.
-    pub async fn raw_device(&self, object: ObjectRef) -> Result<Option<RawDevice>, FsError> {
-        let found = self.inner.for_reading()?.objects.load(object).await?;
-        Ok(match &found.image().body.content {
-            Content::Raw(device) => Some(device.clone()),
-            _ => None,
+    pub fn raw_device(&self, object: ObjectRef) -> LocalFuture<'_, Result<Option<RawDevice>, FsError>> {
+        Box::pin(async move {
+            let found = self.inner.for_reading()?.objects.load(object).await?;
+            Ok(match &found.image().body.content {
+                Content::Raw(device) => Some(device.clone()),
+                _ => None,
+            })
         })
     }
 
     /// Closes: commits what is not committed yet and gives the lock back at the last close on this host.
-    pub async fn close(&self, file: Arc<OpenFile>) -> Result<(), FsError> {
-        self.inner.close_file(file).await
+    pub fn close(&self, file: Arc<OpenFile>) -> LocalFuture<'_, Result<(), FsError>> {
+        Box::pin(async move { self.inner.close_file(file).await })
     }
 
     /// This host as a holder of the object's lock: what the source of a live migration hands it over to.
@@ -347,20 +379,22 @@ impl Volume {
     }
 
     /// Gives the lock of a disk that is open for writing here to another host, as [`Files::hand_over`].
-    pub async fn hand_over(&self, file: &Arc<OpenFile>, to: Holder) -> Result<HandOver, FsError> {
-        self.inner.for_writing()?.files.hand_over(file, to).await
+    pub fn hand_over<'a>(&'a self, file: &'a Arc<OpenFile>, to: Holder) -> LocalFuture<'a, Result<HandOver, FsError>> {
+        Box::pin(async move { self.inner.for_writing()?.files.hand_over(file, to).await })
     }
 
     /// Opens a disk for writing whose lock was handed over to this host, as [`Files::accept`].
-    pub async fn accept(&self, object: ObjectRef) -> Result<Arc<OpenFile>, FsError> {
-        let inner = self.inner.for_writing()?;
-        let found = inner.objects.load(object).await?;
-        inner.files.accept(&found).await
+    pub fn accept(&self, object: ObjectRef) -> LocalFuture<'_, Result<Arc<OpenFile>, FsError>> {
+        Box::pin(async move {
+            let inner = self.inner.for_writing()?;
+            let found = inner.objects.load(object).await?;
+            inner.files.accept(&found).await
+        })
     }
 
     /// Makes everything that was written to the file durable (fsync(2)).
-    pub async fn flush(&self, file: &Arc<OpenFile>) -> Result<(), FsError> {
-        self.inner.files.flush(file).await
+    pub fn flush<'a>(&'a self, file: &'a Arc<OpenFile>) -> LocalFuture<'a, Result<(), FsError>> {
+        Box::pin(async move { self.inner.files.flush(file).await })
     }
 
     /// File data.
@@ -384,25 +418,29 @@ impl Volume {
     }
 
     /// Who holds the lock of an object, since when, and when it could be taken.
-    pub async fn why_locked(&self, object: ObjectRef) -> Result<WhyLocked, FsError> {
-        status::why_locked(&self.inner, object).await
+    pub fn why_locked(&self, object: ObjectRef) -> LocalFuture<'_, Result<WhyLocked, FsError>> {
+        Box::pin(async move { status::why_locked(&self.inner, object).await })
     }
 
     /// Takes the lock of an object out of the hands of hosts that are gone, now. Refused with kind `Busy`, with who, last beat and when it
     /// could be taken, while the holder's lease may still run, unless `host_is_down` names the holder (host name or UUID): then
     /// its slots on the object's LUNs are claimed at once, and fenced as well as each LUN can.
-    pub async fn break_lock(&self, object: ObjectRef, host_is_down: Option<&str>) -> Result<BrokenLock, FsError> {
-        lock_break::break_lock(self.inner.for_writing()?, object, host_is_down).await
+    pub fn break_lock<'a>(
+        &'a self,
+        object: ObjectRef,
+        host_is_down: Option<&'a str>,
+    ) -> LocalFuture<'a, Result<BrokenLock, FsError>> {
+        Box::pin(async move { lock_break::break_lock(self.inner.for_writing()?, object, host_is_down).await })
     }
 
     /// State of the volume: LUNs, hosts, what is wrong. Reads all heartbeat cells; never fails: a LUN that does not answer is
     /// reported as that.
-    pub async fn status(&self) -> VolumeStatus {
-        status::status(&self.inner).await
+    pub fn status(&self) -> LocalFuture<'_, VolumeStatus> {
+        Box::pin(async move { status::status(&self.inner).await })
     }
 
     /// The structures of an object, or of the cell at an address, as text for people.
-    pub async fn dump(&self, what: DumpTarget) -> Result<String, FsError> {
-        dump::dump(&self.inner, what).await
+    pub fn dump(&self, what: DumpTarget) -> LocalFuture<'_, Result<String, FsError>> {
+        Box::pin(async move { dump::dump(&self.inner, what).await })
     }
 }
