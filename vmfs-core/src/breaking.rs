@@ -16,6 +16,7 @@ use crate::error::FsError;
 use crate::format::Cell;
 use crate::format::heartbeat::{Breaker, FenceGrade, Heartbeat, SlotState};
 use crate::lun::Fencing;
+use crate::sabotage::{Sabotage, active};
 use crate::slot;
 use crate::units::{LunIndex, SlotId};
 
@@ -41,6 +42,9 @@ pub fn is_own(context: &Context, heartbeat: &Heartbeat) -> bool {
 
 /// Claims a slot from the image that stood still, or one whose breaker is gone: its owner's renewals mismatch for ever.
 pub async fn claim(context: &Context, member: &Member, cell: &Cell) -> Result<Option<Cell>, FsError> {
+    if active(Sabotage::ClaimSkipped) {
+        return Ok(Some(cell.clone()));
+    }
     let found = slot::decode(cell)?;
     let state = if found.state == SlotState::Live { SlotState::Breaking } else { found.state };
     let next = Heartbeat { state, breaker: own_breaker(context, member)?, ..found };
@@ -95,6 +99,11 @@ pub async fn fence(context: &Context, member: &Member, number: SlotId, cell: &Ce
     if found.state == SlotState::Dirty && found.fence_grade == fence_grade {
         return Ok(Some(cell.clone()));
     }
+    let found = if active(Sabotage::ClaimSkipped) {
+        Heartbeat { breaker: own_breaker(context, member)?, ..found }
+    } else {
+        found
+    };
     change(context, member, cell, &Heartbeat { state: SlotState::Dirty, fence_grade, ..found }).await
 }
 

@@ -19,6 +19,7 @@ use crate::format::layout::LunLayout;
 use crate::gate::{Gate, GatePage, GateState};
 use crate::lease;
 use crate::lun::{Lun, LunErrorKind};
+use crate::sabotage::{Sabotage, active};
 use crate::slot::{self, OwnSlot};
 use crate::units::{BlockSize, CellAddress, CellSize, Generation, LunIndex, SlotId, SlotRef};
 
@@ -469,6 +470,9 @@ impl Context {
     async fn prove_one(&self, lun: LunIndex) -> Result<(), FsError> {
         self.own_slot(lun)?;
         let member = self.member(lun)?;
+        if active(Sabotage::SlotNotRead) {
+            return Ok(());
+        }
         let own = member.slot.borrow().clone().expect("own_slot found it");
         self.tick();
         let sent = self.now();

@@ -91,6 +91,42 @@ sabotages! {
     BlocksForgotten, "blocks-forgotten", "an object is free only after its space is";
     /// A block is given to a file though it is somebody's.
     BlockTakenTwice, "block-taken-twice", "a block is never reachable from two places";
+    /// Recovery looks without making void what is still on its way.
+    RecoveryWithoutRestamp, "recovery-without-restamp", "recovery re-stamps, then looks, then frees";
+    /// What is taken away is not waited for while it is in use.
+    EpochNotAwaited, "epoch-not-awaited", "blocks are freed when the last request of an older map epoch has ended";
+    /// Recovery frees blocks of a host that is not proven fenced.
+    QuarantineSkipped, "quarantine-skipped", "R3: what a late write may reach goes to quarantine";
+    /// Only the lock's LUN is asked whether its holder is gone.
+    OneLunAsked, "one-lun-asked", "a lock is taken when its holder is gone on every LUN of the object";
+    /// A slot is made dirty without a claim.
+    ClaimSkipped, "claim-skipped", "claim before fencing: the claim expects the image that stood still";
+    /// A slot that lives is taken for the own one, whatever its generation.
+    GenerationIgnored, "generation-ignored", "the own slot counts at the own generation only";
+    /// Pointer cells from before a break are believed as they are.
+    OldPointersTrusted, "old-pointers-trusted", "after a break a pointer cell is re-stamped before it is believed";
+    /// All cells of a new container are alike.
+    CellsAlike, "cells-alike", "R2: no cell is changed by compare-and-write that has no image of its own";
+    /// Places of work are not listed in the arena.
+    ArenaEmpty, "arena-empty", "a place is listed before the first allocation or mark in it";
+    /// That there is no name is believed at the first look.
+    AbsenceBelieved, "absence-believed", "that there is no name takes a second look at the directory";
+    /// The mark of a host that lives is taken for that of a dead one.
+    LivingMarkDecided, "living-mark-decided", "only marks of incarnations that are over are decided by others";
+    /// The token stays when a lock changes hands.
+    TokenKept, "token-kept", "the token grows at each change of ownership";
+    /// A lock that was taken by break is not marked as such.
+    UncleanForgotten, "unclean-forgotten", "who takes a lock by break marks it unclean";
+    /// A new object has the link of the one before it.
+    LinkReused, "link-reused", "a root cell's link grows at each creation";
+    /// A slot that waits for its recovery is joined.
+    DirtyJoined, "dirty-joined", "a dirty slot is not joinable";
+    /// Units of the own pool stay behind in a slot that is left as free.
+    PoolKept, "pool-kept", "a clean leave leaves no pool behind";
+    /// A host that could not look is taken for one that did not live.
+    GapIgnored, "gap-ignored", "a storage that stalls convicts nobody";
+    /// A lock is given back before what was written under it is published.
+    UnlockFirst, "unlock-first", "a lock is released when all that rests on it has ended";
 }
 
 impl Sabotage {

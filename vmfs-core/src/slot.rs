@@ -68,7 +68,9 @@ pub fn judge(own: &OwnSlot, cell: &Cell, found: &Heartbeat) -> Verdict {
     let (known, now) = (own.cell.header(), cell.header());
     if now.seq < known.seq || (now.seq == known.seq && now.op_id != known.op_id) {
         Verdict::RolledBack
-    } else if found.is_live(own.slot.generation) && found.incarnation == own.incarnation {
+    } else if (found.is_live(own.slot.generation) && found.incarnation == own.incarnation)
+        || (active(Sabotage::GenerationIgnored) && found.state == SlotState::Live)
+    {
         Verdict::Mine
     } else {
         Verdict::Fenced
@@ -151,7 +153,9 @@ pub async fn join(
 }
 
 fn may_join(heartbeat: &Heartbeat) -> bool {
-    heartbeat.state == SlotState::Free && heartbeat.generation.next().0 >> Generation::BITS == 0
+    let free =
+        heartbeat.state == SlotState::Free || (active(Sabotage::DirtyJoined) && heartbeat.state == SlotState::Dirty);
+    free && heartbeat.generation.next().0 >> Generation::BITS == 0
 }
 
 fn all_taken(lun: &Rc<dyn Lun>, slots: &[Result<(Cell, Heartbeat), FsError>]) -> FsError {

@@ -44,8 +44,11 @@ fn main() -> ExitCode {
         None => Vec::new(),
         Some("list") => {
             for sabotage in Sabotage::ALL {
-                let seeds = catalogue::seeds(*sabotage);
-                println!("{:<22} within {seeds:>5} seeds: breaks \"{}\"", sabotage.name(), sabotage.breaks());
+                let within = match catalogue::seeds(*sabotage) {
+                    Some(seeds) => format!("within {seeds:>4} seeds"),
+                    None => "not measured     ".to_owned(),
+                };
+                println!("{:<24} {within}: breaks \"{}\"", sabotage.name(), sabotage.breaks());
             }
             return ExitCode::SUCCESS;
         }

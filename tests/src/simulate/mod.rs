@@ -8,8 +8,28 @@
 //! work     operations of a worker          witness   oracle at the LUNs: who writes where, takes and claims what
 //! data     a thread's reads and writes     verify    oracle: everything read back, and the checker
 //! volume   the first bytes                 shrink    smaller failing plans
+//! scenario runs that go for one rule
 //! runner   many seeds on all cores         catalogue deliberate faults
 //! ```
+//!
+//! # The atlas of faults: what the world can do (`engine::sim`) and where a plan does it
+//! | fault | in a plan |
+//! | --- | --- |
+//! | latency and reordering of all commands in flight | `latency_us`; the order of what is ready is the seed's |
+//! | a command outlives its sender | `Blow::Death`: what is on its way lands |
+//! | compare-and-write without an answer: landed, not landed, lands later, repeated by the path and miscompared against itself | `rates`: `answer_lost`, `command_lost`, `late`, `repeated` |
+//! | a late change whose sender dies before it can supersede it | `Moment::WhenLate` |
+//! | refused, provably | `rates.not_done` |
+//! | plain writes and reads of several cells torn in two | `rates.tear` |
+//! | loss of what was not flushed, all hosts dead | `power_loss` |
+//! | death of a host, and its next incarnation | `Blow::Death` |
+//! | pause and resume, the clock runs on | `Blow::Pause` |
+//! | clocks of any offset, at rates within the bound | `HostPlan::clock` |
+//! | a LUN lost for one host, and back | `Blow::Cut` |
+//! | a LUN lost for all, and back | `Blow::Loss` |
+//! | a storage that answers nobody for a while | `Blow::Stall` |
+//! | reservations: preempt-and-abort of the slot's paths (grade A), or time only (grade C) | `fenced_by_time` |
+//! | no space | `nearly_full` |
 
 pub mod catalogue;
 mod content;
@@ -18,6 +38,7 @@ mod names;
 pub mod plan;
 pub mod run;
 pub mod runner;
+mod scenario;
 pub mod shrink;
 mod stamp;
 mod verify;

@@ -2,7 +2,11 @@
 //! Promises: a seed decides all of it; a plan is plain data, so that a failing one can be made smaller and run again.
 //! Must not know: how anything of it is carried out.
 
+use std::collections::BTreeSet;
+
 use engine::sim::{FaultRates, HostClock, Rng};
+
+use super::scenario;
 
 /// A name that hosts work on: even ones lie in the first directory, odd ones in the second.
 pub type Place = u8;
@@ -41,6 +45,13 @@ pub enum Part {
     Flush,
     /// Cut or grow to this many sectors.
     Resize(u32),
+    /// Write on the actor and punch the same sectors at the same time.
+    Race {
+        /// First sector.
+        sector: u32,
+        /// Sectors.
+        count: u32,
+    },
     /// Punch a hole.
     Punch {
         /// First sector.
@@ -114,6 +125,8 @@ pub enum Moment {
     AfterChanges(u32),
     /// When this many of its renewals have landed: their answers are on their way.
     AfterRenewals(u32),
+    /// When this many of its compare-and-writes have begun to be late: nobody will supersede the last one.
+    WhenLate(u32),
 }
 
 /// What befalls.
@@ -125,6 +138,8 @@ pub enum Blow {
     Pause(u32),
     /// Its path to LUN number `.0` is cut for `.1` milliseconds.
     Cut(u8, u32),
+    /// LUN number `.0` is lost for all hosts, and back after `.1` milliseconds.
+    Loss(u8, u32),
     /// LUN number `.0` does not answer anybody for `.1` milliseconds.
     Stall(u8, u32),
 }
@@ -194,7 +209,28 @@ impl Plan {
         if violent {
             plan.events = (0..rng.between(1, 3)).map(|_| event(rng, hosts, luns)).collect();
         }
+        match rng.below(10) {
+            0 => scenario::duel(rng, &mut plan),
+            1 => scenario::names_in_dispute(rng, &mut plan),
+            2 => scenario::late_death(rng, &mut plan),
+            3 => scenario::stall(rng, &mut plan),
+            4 => scenario::late_publication(rng, &mut plan),
+            _ => {}
+        }
         plan
+    }
+
+    /// Numbers of the hosts, from 1 on, that nothing keeps from renewing: a storage that stalls or is lost for all convicts nobody.
+    pub fn undisturbed(&self) -> BTreeSet<u32> {
+        if self.rates != FaultRates::default() || self.power_loss {
+            return BTreeSet::new();
+        }
+        let is_hit = |number: usize| {
+            self.events.iter().any(|event| {
+                event.host == number && matches!(event.blow, Blow::Death(_) | Blow::Pause(_) | Blow::Cut(_, _))
+            })
+        };
+        (0..self.hosts.len()).filter(|number| !is_hit(*number)).map(|number| number as u32 + 1).collect()
     }
 
     /// How many operations and events it has: what can be left out.
@@ -269,6 +305,7 @@ fn part(rng: &mut Rng, resizable: bool) -> Part {
         48..63 => Part::Read { sector, count, by_thread },
         63..80 => Part::Flush,
         80..86 if resizable => Part::Resize(if rng.chance(300) { 0 } else { sector }),
+        86..90 => Part::Race { sector, count: count.min(40) },
         80..91 => Part::Punch { sector, count },
         _ => Part::Rest(if rng.chance(300) { rng.between(500, 8000) } else { rng.below(300) } as u32),
     }
@@ -277,7 +314,8 @@ fn part(rng: &mut Rng, resizable: bool) -> Part {
 fn event(rng: &mut Rng, hosts: usize, luns: usize) -> Event {
     let moment = match rng.below(10) {
         0..2 => Moment::At(rng.below(2_000_000)),
-        2..8 => Moment::AfterChanges(rng.between(1, 120) as u32),
+        2..7 => Moment::AfterChanges(rng.between(1, 120) as u32),
+        7 => Moment::WhenLate(rng.between(1, 2) as u32),
         _ => Moment::AfterRenewals(rng.between(1, 4) as u32),
     };
     let lun = rng.below(luns as u64) as u8;
@@ -287,6 +325,7 @@ fn event(rng: &mut Rng, hosts: usize, luns: usize) -> Event {
         0..4 => Blow::Death(rng.between(10, 8000) as u32),
         4..7 => Blow::Pause(length),
         7..9 => Blow::Cut(lun, length),
+        _ if rng.chance(300) => Blow::Loss(lun, length),
         _ => Blow::Stall(lun, length),
     };
     Event { host: rng.below(hosts as u64) as usize, moment, blow }

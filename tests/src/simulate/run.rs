@@ -109,6 +109,8 @@ pub struct Host {
     pub at: Vec<RefCell<Option<UnderWay>>>,
     ended: Cell<usize>,
     changed: Notify,
+    /// Compare-and-writes of all incarnations that began to be late, and who waits for them.
+    late: Rc<(Cell<u32>, Notify)>,
 }
 
 impl Host {
@@ -126,6 +128,7 @@ impl Host {
             at: (0..workers).map(|_| RefCell::new(None)).collect(),
             ended: Cell::new(0),
             changed: Notify::new(),
+            late: Rc::new((Cell::new(0), Notify::new())),
         }
     }
 
@@ -200,6 +203,7 @@ pub fn carry_out(plan: &Plan, traced: bool) -> Verdict {
         writes: Cell::new(0),
         lines: RefCell::default(),
     });
+    run.witness.lock().set_undisturbed(plan.undisturbed());
     run.know_disks();
     let ended = catch_unwind(AssertUnwindSafe(|| sim.block_on(run.conduct())));
     if let Err(panic) = ended {
@@ -335,7 +339,8 @@ impl Run {
     /// The longest time that an operation may take in this run.
     pub fn longest(&self) -> Duration {
         let milliseconds = |event: &Event| match event.blow {
-            Blow::Death(ms) | Blow::Pause(ms) | Blow::Cut(_, ms) | Blow::Stall(_, ms) => u64::from(ms),
+            Blow::Death(ms) | Blow::Pause(ms) => u64::from(ms),
+            Blow::Cut(_, ms) | Blow::Loss(_, ms) | Blow::Stall(_, ms) => u64::from(ms),
         };
         LONGEST_OPERATION + Duration::from_millis(2 * self.plan.events.iter().map(milliseconds).sum::<u64>())
     }
@@ -399,6 +404,11 @@ impl Run {
         for path in &paths {
             path.set_latency(latency / 20, latency);
             path.set_longest_late_write(LONGEST_LATE_WRITE);
+            let late = host.late.clone();
+            path.set_when_late(Box::new(move || {
+                late.0.set(late.0.get() + 1);
+                late.1.notify_one();
+            }));
         }
         let luns = paths.iter().cloned().map(|path| path as Rc<dyn Lun>).collect();
         let mounting = Volume::mount(luns, volume::mount_options(host.number), env.clone());
@@ -457,6 +467,11 @@ impl Run {
             Moment::At(us) => self.sim.sleep(Duration::from_micros(us)).await,
             Moment::AfterChanges(count) => self.wait(&host, Until::Changes, count).await,
             Moment::AfterRenewals(count) => self.wait(&host, Until::Renewals, count).await,
+            Moment::WhenLate(count) => {
+                while host.late.0.get() < count {
+                    host.late.1.notified().await;
+                }
+            }
         }
         let no = host.no();
         if host.has_ended() {
@@ -481,6 +496,11 @@ impl Run {
                 self.sim.sleep(ms(time)).await;
                 self.disks[usize::from(lun)].set_path(no, PathState::Up);
             }
+            Blow::Loss(lun, time) => {
+                self.disks[usize::from(lun)].set_lost(true);
+                self.sim.sleep(ms(time)).await;
+                self.disks[usize::from(lun)].set_lost(false);
+            }
             Blow::Stall(lun, time) => {
                 self.disks[usize::from(lun)].set_stalled(true);
                 self.sim.sleep(ms(time)).await;
@@ -501,7 +521,10 @@ impl Run {
             self.sim.resume(host.no());
             self.disks.iter().for_each(|disk| disk.set_path(host.no(), PathState::Up));
         }
-        self.disks.iter().for_each(|disk| disk.set_stalled(false));
+        self.disks.iter().for_each(|disk| {
+            disk.set_stalled(false);
+            disk.set_lost(false);
+        });
     }
 
     fn lose_power(&self) {

@@ -8,8 +8,11 @@ use std::time::Duration;
 use engine::check::{Finding, Severity, Structure, check};
 use engine::error::{FsError, FsErrorKind};
 use engine::file::OpenMode;
+use engine::format::heartbeat::SlotState;
 use engine::lun::Lun;
 use engine::sim::HostNo;
+use engine::slot;
+use engine::units::SlotId;
 use engine::volume::{Stat, Volume};
 
 use super::names::{Done, Event};
@@ -27,6 +30,8 @@ const CHECKER: HostNo = HostNo(9902);
 /// Tries to open what a host held that is gone, and the pause between them.
 const TAKEOVER_TRIES: u32 = 60;
 const TAKEOVER_PAUSE: Duration = Duration::from_millis(500);
+/// Looks, that far apart, within which all that is left behind is recovered.
+const RECOVERY_ROUNDS: u32 = 120;
 
 /// A unit that nothing reaches and nobody will free. Not held against a run in which a host was disturbed, for its cause is known: a
 /// host whose commit is about to lose takes the retiring mark of the one that won over to itself and then takes it off; if the winner
@@ -77,7 +82,33 @@ async fn read_back(run: &Rc<Run>) -> Result<(), FsError> {
     for stat in files {
         compare(run, &volume, &stat).await?;
     }
+    wait_for_recovery(run, &volume).await?;
     volume.unmount().await
+}
+
+/// What hosts left that are gone is recovered by whoever is there: all slots but the own become free.
+async fn wait_for_recovery(run: &Rc<Run>, volume: &Volume) -> Result<(), FsError> {
+    let context = volume.context();
+    for member in context.members() {
+        let own = context.own_slot(member.index)?.slot;
+        for round in 0..RECOVERY_ROUNDS {
+            let slots = slot::read_slots(&context.io, &member.lun, member.index).await?;
+            let left = slots.iter().enumerate().filter_map(|(number, found)| match found {
+                Ok((_, heartbeat)) if heartbeat.state != SlotState::Free => Some(SlotId(number as u8)),
+                _ => None,
+            });
+            let left: Vec<SlotId> = left.filter(|number| *number != own).collect();
+            if left.is_empty() {
+                break;
+            }
+            if round + 1 == RECOVERY_ROUNDS {
+                run.find(format!("the slots {left:?} on {} are never recovered", member.index));
+            }
+            left.into_iter().for_each(|number| context.suspect(member.index, number));
+            run.sim.sleep(TAKEOVER_PAUSE).await;
+        }
+    }
+    Ok(())
 }
 
 async fn compare(run: &Run, volume: &Volume, stat: &Stat) -> Result<(), FsError> {

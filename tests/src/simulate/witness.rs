@@ -2,12 +2,12 @@
 //! Promises: everything it says comes from the bytes of the LUNs alone; the code under test is never asked.
 //! Must not know: what hosts were told to do.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
-use engine::format::heartbeat::{Heartbeat, SlotState};
+use engine::format::heartbeat::{FenceGrade, Heartbeat, SlotState};
 use engine::format::layout::{ARENA_OFFSET, HEARTBEAT_OFFSET, LunLayout};
-use engine::format::root_cell::{Holder, ObjectState, RootCell};
+use engine::format::root_cell::{HoldMode, Holder, ObjectState, RootCell};
 use engine::format::table_entry::{EntryKind, TableCell, TableEntry};
 use engine::format::{Cell, CellContext, CellKind};
 use engine::sim::{HostNo, MemoryDisk, Seen, Watcher};
@@ -65,9 +65,21 @@ struct Slot {
 
 #[derive(Clone, Debug, Default)]
 struct Lock {
+    /// Token of the lock, token of the last break, link of the object, as last seen; none at the first sight.
+    seen: Option<Counters>,
     holders: Vec<Holder>,
     /// Hosts that took it at last.
     takers: Vec<HostNo>,
+}
+
+/// What grows in a root cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Counters {
+    token: u64,
+    unclean: u64,
+    link: u64,
+    is_free: bool,
+    is_shared: bool,
 }
 
 /// What is known of one LUN.
@@ -114,6 +126,12 @@ pub struct Witness {
     locks: BTreeMap<u64, Lock>,
     incarnations: BTreeMap<u64, HostNo>,
     waits: Vec<Wait>,
+    /// Names of all changes so far, by cell.
+    names: HashSet<(CellAddress, [u8; 16])>,
+    /// Pointer cells: whose they are, and what they say besides the names of their changes.
+    pointers: BTreeMap<CellAddress, (u64, u32)>,
+    /// Numbers of hosts that nothing keeps from renewing.
+    undisturbed: BTreeSet<u32>,
     /// What broke a promise.
     pub findings: Vec<String>,
     /// The last commands.
@@ -136,6 +154,9 @@ pub fn watch(start: Start, clock: Arc<std::sync::atomic::AtomicU64>, disks: &[Me
         locks: BTreeMap::new(),
         incarnations: BTreeMap::new(),
         waits: Vec::new(),
+        names: HashSet::new(),
+        pointers: BTreeMap::new(),
+        undisturbed: BTreeSet::new(),
         findings: Vec::new(),
         effects: VecDeque::new(),
         hash: 0,
@@ -163,6 +184,11 @@ impl Witness {
         let told = Arc::new(Notify::new());
         self.waits.push(Wait { host, until, left: count, told: told.clone() });
         told
+    }
+
+    /// Nothing happens to these hosts that keeps them from renewing for as long as a lease: nobody may claim their slots.
+    pub fn set_undisturbed(&mut self, hosts: BTreeSet<u32>) {
+        self.undisturbed = hosts;
     }
 
     /// Mixes a value into the run's hash.
@@ -212,7 +238,10 @@ impl Witness {
             self.effects.push_back(Effect { at, host, lun, what, offset, length });
         }
         match seen {
-            Seen::Write { offset, bytes, .. } => {
+            Seen::Write { offset, bytes, data } => {
+                if !data {
+                    self.formatted(lun, host, offset, bytes);
+                }
                 self.data(lun, host, offset, bytes.len() as u64, false);
                 self.count(host, Until::Changes);
             }
@@ -225,6 +254,22 @@ impl Witness {
                 self.count(host, Until::Changes);
             }
             _ => {}
+        }
+    }
+
+    /// Cells that are written for the first time: from then on compare-and-write changes them, so each needs an image of its own.
+    fn formatted(&mut self, lun: LunIndex, host: HostNo, offset: u64, bytes: &[u8]) {
+        let size = self.context.cell_size.bytes();
+        let at = |nth: usize| CellAddress { lun, offset: offset + (nth * size) as u64 };
+        let mut alike = None;
+        let mut seen = HashSet::new();
+        for (nth, image) in bytes.chunks_exact(size).enumerate() {
+            if Cell::decode(&self.context, at(nth), image).is_ok() && !seen.insert(name_of(image)) {
+                alike = Some(at(nth));
+            }
+        }
+        if let Some(cell) = alike {
+            self.find(format!("{host:?} formats cell {cell} with the name that another cell has"));
         }
     }
 
@@ -294,11 +339,14 @@ impl Witness {
     }
 
     fn changed(&mut self, at: CellAddress, host: HostNo, image: &[u8]) {
+        if !self.names.insert((at, name_of(image))) {
+            self.find(format!("{host:?} makes an image of cell {at} recur"));
+        }
         if at.offset >= ARENA_OFFSET && at.offset < ARENA_OFFSET + (1 << 20) {
             return;
         }
         let Some(kind) = image.get(4).copied().and_then(CellKind::from_stored) else { return };
-        if !matches!(kind, CellKind::Heartbeat | CellKind::BlockTable | CellKind::Root) {
+        if !matches!(kind, CellKind::Heartbeat | CellKind::BlockTable | CellKind::Root | CellKind::PointerBlock) {
             return;
         }
         let cell = match Cell::decode(&self.context, at, image) {
@@ -308,7 +356,8 @@ impl Witness {
         match kind {
             CellKind::Heartbeat => self.heartbeat(at, host, &cell),
             CellKind::BlockTable => self.table(at, host, &cell),
-            _ => self.root(at, host, &cell),
+            CellKind::PointerBlock => self.pointer_cell(at, host, &cell),
+            _ => self.root(host, &cell),
         }
     }
 
@@ -317,10 +366,30 @@ impl Witness {
         let id = (at.lun, SlotId(((at.offset - HEARTBEAT_OFFSET) / 4096) as u8));
         let now = self.now();
         let before = self.slots.get(&id).cloned();
+        if let Some(slot) = self.slots.get_mut(&id)
+            && slot.owner != host
+            && says_the_same(&slot.heartbeat, &heartbeat)
+        {
+            // A claim in doubt was superseded, or the owner is asked to drop a LUN: no sign of life, no change of it.
+            slot.heartbeat = heartbeat;
+            return;
+        }
         let joins = heartbeat.state == SlotState::Live
             && before.as_ref().is_none_or(|old| old.heartbeat.generation != heartbeat.generation);
         if joins {
             self.incarnations.insert(heartbeat.incarnation, host);
+        }
+        if let Some(old) = &before
+            && let Some(cause) = illegal(old, host, &heartbeat)
+        {
+            self.find(format!("{host:?} changes the slot {} of {:?} on {}: {cause}", id.1, old.owner, at.lun));
+        }
+        if let Some(old) = &before
+            && old.heartbeat.state == SlotState::Live
+            && old.owner != host
+            && self.undisturbed.contains(&(old.owner.0 / 100))
+        {
+            self.find(format!("{host:?} convicts {:?} on {}, to which nothing happened", old.owner, at.lun));
         }
         if let Some(old) = &before
             && old.heartbeat.state == SlotState::Live
@@ -359,6 +428,10 @@ impl Witness {
         let from = (first.get() - view.first_block) as usize;
         let mut wrong = Vec::new();
         for (old, new) in view.blocks[from..from + used].iter_mut().zip(&table.entries) {
+            let may_be_written = matches!(old.kind, EntryKind::Data | EntryKind::Retiring | EntryKind::Formatting);
+            if may_be_written && new.kind == EntryKind::Free && is_of_the_unfenced(&self.slots, at.lun, old) {
+                wrong.push(format!("{host:?} frees a block of {} on {}, which is not proven fenced", old.slot, at.lun));
+            }
             if old.kind == EntryKind::Data && new.kind == EntryKind::Data && (old.fd, old.index) != (new.fd, new.index)
             {
                 wrong.push(format!("{host:?} gives a block of object {:#x} to object {:#x}", old.fd, new.fd));
@@ -368,17 +441,29 @@ impl Witness {
         wrong.into_iter().for_each(|cause| self.find(cause));
     }
 
-    fn root(&mut self, at: CellAddress, host: HostNo, cell: &Cell) {
+    fn root(&mut self, host: HostNo, cell: &Cell) {
         let Ok(root) = RootCell::decode(self.context.cell_size, cell.payload()) else { return };
-        let Some(fd) = cell.header().owner.map(|fd| fd.get()) else { return };
+        let Some(fd) = cell.header().owner else { return };
+        let (fd, lock_lun) = (fd.get(), fd.lun().get());
         let old = self.locks.remove(&fd).unwrap_or_default();
+        let counters = Counters {
+            token: root.lock.token.0,
+            unclean: root.unclean.token.0,
+            link: cell.header().link.0,
+            is_free: root.state == ObjectState::Free,
+            is_shared: root.lock.mode == HoldMode::Shared,
+        };
+        self.grow(fd, host, &old, &root, counters);
         let gone: Vec<Holder> = old.holders.iter().filter(|h| !root.lock.holders.contains(h)).copied().collect();
         for holder in gone {
             if self.incarnations.get(&holder.incarnation) == Some(&host) {
                 continue;
             }
             let alive = self.slots.iter().find(|(_, slot)| {
-                slot.heartbeat.incarnation == holder.incarnation && slot.heartbeat.state == SlotState::Live
+                let has_dropped = slot.heartbeat.drop_acknowledged && slot.heartbeat.drop_lun == lock_lun;
+                slot.heartbeat.incarnation == holder.incarnation
+                    && slot.heartbeat.state == SlotState::Live
+                    && !has_dropped
             });
             if let Some(((lun, _), _)) = alive {
                 let victim = self.incarnations.get(&holder.incarnation);
@@ -397,8 +482,39 @@ impl Witness {
                 .retain(|taker| root.lock.holders.iter().any(|h| self.incarnations.get(&h.incarnation) == Some(taker)));
             takers.extend(new.iter().filter_map(|h| self.incarnations.get(&h.incarnation)));
         }
-        let _ = at;
-        self.locks.insert(fd, Lock { holders: root.lock.holders, takers });
+        self.locks.insert(fd, Lock { seen: Some(counters), holders: root.lock.holders, takers });
+    }
+
+    /// Pointers are changed by the holder of the lock only; others may re-stamp their cells.
+    fn pointer_cell(&mut self, at: CellAddress, host: HostNo, cell: &Cell) {
+        let Some(fd) = cell.header().owner.map(|fd| fd.get()) else { return };
+        let says = checksum(cell.payload());
+        let before = self.pointers.insert(at, (fd, says));
+        let changes = before.is_some_and(|(of, said)| of == fd && said != says);
+        let Some(lock) = self.locks.get(&fd).filter(|_| changes) else { return };
+        if !lock.holders.iter().any(|holder| self.incarnations.get(&holder.incarnation) == Some(&host)) {
+            self.find(format!("{host:?} changes pointers of {fd:#x}, whose lock it does not hold"));
+        }
+    }
+
+    /// Tokens and links grow when they have to.
+    fn grow(&mut self, fd: u64, host: HostNo, old: &Lock, root: &RootCell, now: Counters) {
+        let Some(seen) = old.seen else { return };
+        let changes_hands = root.lock.holders.iter().any(|holder| !old.holders.contains(holder));
+        if changes_hands && now.token <= seen.token {
+            self.find(format!("{host:?} takes the lock of {fd:#x} and leaves its token at {}", now.token));
+        }
+        let taken_away = !seen.is_shared
+            && !now.is_free
+            && old.holders.iter().any(|holder| {
+                !root.lock.holders.contains(holder) && self.incarnations.get(&holder.incarnation) != Some(&host)
+            });
+        if taken_away && now.unclean <= seen.unclean {
+            self.find(format!("{host:?} takes the lock of {fd:#x} by break and does not mark it unclean"));
+        }
+        if seen.is_free && !now.is_free && now.link <= seen.link {
+            self.find(format!("{host:?} makes a new object of {fd:#x} under link {} of an older one", now.link));
+        }
     }
 
     /// The slots of an incarnation that still say that it lives.
@@ -410,4 +526,51 @@ impl Witness {
         };
         self.slots.iter().filter_map(live).collect()
     }
+}
+
+/// The name that a cell's image has of its change (FORMAT.md, section 3: `op_id`).
+fn name_of(image: &[u8]) -> [u8; 16] {
+    image[0x30..0x40].try_into().expect("a cell's header has 96 bytes")
+}
+
+/// FNV-1a: enough to tell a re-stamp from a change.
+fn checksum(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+/// Whether two heartbeats differ in nothing but a request to drop a LUN.
+fn says_the_same(old: &Heartbeat, new: &Heartbeat) -> bool {
+    let request = (old.drop_lun, old.drop_acknowledged);
+    let new = Heartbeat { drop_lun: request.0, drop_acknowledged: request.1, ..new.clone() };
+    *old == new
+}
+
+/// Why a slot may not be changed like this.
+fn illegal(old: &Slot, host: HostNo, new: &Heartbeat) -> Option<&'static str> {
+    use SlotState::{Breaking, Dirty, Free, Live};
+    let (was, same) = (old.heartbeat.state, new.generation == old.heartbeat.generation);
+    if new.state == Live && !same {
+        let next = new.generation.0 == old.heartbeat.generation.0 + 1;
+        return (was != Free || !next).then_some("only a free slot is joined, with the next generation");
+    }
+    if !same {
+        return Some("the generation changes without a join");
+    }
+    match (was, new.state) {
+        (Live, Live | Free | Dirty) if old.owner == host => None,
+        (Live, Live) => Some("a slot is its owner's"),
+        (Live, Breaking) | (Breaking, Breaking | Dirty) | (Dirty, Dirty | Free) => None,
+        (Live, Dirty) => Some("it was not claimed before"),
+        _ => Some("there is no such step in the life of a slot"),
+    }
+}
+
+/// Whether an entry is of an incarnation that is gone and whose writes may still arrive.
+fn is_of_the_unfenced(slots: &BTreeMap<(LunIndex, SlotId), Slot>, lun: LunIndex, entry: &TableEntry) -> bool {
+    slots.get(&(lun, entry.slot)).is_some_and(|slot| {
+        slot.heartbeat.generation.low() == entry.generation_low
+            && slot.heartbeat.state == SlotState::Dirty
+            && slot.heartbeat.fence_grade != FenceGrade::A
+            && slot.claimed
+    })
 }

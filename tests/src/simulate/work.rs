@@ -10,6 +10,7 @@ use engine::error::{FsError, FsErrorKind};
 use engine::file::{Mover, OpenFile, OpenMode};
 use engine::format::dirent::ObjectRef;
 use engine::volume::{RenameFlags, Stat, Volume};
+use futures_util::future::join;
 
 use super::data;
 use super::names::{Done, Event, Id};
@@ -333,16 +334,8 @@ impl Session<'_> {
         match *part {
             Part::Write { sector, count, by_thread } => {
                 let sectors = sector..sector + count;
-                let write = self.run.writes.get() + 1;
-                self.run.writes.set(write);
-                let number = self.model(|model| {
-                    model.begin_write(sectors.clone(), write);
-                    model.number
-                });
-                let mut bytes = vec![0; count as usize * SECTOR];
-                for (nth, piece) in bytes.chunks_exact_mut(SECTOR).enumerate() {
-                    stamp::fill(piece, number, sector + nth as u32, write);
-                }
+                let bytes = self.stamped(sectors.clone());
+                let write = self.run.writes.get();
                 let offset = u64::from(sector) * SECTOR as u64;
                 if by_thread {
                     data::write(&self.run.sim, files, mover, self.file, offset, &bytes).await?;
@@ -369,9 +362,39 @@ impl Session<'_> {
                 files.punch(self.file, bytes).await?;
                 self.acknowledged(|model| model.cleared(sectors, true, now()));
             }
+            Part::Race { sector, count } => return self.race(sector..sector + count).await,
             Part::Read { .. } | Part::Rest(_) => {}
         }
         Ok(())
+    }
+
+    /// Writes sectors on the actor and punches them at the same time: one of both comes last, and the late one harms nobody.
+    async fn race(&self, sectors: std::ops::Range<u32>) -> Result<(), FsError> {
+        let files = self.volume.files();
+        let size = (self.file.size() / SECTOR as u64) as u32;
+        let sectors = sectors.start.min(size)..sectors.end.min(size);
+        let bytes = self.stamped(sectors.clone());
+        self.model(|model| model.cleared(sectors.clone(), false, self.run.sim.now()));
+        let range = u64::from(sectors.start) * SECTOR as u64..u64::from(sectors.end) * SECTOR as u64;
+        let (written, punched) =
+            join(data::write_on_actor(files, self.file, range.start, &bytes), files.punch(self.file, range.clone()))
+                .await;
+        written.and(punched)
+    }
+
+    /// The bytes of a new write of these sectors, of which the oracle is told.
+    fn stamped(&self, sectors: std::ops::Range<u32>) -> Vec<u8> {
+        let write = self.run.writes.get() + 1;
+        self.run.writes.set(write);
+        let number = self.model(|model| {
+            model.begin_write(sectors.clone(), write);
+            model.number
+        });
+        let mut bytes = vec![0; sectors.len() * SECTOR];
+        for (nth, piece) in bytes.chunks_exact_mut(SECTOR).enumerate() {
+            stamp::fill(piece, number, sectors.start + nth as u32, write);
+        }
+        bytes
     }
 
     /// Tells the oracle of what was acknowledged, unless the lock is another host's by now.

@@ -12,6 +12,7 @@ use crate::cas::{CasOutcome, CellChange};
 use crate::context::Context;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::arena::{Arena, Place};
+use crate::sabotage::{Sabotage, active};
 use crate::units::LunIndex;
 
 /// Attempts at one change of the own arena cell.
@@ -42,7 +43,7 @@ impl Arenas {
     pub async fn note(&self, lun: LunIndex, place: Place) -> Result<(), FsError> {
         let entry = self.listed.borrow_mut().entry(lun).or_default().clone();
         let mut listed = entry.lock().await;
-        if listed.anywhere || listed.places.contains(&place) {
+        if listed.anywhere || listed.places.contains(&place) || active(Sabotage::ArenaEmpty) {
             return Ok(());
         }
         let slot = self.context.own_slot(lun)?;

@@ -19,7 +19,8 @@ use crate::format::layout::roots_per_container;
 use crate::format::root_cell::{ObjectState, RootCell};
 use crate::format::table_entry::EntryKind;
 use crate::format::{Cell, CellKind};
-use crate::units::{BlockAddress, FdId, LunIndex};
+use crate::sabotage::{Sabotage, active};
+use crate::units::{BlockAddress, FdId, LunIndex, OpId};
 
 /// Free root cells remembered of a LUN.
 const REMEMBERED: usize = 1024;
@@ -166,7 +167,7 @@ pub async fn format_container(
     let member = context.member(at.lun)?;
     let writer = context.own_slot(at.lun)?;
     let offset = member.layout.block_offset(at.block);
-    let mut op_id = || context.io.op_id();
+    let mut op_id = || if active(Sabotage::CellsAlike) { OpId([0; 16]) } else { context.io.op_id() };
     let mut formatter = Formatter { context: context.io.context(), layout: &member.layout, writer, op_id: &mut op_id };
     let image = match kind {
         EntryKind::FdContainer => formatter.fd_container(at.block),

@@ -251,6 +251,9 @@ impl Names {
                 Some(_) => self.believed(entry.child, directory.fd).await?,
                 None => None,
             };
+            if active(Sabotage::AbsenceBelieved) {
+                return Ok(Resolved { image, meaning: Meaning::Dead(entry) });
+            }
             self.objects.refresh(directory).await?;
             if !same(&*directory.image()?, &image) {
                 continue;

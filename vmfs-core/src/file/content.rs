@@ -178,7 +178,7 @@ impl Files {
                 }
                 let count = run.length as usize;
                 let _edge = open.shared.edge(at).write().await;
-                self.patch(open, run.lun, run.offset, &bytes[..count]).await?;
+                self.patch(open, &run.permit, run.offset, &bytes[..count]).await?;
                 open.shared.note_size(at + count as u64);
                 return Ok(count);
             }
@@ -247,8 +247,9 @@ impl Files {
     }
 
     /// Writes bytes at any offset of a LUN, durably; sectors that are covered in part are read first. The caller has the range to itself.
-    pub(super) async fn patch(&self, open: &Open, lun: LunIndex, at: u64, bytes: &[u8]) -> Result<(), FsError> {
-        let lun = self.lun_of(open, lun)?;
+    /// The gate is looked at last: this host may have stood still since its caller did.
+    pub(super) async fn patch(&self, open: &Open, permit: &Permit, at: u64, bytes: &[u8]) -> Result<(), FsError> {
+        let lun = self.lun_of(open, permit.lun)?;
         let alignment = lun.alignment() as u64;
         let start = at - at % alignment;
         let end = (at + bytes.len() as u64).next_multiple_of(alignment);
@@ -259,6 +260,7 @@ impl Files {
             self.read_edges(&*lun, start, end).await?
         };
         whole[skip..skip + bytes.len()].copy_from_slice(bytes);
+        self.wait_for_gate(open, permit).await?;
         lun.write(start, whole).await.map_err(|error| self.doubted(open, error))
     }
 
@@ -305,7 +307,7 @@ impl Files {
             return Ok(0);
         }
         let _edge = open.shared.edge(at).write().await;
-        self.patch(open, run.lun, run.offset, &vec![0; run.length as usize]).await?;
+        self.patch(open, &run.permit, run.offset, &vec![0; run.length as usize]).await?;
         touch(open);
         Ok(run.length)
     }

@@ -17,6 +17,7 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::body::{Content, DiskFormat};
 use crate::format::pointer::Granules;
 use crate::format::root_cell::ObjectFlags;
+use crate::gate::GateState;
 use crate::lun::LunErrorKind;
 use crate::mapping::granules::{BlockState, GranuleEvent};
 use crate::mapping::publish::{Taken, Taking, without};
@@ -226,7 +227,9 @@ impl Files {
             shared.references.advance(range);
         }
         let frozen = Frozen { shared };
-        shared.references.settled(range).await;
+        if !active(Sabotage::EpochNotAwaited) {
+            shared.references.settled(range).await;
+        }
         frozen
     }
 
@@ -358,6 +361,14 @@ impl Files {
             let Some(Ok(member)) = crate::units::LunIndex::new(lun).map(|lun| self.context.member(lun)) else {
                 continue;
             };
+            // Space that is not given back costs nothing but space; a late UNMAP could hit what the next holder of the lock wrote.
+            let open_here = open
+                .shared
+                .permit(member.index)
+                .map(|permit| open.shared.gate_state(&permit, self.context.env().now()));
+            if open_here != Some(GateState::Open) {
+                continue;
+            }
             if let Err(error) = member.lun.unmap(offset, length).await {
                 tracing::debug!(%error, "space was not given back to the storage");
                 certain &= !may_still_run(&error);
@@ -473,7 +484,9 @@ impl Files {
             if let Some(known) = known.filter(|known| known.readable().has(inside as u32)) {
                 let at = known.place.offset + (end & (block.bytes() - 1));
                 let length = end.next_multiple_of(granule) - end;
-                self.patch(open, known.place.at.lun, at, &vec![0; length as usize]).await?;
+                let lun = known.place.at.lun;
+                let permit = open.shared.permit(lun).ok_or(FsError::Fenced { lun })?;
+                self.patch(open, &permit, at, &vec![0; length as usize]).await?;
             }
         }
         drop(frozen);

@@ -376,7 +376,8 @@ impl Files {
         let (readers, writers) = (open.readers.get(), open.writers.get());
         let mut result = Ok(());
         if write && writers == 0 {
-            result = self.finish_writing(open).await;
+            let early = if active(Sabotage::UnlockFirst) { self.objects.unlock(&open.object).await } else { Ok(()) };
+            result = early.and(self.finish_writing(open).await);
         }
         let held = open.shared.hold();
         let unneeded = match held {

@@ -18,6 +18,7 @@ use crate::mapping::publish::pointers;
 use crate::mapping::runs::{Class, Known, RunMap};
 use crate::mapping::tree::{InnerSource, MAX_FILE_BLOCKS, Tree};
 use crate::object::{Image, Objects};
+use crate::sabotage::{Sabotage, active};
 use crate::units::{BlockAddress, CellAddress, FdId, Link, UnitAddress};
 
 /// Times that a load is begun again because the mapping changed, before it waits for its turn to change it.
@@ -258,7 +259,8 @@ impl Files {
     async fn believe(&self, open: &Open, image: &Image, cell: Cell) -> Result<Cell, FsError> {
         let mut cell = cell;
         for _ in 0..STAMP_TRIES {
-            if cell.header().token >= image.root.unclean.token || self.context.is_read_only() {
+            let trusted = cell.header().token >= image.root.unclean.token || active(Sabotage::OldPointersTrusted);
+            if trusted || self.context.is_read_only() {
                 return Ok(cell);
             }
             let change = CellChange { token: image.root.lock.token, ..CellChange::same(&cell) };

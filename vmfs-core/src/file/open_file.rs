@@ -305,6 +305,11 @@ impl SharedFile {
         }
     }
 
+    /// What is asked of the gate for data on `lun`; `None` when this host had no slot there when the lock was taken.
+    pub(crate) fn permit(&self, lun: LunIndex) -> Option<Permit> {
+        self.state.read().access.permit(lun)
+    }
+
     /// First piece of `offset .. offset + length`. Call again behind it for the rest.
     pub fn read_segment(&self, offset: u64, length: u64) -> ReadSegment {
         let state = self.state.read();

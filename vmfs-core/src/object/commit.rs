@@ -409,7 +409,7 @@ impl Objects {
             let (fd, free, moment) = self.space.roots.take(&self.space.blocks, new.lun).await?;
             let old = self.decode_root(fd, &free)?;
             // One counter is left out: a move of the object that had this cell before may have announced it.
-            let link = free.header().link.next().next();
+            let link = if active(Sabotage::LinkReused) { free.header().link } else { free.header().link.next().next() };
             let place = (EntryKind::Body, 0);
             let birth = free.header().seq.0 as u32;
             let unit = self.prepare_for(fd, link, birth, Token(0), place, &stream, Purpose::Normal, &luns).await?;

@@ -83,7 +83,9 @@ impl Objects {
             }
             let mut root = settled(&image.root);
             root.lock.mode = mode;
-            root.lock.token = root.lock.token.next();
+            if !active(Sabotage::TokenKept) {
+                root.lock.token = root.lock.token.next();
+            }
             root.lock.holders = if active(Sabotage::LockIgnored) { Vec::new() } else { others };
             root.lock.holders.push(own);
             match self.change_root(object, &image, root).await {

@@ -13,6 +13,7 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
 use crate::format::heartbeat::{FenceGrade, SlotState};
 use crate::format::root_cell::{HoldMode, Holder, LunSet, ObjectState, Unclean};
+use crate::sabotage::{Sabotage, active};
 use crate::slot;
 use crate::units::{FdId, LunIndex, SlotId, SlotRef};
 
@@ -55,7 +56,7 @@ impl Objects {
         if root.lock.holders.is_empty() {
             root.lock.mode = HoldMode::Free;
         }
-        if wrote {
+        if wrote && !active(Sabotage::UncleanForgotten) {
             // One that is not proven fenced stays named: what is freed from the object may still be written to by it.
             let broken = unfenced.unwrap_or(root.unclean.broken);
             root.unclean = Unclean { token: root.lock.token, broken };
@@ -77,7 +78,7 @@ impl Objects {
         let (mut on_lock_lun, mut unseen) = (false, false);
         let mut alive: Vec<(Rc<Member>, SlotId, Cell)> = Vec::new();
         let mut dropped = false;
-        for lun in luns.iter() {
+        for lun in luns.iter().filter(|lun| *lun == lock_lun || !active(Sabotage::OneLunAsked)) {
             let member = match self.context.member(lun) {
                 Ok(member) => member,
                 // A LUN that this host does not see may carry the holder's writes: it is not proven gone there.
@@ -160,6 +161,9 @@ impl Objects {
         for _ in 0..TRIES {
             let (cell, root) = self.read_root(fd).await?;
             self.context.prove_live([fd.lun()]).await?;
+            if active(Sabotage::RecoveryWithoutRestamp) {
+                return if root.state == ObjectState::Free { Ok(None) } else { self.load_any(fd).await.map(Some) };
+            }
             match self.context.cas(&cell, CellChange::same(&cell)).await? {
                 CasOutcome::Applied(_) if root.state == ObjectState::Free => return Ok(None),
                 CasOutcome::Applied(_) => return self.load_any(fd).await.map(Some),

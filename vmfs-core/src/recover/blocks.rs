@@ -10,6 +10,7 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::CellKind;
 use crate::format::arena::Place;
 use crate::format::table_entry::{EntryKind, TableEntry};
+use crate::lun::LunErrorKind;
 use crate::units::{BlockAddress, BlockNo};
 
 impl Recovery<'_> {
@@ -33,7 +34,7 @@ impl Recovery<'_> {
         if verdicts.is_empty() {
             return Ok(());
         }
-        self.give_back(first, &verdicts).await;
+        self.give_back(first, &mut verdicts).await?;
         let edited = self.tables().edit(place, |table| {
             for (nth, before, after) in &verdicts {
                 if table.entries[*nth] == *before {
@@ -88,17 +89,29 @@ impl Recovery<'_> {
         Ok(verdicts)
     }
 
-    /// Gives blocks that are about to be free back to the storage, as far as it takes them.
-    async fn give_back(&self, first: BlockNo, verdicts: &[(usize, TableEntry, TableEntry)]) {
+    /// Gives blocks that are about to be free back to the storage, as far as it takes them. One whose UNMAP may still be on its way is
+    /// kept from use: it would clear what its next owner has written (rule R3).
+    async fn give_back(&self, first: BlockNo, verdicts: &mut [(usize, TableEntry, TableEntry)]) -> Result<(), FsError> {
         let bytes = self.context().block_size().bytes();
-        for (nth, _, after) in verdicts {
+        for (nth, before, after) in verdicts {
             let block = BlockNo::new(first.get() + *nth as u64);
             let offset = block.and_then(|block| self.member.layout.block_offset(block));
-            if let (EntryKind::Free, Some(offset)) = (after.kind, offset)
-                && let Err(error) = self.member.lun.unmap(offset, bytes).await
-            {
-                tracing::debug!(%error, "space was not given back to the storage");
+            let (EntryKind::Free, Some(offset)) = (after.kind, offset) else { continue };
+            let Err(error) = self.member.lun.unmap(offset, bytes).await else { continue };
+            tracing::debug!(%error, "space was not given back to the storage");
+            if error.kind == LunErrorKind::Unknown {
+                let own = self.context().own_slot(self.member.index)?;
+                self.member.set_unresolved();
+                *after = TableEntry {
+                    fd: own.pack(),
+                    index: before.index,
+                    kind: EntryKind::Quarantine,
+                    slot: own.slot,
+                    generation_low: own.generation.low(),
+                    was: EntryKind::Free,
+                };
             }
         }
+        Ok(())
     }
 }

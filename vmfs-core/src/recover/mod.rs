@@ -25,6 +25,7 @@ use crate::format::table_entry::{EntryKind, TableEntry};
 use crate::format::{Cell, CellKind};
 use crate::mapping::tree::Shape;
 use crate::object::Objects;
+use crate::sabotage::{Sabotage, active};
 use crate::slot;
 use crate::units::{BlockAddress, BlockNo, SlotRef};
 
@@ -82,7 +83,7 @@ pub async fn recover(
         parts,
         member: member.clone(),
         dead,
-        fenced: dirty.fence_grade == FenceGrade::A,
+        fenced: dirty.fence_grade == FenceGrade::A || active(Sabotage::QuarantineSkipped),
         shape: Shape::new(parts.context.cell_size()),
         done: Recovered::default(),
     };

@@ -39,6 +39,7 @@ struct State {
     paths: BTreeMap<HostNo, PathState>,
     allowances: BTreeMap<HostNo, Allowance>,
     stalled: bool,
+    lost: bool,
     records: Option<Vec<Record>>,
     watcher: Option<Box<dyn Watcher>>,
     /// How it fences.
@@ -66,6 +67,7 @@ impl MemoryDisk {
             paths: BTreeMap::new(),
             allowances: BTreeMap::new(),
             stalled: false,
+            lost: false,
             records: None,
             watcher: None,
             fencing: Fencing::Proven,
@@ -145,6 +147,11 @@ impl MemoryDisk {
         state.fencing
     }
 
+    /// The LUN is gone for all hosts, or back with what it held.
+    pub fn set_lost(&self, lost: bool) {
+        self.state.lock().lost = lost;
+    }
+
     /// Commands of all hosts wait while the storage is stalled.
     pub fn set_stalled(&self, stalled: bool) {
         self.state.lock().stalled = stalled;
@@ -200,6 +207,9 @@ impl MemoryDisk {
     /// The error that a command of `host` gets now, if any. One that `changes` something counts against the host's allowance.
     pub(super) fn refusal(&self, host: HostNo, changes: bool) -> Option<LunErrorKind> {
         let state = self.state.lock();
+        if state.lost {
+            return Some(LunErrorKind::Unknown);
+        }
         match state.paths.get(&host).copied().unwrap_or_default() {
             PathState::Up => match state.allowances.get(&host) {
                 Some(allowance) if !allowance.spend(changes) => Some(LunErrorKind::Unknown),

@@ -29,7 +29,7 @@ pub struct FaultRates {
     pub answer_lost: u16,
     /// [`Fault::CommandLost`].
     pub command_lost: u16,
-    /// [`Fault::Late`], by up to 5 s.
+    /// [`Fault::Late`], by up to 5 s; one in four compare-and-writes by up to 25 s.
     pub late: u16,
     /// [`Fault::Repeated`].
     pub repeated: u16,

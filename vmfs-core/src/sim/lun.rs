@@ -12,6 +12,8 @@ use std::time::Duration;
 use super::disk::{Answer, Effect, MemoryDisk};
 use super::executor::{HostNo, STORAGE, Sim};
 use super::fault::{Fault, FaultRates, Record};
+use futures_util::future::join;
+
 use crate::buf::AlignedBuf;
 use crate::env::LocalFuture;
 use crate::format::header::{DeviceIdentity, LockMode};
@@ -21,6 +23,7 @@ use crate::units::{CellSize, SlotId};
 /// A sender waits up to this long before it gives up a command whose answer does not come.
 const LONGEST_TIMEOUT_MS: u64 = 200;
 const LONGEST_LATE: Duration = Duration::from_secs(5);
+const LATER_THAN_A_TAKEOVER: Duration = Duration::from_secs(25);
 
 /// One host's path to a [`MemoryDisk`].
 pub struct MemoryLun {
@@ -32,6 +35,7 @@ pub struct MemoryLun {
     rates: Cell<FaultRates>,
     longest_late_write: Cell<Duration>,
     script: RefCell<VecDeque<Fault>>,
+    when_late: RefCell<Option<Box<dyn Fn()>>>,
 }
 
 impl MemoryLun {
@@ -47,6 +51,7 @@ impl MemoryLun {
             rates: Cell::default(),
             longest_late_write: Cell::new(LONGEST_LATE),
             script: RefCell::default(),
+            when_late: RefCell::default(),
         }
     }
 
@@ -75,6 +80,11 @@ impl MemoryLun {
         self.script.borrow_mut().push_back(fault);
     }
 
+    /// `told` is called when a compare-and-write of this path begins to be late: the moment at which its sender should die.
+    pub fn set_when_late(&self, told: Box<dyn Fn()>) {
+        *self.when_late.borrow_mut() = Some(told);
+    }
+
     fn alignment_bytes(&self) -> usize {
         self.disk.cell_size().unwrap_or(CellSize::B512).bytes()
     }
@@ -95,16 +105,18 @@ impl MemoryLun {
             return Some(fault);
         }
         let rates = self.rates.get();
-        let longest = match effect {
-            Effect::CompareAndWrite { .. } => LONGEST_LATE,
-            _ => self.longest_late_write.get(),
-        };
         self.sim.with_rng(|rng| {
             if rng.chance(rates.answer_lost) {
                 Some(Fault::AnswerLost)
             } else if rng.chance(rates.command_lost) {
                 Some(Fault::CommandLost)
             } else if rng.chance(rates.late) {
+                let longest = match effect {
+                    // Nothing bounds how late metadata may come: some of it outlives a takeover.
+                    Effect::CompareAndWrite { .. } if rng.chance(250) => LATER_THAN_A_TAKEOVER,
+                    Effect::CompareAndWrite { .. } => LONGEST_LATE,
+                    _ => self.longest_late_write.get(),
+                };
                 Some(Fault::Late(Duration::from_millis(rng.below(longest.as_millis() as u64))))
             } else if rng.chance(rates.repeated) {
                 Some(Fault::Repeated)
@@ -137,6 +149,9 @@ impl MemoryLun {
             Some(Fault::CommandLost) => self.give_up(&effect).await,
             Some(Fault::Late(by)) => {
                 drop(self.launch(effect.clone(), by));
+                if let (Effect::CompareAndWrite { .. }, Some(told)) = (&effect, &*self.when_late.borrow()) {
+                    told();
+                }
                 self.give_up(&effect).await
             }
         }
@@ -277,11 +292,14 @@ impl Lun for MemoryLun {
     fn write(&self, offset: u64, data: AlignedBuf) -> LocalFuture<'_, Result<(), LunError>> {
         Box::pin(async move {
             let (head, tail) = data.split_at(self.tear_at(data.len()).unwrap_or(data.len()));
-            self.send(Effect::Write { offset, bytes: head.to_vec() }).await?;
-            if !tail.is_empty() {
-                self.send(Effect::Write { offset: offset + head.len() as u64, bytes: tail.to_vec() }).await?;
+            let first = self.send(Effect::Write { offset, bytes: head.to_vec() });
+            if tail.is_empty() {
+                return first.await.map(drop);
             }
-            Ok(())
+            // Both parts are on their way at once: it was one command.
+            let second = self.send(Effect::Write { offset: offset + head.len() as u64, bytes: tail.to_vec() });
+            let (first, second) = join(first, second).await;
+            first.and(second).map(drop)
         })
     }
 

@@ -20,7 +20,10 @@
 //! | tear | a write or read of several cells is carried out in two parts with time in between | [`FaultRates::tear`] |
 //! | cut | a host's path is dead: `Unknown`, nothing carried out | [`MemoryDisk::set_path`] |
 //! | used up | a host's commands land in their order up to the n-th, and nothing of it after that | [`MemoryDisk::set_allowance`] |
+//! | lost, and back | the LUN is gone for all hosts: `Unknown`, nothing carried out | [`MemoryDisk::set_lost`] |
 //! | fenced | the storage refuses a host: `Fenced` | [`MemoryDisk::set_path`] |
+//! | reservation | paths are registered for a slot; a breaker's preempt-and-abort refuses their plain writes from then on (grade A), finds that some may still be on their way, or can do nothing (grade C) | [`MemoryDisk::set_fencing`] |
+//! | full | a block table without free entries | the plan of a run |
 //! | stall | commands of all hosts wait | [`MemoryDisk::set_stalled`] |
 //! | power loss | each cell written by plain data writes since the last flush keeps its new or gets its old content | [`MemoryDisk::lose_power`] |
 //! | rollback | the storage goes back to an earlier state | [`MemoryDisk::snapshot`], [`MemoryDisk::restore`] |
