@@ -60,6 +60,9 @@ use crate::units::LunIndex;
 /// Tells programs that move data themselves to let go of the disks whose locks lie on a LUN; true: nothing of them is on its way.
 pub type LetGo = Box<dyn Fn(LunIndex) -> bool>;
 
+/// A file that was created or found, and open if that was asked for.
+pub type Created = (Stat, Option<Arc<OpenFile>>);
+
 /// A mounted volume. Clones are the same mount.
 #[derive(Clone)]
 pub struct Volume {
@@ -246,7 +249,7 @@ impl Volume {
         name: &'a [u8],
         new: NewFile,
         open: Option<OpenMode>,
-    ) -> LocalFuture<'a, Result<(Stat, Option<Arc<OpenFile>>), FsError>> {
+    ) -> LocalFuture<'a, Result<Created, FsError>> {
         Box::pin(async move { self.inner.for_writing()?.create_file(directory, name, new, open).await })
     }
 

@@ -73,7 +73,7 @@ impl Inner {
         name: &[u8],
         new: NewFile,
         open: Option<OpenMode>,
-    ) -> Result<(Stat, Option<Arc<OpenFile>>), FsError> {
+    ) -> Result<super::Created, FsError> {
         if new.object_type != ObjectType::File {
             let message = format!("a {:?} is not created this way; create a plain file", new.object_type);
             return Err(FsError::refused(FsErrorKind::Invalid, message));
