@@ -30,7 +30,7 @@ fn number(variable: &str) -> Option<u64> {
 fn prepare(luns: &Luns) {
     let mount = luns.mount(1);
     disk(&mount, DISK.replace("-flat", "").as_str(), "8M", "thin");
-    assert!(8 << 20 >= FILE_BYTES);
+    const { assert!(8 << 20 >= FILE_BYTES, "the disk holds what writers write") };
     for target in targets().iter().filter(|target| *target != DISK) {
         File::create(mount.at(target)).unwrap();
     }
