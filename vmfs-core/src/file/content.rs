@@ -188,13 +188,7 @@ impl Files {
             Need::Runs => self.load(open, at..at + 1).await.map(|()| 0),
             Need::Extension => self.extend(&open.shared, at).await.map(|()| 0),
             Need::Inline => self.write_inline(open, at, bytes).await,
-            Need::Refused => Err(FsError::refused(
-                FsErrorKind::Invalid,
-                format!(
-                    "{}: byte {at} cannot be written: not open for writing, or behind the end of the disk",
-                    open.shared.fd
-                ),
-            )),
+            Need::Refused => Err(not_writable(&open.shared, at)),
             Need::Physical => Err(physical_refusal(&open.shared)),
             Need::Allocation => {
                 let grant = self.allocate(&open.shared, at..at + length).await?;
@@ -297,9 +291,14 @@ impl Files {
     /// Writes zeros in place from file offset `at` up to at most `end`; gives how many.
     pub(super) async fn zero_data(&self, open: &Rc<Open>, at: u64, end: u64) -> Result<u64, FsError> {
         let length = (end - at).min(COMMAND_BYTES);
-        let WriteSegment::Data(run) = open.shared.write_segment(at, length) else {
-            self.load(open, at..at + 1).await?;
-            return Ok(0);
+        let run = match open.shared.write_segment(at, length) {
+            WriteSegment::Data(run) => run,
+            // It stays so: nothing is written any more after a write whose end is not known.
+            WriteSegment::Need(Need::Refused) => return Err(not_writable(&open.shared, at)),
+            WriteSegment::Need(_) => {
+                self.load(open, at..at + 1).await?;
+                return Ok(0);
+            }
         };
         if !self.pass_gate(open, &run.permit, run.lun)? {
             drop(run);
@@ -317,6 +316,13 @@ impl Files {
 fn not_held(file: &SharedFile) -> FsError {
     let message = format!("{}: this host has not its lock (any more); open it again", file.fd());
     FsError::refused(FsErrorKind::Stale, message)
+}
+
+/// A byte that nobody may write through this opening (any more).
+fn not_writable(file: &SharedFile, at: u64) -> FsError {
+    let message =
+        format!("{}: byte {at} cannot be written: not open for writing, or behind the end of the disk", file.fd());
+    FsError::refused(FsErrorKind::Invalid, message)
 }
 
 /// Reads bytes at any offset of a LUN.
