@@ -154,7 +154,7 @@ fn a_host_whose_slot_was_taken_over_changes_nothing_any_more_and_says_so() {
         assert!(status.fenced.is_some_and(|text| text.contains("fenced")));
         assert!(!exists(&b, b.root(), b"after").await);
         assert!(exists(&b, b.root(), b"before").await);
-        a.unmount().await.unwrap();
+        assert_eq!(a.unmount().await.unwrap_err().kind(), FsErrorKind::Fenced);
         b.unmount().await.unwrap();
     });
     sim.end();

@@ -304,7 +304,7 @@ fn lies_of_directories_and_bodies_are_told() {
             change_body(w, &object(w, named(5, "vm")), |body| body[0x10] += 1);
         }),
         ("a link's length", Structure::Body, "size", &|w| {
-            change_body(w, &object(w, named(3, "link")), |body| body[0x10] += 1);
+            change_body(w, &object(w, named(3, "link2")), |body| body[0x10] += 1);
         }),
         ("more inline bytes than the size", Structure::Body, "size", &|w| {
             change_body(w, &object(w, named(1, "inline")), |body| body[0x10..0x12].fill(0));
