@@ -37,6 +37,8 @@ struct SeenBeat {
     generation: Generation,
     beat: u64,
     since: Instant,
+    /// It was seen to change from an earlier beat of the same generation.
+    renewed: bool,
 }
 
 /// What a cell is expected to hold, and what it holds afterwards.
@@ -323,15 +325,25 @@ impl Context {
         self.suspects.borrow_mut().insert((lun, slot));
     }
 
-    /// For how long a slot has been showing this beat, as far as this mount looked. For people: nothing is decided by it.
+    /// For how long a slot has been showing this beat, as far as this mount looked. Nobody is broken by it.
     pub fn beat_age(&self, lun: LunIndex, slot: SlotId, shown: &Heartbeat) -> Duration {
-        let now = SeenBeat { generation: shown.generation, beat: shown.beat, since: self.env().now() };
+        self.look_at_beat(lun, slot, shown).0
+    }
+
+    /// Whether this mount has seen the owner of a slot renew it within its lease: it is worth a question.
+    pub fn renews(&self, lun: LunIndex, slot: SlotId, shown: &Heartbeat) -> bool {
+        let (age, renewed) = self.look_at_beat(lun, slot, shown);
+        renewed && age < Duration::from_millis(shown.lease.lease_ms.into())
+    }
+
+    fn look_at_beat(&self, lun: LunIndex, slot: SlotId, shown: &Heartbeat) -> (Duration, bool) {
+        let (generation, beat, now) = (shown.generation, shown.beat, self.env().now());
         let mut beats = self.beats.borrow_mut();
-        let seen = beats.entry((lun, slot)).or_insert(now);
-        if (seen.generation, seen.beat) != (now.generation, now.beat) {
-            *seen = now;
+        let seen = beats.entry((lun, slot)).or_insert(SeenBeat { generation, beat, since: now, renewed: false });
+        if (seen.generation, seen.beat) != (generation, beat) {
+            *seen = SeenBeat { generation, beat, since: now, renewed: seen.generation == generation };
         }
-        Duration::from_nanos(now.since.0.saturating_sub(seen.since.0))
+        (Duration::from_nanos(now.0.saturating_sub(seen.since.0)), seen.renewed)
     }
 
     /// Notes that the owner of a slot is asked to drop the locks of `lock_lun`; it is watched until it has answered.

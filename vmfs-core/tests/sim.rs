@@ -57,7 +57,7 @@ fn a_torn_write_is_seen_in_parts_and_never_within_a_cell() {
     for round in 1..=50u8 {
         sim.block_on(async {
             let read = async {
-                sim.sleep(Duration::from_millis(6)).await;
+                sim.sleep(Duration::from_millis(1)).await;
                 b.read(0, 4096).await.unwrap()
             };
             let (seen, written) = futures_util::future::join(read, a.write(0, bytes(round, 4096))).await;

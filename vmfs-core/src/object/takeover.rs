@@ -121,7 +121,10 @@ impl Objects {
                 }
                 if lun != lock_lun && heartbeat.state == SlotState::Live {
                     dropped |= heartbeat.drop_lun == lock_lun.get() && heartbeat.drop_acknowledged;
-                    alive.push((member.clone(), number, cell));
+                    // A question changes the slot, and so looks like life to whoever watches it: one that stands still is not asked.
+                    if self.context.renews(lun, number, &heartbeat) {
+                        alive.push((member.clone(), number, cell));
+                    }
                 }
                 proven_here |= heartbeat.fence_grade == FenceGrade::A && heartbeat.state != SlotState::Live;
             }
