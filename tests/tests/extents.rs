@@ -1,7 +1,7 @@
 //! LUNs that are added while hosts work: nothing stops, everybody uses them, what was written is there.
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,9 @@ fn members(mount: &Mount) -> usize {
     let said = run(command("vmfs").args(["extent", "list", "--json"]).arg(mount.path()));
     serde_json::from_str::<serde_json::Value>(&said).unwrap().as_array().unwrap().len()
 }
+
+/// Files that each host writes.
+const FILES: u32 = 60;
 
 #[track_caller]
 fn wait_for_members(mount: &Mount, count: usize, longest: Duration) -> Duration {
@@ -42,45 +45,53 @@ fn pattern(host: u8, number: u32) -> Vec<u8> {
     (0..1 << 20).map(|at: u32| (at as u8) ^ (at >> 8) as u8 ^ host ^ number as u8).collect()
 }
 
-/// Writes files of 1 MiB until told to end; gives how many.
-fn write_files(folder: &Path, host: u8, most: u32, end: &AtomicBool) -> u32 {
-    for number in 0..most {
-        if end.load(Ordering::Relaxed) {
-            return number;
+fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Writes `count` files of 1 MiB. Until every host has the added LUN (`is_there`) a full volume is the truth: such a file is written again.
+fn write_files(folder: &Path, host: u8, count: u32, is_there: &AtomicBool) {
+    let began = Instant::now();
+    for number in 0..count {
+        let path = folder.join(format!("h{host}-{number}"));
+        loop {
+            // Bounded, so that a LUN that never comes is a failure and no test without end.
+            let was_there = is_there.load(Ordering::Acquire) || began.elapsed() > Duration::from_secs(60);
+            match write_file(&path, &pattern(host, number)) {
+                Ok(()) => break,
+                Err(error) if error.kind() == ErrorKind::StorageFull && !was_there => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
         }
-        let mut file = fs::File::create(folder.join(format!("h{host}-{number}"))).unwrap();
-        file.write_all(&pattern(host, number)).unwrap();
-        file.sync_all().unwrap();
     }
-    most
 }
 
 #[test]
 fn three_hosts_under_load_use_an_added_lun_without_a_remount() {
     let luns = Luns::formatted(1, 128, &[]);
     let mounts = [luns.mount(1), luns.mount(2), luns.mount(3)];
-    let (new, end) = (blank(&luns, "added.img", 256), AtomicBool::new(false));
-    // Together more than the first LUN holds: without the second one somebody would find it full.
-    let written: Vec<u32> = thread::scope(|scope| {
-        let writers: Vec<_> = (1..=3u8)
-            .zip(&mounts)
-            .map(|(host, mount)| {
-                let end = &end;
-                scope.spawn(move || write_files(mount.path(), host, 60, end))
-            })
-            .collect();
+    let (new, is_there) = (blank(&luns, "added.img", 256), AtomicBool::new(false));
+    // Together more than the first LUN holds: without the second one they would never end.
+    thread::scope(|scope| {
+        for (host, mount) in (1..=3u8).zip(&mounts) {
+            let is_there = &is_there;
+            scope.spawn(move || write_files(mount.path(), host, FILES, is_there));
+        }
         let said = run(command("vmfs").args(["extent", "add"]).arg(&new).arg(mounts[0].path()));
         assert!(said.contains("added as lun2"), "{said}");
         for mount in &mounts {
             let took = wait_for_members(mount, 2, Duration::from_secs(20));
             println!("{}: after {took:?}", mount.path().display());
         }
-        writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+        is_there.store(true, Ordering::Release);
     });
-    assert_eq!(written, [60, 60, 60]);
-    for (host, count) in (1..=3u8).zip(written) {
+    for host in 1..=3u8 {
         let reader = &mounts[usize::from(host) % 3];
-        for number in 0..count {
+        for number in 0..FILES {
             assert_eq!(fs::read(reader.at(format!("h{host}-{number}"))).unwrap(), pattern(host, number));
         }
     }
