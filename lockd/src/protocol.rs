@@ -140,6 +140,11 @@ pub enum AdminRequest {
         /// Overwrite what it holds.
         force: bool,
     },
+    /// Takes the space that a member LUN has gained into the volume.
+    ExtentGrow {
+        /// Its path, or `lunN`.
+        lun: String,
+    },
     /// Makes a raw device mapping: descriptor `X.vmdk` and mapping `X-rdm.vmdk` or `X-rdmp.vmdk`.
     RdmCreate {
         /// The descriptor.

@@ -155,3 +155,44 @@ fn a_lun_that_holds_something_is_added_only_by_force_and_a_member_never_twice() 
     mount.unmount();
     run(command("fsck.vmfs").arg("-n").args(luns.images()).args(other.images()));
 }
+
+#[test]
+fn a_lun_that_became_larger_is_used_by_every_host_and_its_files_are_read_by_all() {
+    let luns = Luns::formatted(1, 64, &[]);
+    let mounts = [luns.mount(1), luns.mount(2)];
+    let image = &luns.images()[0];
+    let grow = |lun: &Path| {
+        let mut vmfs = command("vmfs");
+        vmfs.args(["extent", "grow", "--json"]).arg(lun).arg(mounts[0].path());
+        vmfs
+    };
+    let said = refused(&mut grow(image), 1);
+    assert!(said.contains("has not become larger by one block"), "{said}");
+    let said = refused(&mut grow(Path::new("lun9")), 1);
+    assert!(said.contains("lun9 is no LUN of this volume"), "{said}");
+    fs::OpenOptions::new().write(true).open(image).unwrap().set_len(256 << 20).unwrap();
+    let said = run(&mut grow(image));
+    let grown: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((grown["index"].as_u64(), grown["to_bytes"].as_u64()), (Some(1), Some(256 << 20)), "{said}");
+    let is_there = AtomicBool::new(true);
+    // More than it held before.
+    write_files(mounts[0].path(), 1, FILES, &is_there);
+    for number in 0..FILES {
+        assert_eq!(fs::read(mounts[1].at(format!("h1-{number}"))).unwrap(), pattern(1, number));
+    }
+    let began = Instant::now();
+    loop {
+        let said = run(command("vmfs").args(["extent", "list", "--json"]).arg(mounts[1].path()));
+        let listed: serde_json::Value = serde_json::from_str(&said).unwrap();
+        if listed[0]["bytes"].as_u64() == Some(256 << 20) {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{said}");
+        thread::sleep(Duration::from_millis(50));
+    }
+    write_files(mounts[1].path(), 2, FILES, &is_there);
+    for mount in mounts {
+        mount.unmount();
+    }
+    run(command("fsck.vmfs").arg("-n").args(luns.images()));
+}

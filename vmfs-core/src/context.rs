@@ -15,13 +15,13 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
 use crate::format::header::LunHeader;
 use crate::format::heartbeat::Heartbeat;
-use crate::format::layout::LunLayout;
+use crate::format::layout::{LunLayout, header_cell};
 use crate::gate::{Gate, GatePage, GateState};
 use crate::lease;
 use crate::lun::{Lun, LunErrorKind};
 use crate::sabotage::{Sabotage, active};
 use crate::slot::{self, OwnSlot};
-use crate::units::{BlockSize, CellAddress, CellSize, Generation, LunIndex, SlotId, SlotRef};
+use crate::units::{BlockAddress, BlockSize, CellAddress, CellSize, Generation, LunIndex, SlotId, SlotRef};
 
 /// Attempts at a command that the storage provably did not carry out (busy, queue full).
 const NOT_DONE_TRIES: u32 = 7;
@@ -50,8 +50,8 @@ pub struct Member {
     pub index: LunIndex,
     /// The LUN.
     pub lun: Rc<dyn Lun>,
-    /// Geometry.
-    pub layout: LunLayout,
+    /// Geometry: it grows with the LUN.
+    layout: RefCell<Rc<LunLayout>>,
     /// The header, as last read.
     pub header: RefCell<LunHeader>,
     /// The own slot; none on a read-only mount and after leaving.
@@ -72,7 +72,7 @@ impl Member {
         Member {
             index: layout.lun,
             lun,
-            layout,
+            layout: RefCell::new(Rc::new(layout)),
             header: RefCell::new(header),
             slot: RefCell::new(slot),
             proven: StdCell::default(),
@@ -80,6 +80,21 @@ impl Member {
             renewal: Mutex::default(),
             answered: StdCell::new(Instant(0)),
         }
+    }
+
+    /// Geometry, as far as it is known.
+    pub fn layout(&self) -> Rc<LunLayout> {
+        self.layout.borrow().clone()
+    }
+
+    /// Notes what the header says. The geometry only grows: an image that was read before and arrives later changes nothing.
+    pub(crate) fn note_header(&self, header: LunHeader) {
+        let known = self.layout();
+        if header.segments.len() > known.segments.len() {
+            let segments = header.segments.clone();
+            *self.layout.borrow_mut() = Rc::new(LunLayout { segments, ..LunLayout::clone(&known) });
+        }
+        *self.header.borrow_mut() = header;
     }
 
     /// Notes an image of the own slot that was seen live, if it is later than the one that is known: the storage never shows an older
@@ -176,7 +191,7 @@ impl Context {
     /// # Panics
     /// When there is no member: a mounted volume has at least one.
     pub fn block_size(&self) -> BlockSize {
-        self.members.borrow().values().next().expect("a volume has a member").layout.block_size
+        self.members.borrow().values().next().expect("a volume has a member").layout().block_size
     }
 
     /// A member; [`FsError::MissingLun`] when it is not there.
@@ -403,6 +418,24 @@ impl Context {
     pub async fn read_cell(&self, at: CellAddress) -> Result<Cell, FsError> {
         let member = self.member(at.lun)?;
         self.io.read(&member.lun, at).await
+    }
+
+    /// Makes sure that the geometry of a LUN has a block, if it does: the LUN may have grown since its header was read. A LUN that is not
+    /// there is left to whoever needs it.
+    pub async fn know_block(&self, at: BlockAddress) -> Result<(), FsError> {
+        let Ok(member) = self.member(at.lun) else { return Ok(()) };
+        if member.layout().block_offset(at.block).is_none() {
+            self.read_geometry(&member).await?;
+        }
+        Ok(())
+    }
+
+    /// Learns the geometry that a LUN has now.
+    pub async fn read_geometry(&self, member: &Member) -> Result<(), FsError> {
+        let cell = self.io.read(&member.lun, header_cell(member.index)).await?;
+        let corrupt = |cause| FsError::Corrupt { structure: format!("header cell {}", cell.address()), cause };
+        member.note_header(LunHeader::decode(self.cell_size(), cell.payload()).map_err(corrupt)?);
+        Ok(())
     }
 
     /// Changes one cell under the own slot, if it holds `expect`.

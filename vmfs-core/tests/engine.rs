@@ -254,7 +254,7 @@ fn what_a_removal_marks_is_listed_in_the_arena() {
         let member = a.context.member(lun1()).unwrap();
         let own = a.context.own_slot(lun1()).unwrap();
         let cell = a.context.read_cell(layout::arena_cell(lun1(), own.slot)).await.unwrap();
-        let arena = Arena::decode(member.layout.cell_size, cell.payload()).unwrap();
+        let arena = Arena::decode(member.layout().cell_size, cell.payload()).unwrap();
         assert!(arena.places.contains(&Place::FdContainer(what.fd.container().block.get())));
     });
 }

@@ -78,7 +78,7 @@ fn hosts_that_allocate_at_once_never_get_one_block_twice_and_a_freed_volume_is_e
             let after: u64 = [1, 2].map(|n| hosts[0].space.blocks.count(LunIndex::new(n).unwrap()).free).iter().sum();
             assert!(after >= before + 60);
             for (nth, member) in hosts[0].context.members().iter().enumerate() {
-                let left = owners(&disks[nth], &member.layout, hosts[0].context.io.context());
+                let left = owners(&disks[nth], &member.layout(), hosts[0].context.io.context());
                 assert!(left.values().all(|(kind, ..)| *kind != EntryKind::Data), "seed {seed}: {left:?}");
             }
         });
@@ -130,7 +130,7 @@ async fn fill(host: &Host, fd: FdId) -> Vec<(u32, BlockAddress)> {
 }
 
 fn free_blocks(disk: &MemoryDisk, host: &Host) -> u64 {
-    let layout = &host.context.member(lun1()).unwrap().layout;
+    let layout = &host.context.member(lun1()).unwrap().layout();
     layout.block_count() - owners(disk, layout, host.context.io.context()).len() as u64
 }
 
@@ -248,7 +248,7 @@ fn units_and_root_cells_that_another_host_freed_are_used_again() {
 /// Entries of all unit containers of a LUN.
 fn unit_entries(disk: &MemoryDisk, host: &Host) -> Vec<TableEntry> {
     let member = host.context.member(lun1()).unwrap();
-    let (layout, context) = (&member.layout, host.context.io.context());
+    let (layout, context) = (&member.layout(), host.context.io.context());
     let mut all = Vec::new();
     for (block, (kind, ..)) in owners(disk, layout, context) {
         if kind != EntryKind::UnitContainer {

@@ -1,6 +1,8 @@
 //! Promises of members that come while the volume is mounted: files that are open use them, nothing else is taken for one, and what is
 //! open under a lock that was taken before is safe there.
 
+#[path = "extents/growth.rs"]
+mod growth;
 mod names_support;
 
 use std::rc::Rc;
@@ -96,7 +98,7 @@ async fn set_state(volume: &Volume, state: MemberState) {
 
 /// How often the root cell of an object has changed.
 async fn root_seq(volume: &Volume, object: ObjectRef) -> Seq {
-    let at = volume.context().member(object.fd.lun()).unwrap().layout.root_cell(object.fd).unwrap();
+    let at = volume.context().member(object.fd.lun()).unwrap().layout().root_cell(object.fd).unwrap();
     volume.context().read_cell(at).await.unwrap().header().seq
 }
 
@@ -277,6 +279,15 @@ impl Watcher for Countdown {
     }
 }
 
+/// Tells when host 1 has made its `nth` change of these disks from now on.
+fn count_down<'a>(disks: impl IntoIterator<Item = &'a MemoryDisk>, nth: usize) -> Arc<tokio::sync::Notify> {
+    let (left, reached) = (Arc::new(AtomicUsize::new(nth)), Arc::new(tokio::sync::Notify::new()));
+    for disk in disks {
+        disk.set_watcher(Box::new(Countdown { host: HostNo(1), left: left.clone(), reached: reached.clone() }));
+    }
+    reached
+}
+
 /// Kills the adding host at its `nth` change. False: it had added the LUN before.
 fn killed_at(nth: usize) -> bool {
     let (sim, mut disks) = world(nth as u64, 2, CellSize::B512);
@@ -286,11 +297,7 @@ fn killed_at(nth: usize) -> bool {
         let adder = mount_finding(&sim, &disks, shelf, 1).await;
         let other = mount_finding(&sim, &disks, shelf, 2).await;
         mkdir(&other, other.root(), b"on the second one").await.unwrap();
-        let (left, reached) = (Arc::new(AtomicUsize::new(nth)), Arc::new(tokio::sync::Notify::new()));
-        for disk in disks.iter().chain([&new]) {
-            let watcher = Countdown { host: HostNo(1), left: left.clone(), reached: reached.clone() };
-            disk.set_watcher(Box::new(watcher));
-        }
+        let reached = count_down(disks.iter().chain([&new]), nth);
         let lun = path(&sim, &new, 1);
         let adding = sim.spawn(HostNo(1), async move { adder.add_extent(lun, false, &mut |_| ()).await.is_ok() });
         let died = std::pin::pin!(reached.notified());

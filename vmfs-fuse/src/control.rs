@@ -174,6 +174,7 @@ impl Service for Control {
                 disks::create(&self.state, self.place(&file)?, bytes, kind, progress)
             }
             AdminRequest::ExtentAdd { lun, force } => extents::add(&self.state, lun, force, progress),
+            AdminRequest::ExtentGrow { lun } => extents::grow(&self.state, lun, progress),
             AdminRequest::DiskInfo { file } => disks::info(&self.state, self.place(&file)?),
             AdminRequest::DiskExtend { file, bytes } => disks::extend(&self.state, self.place(&file)?, bytes, progress),
             AdminRequest::DiskInflate { file } => disks::inflate(&self.state, self.place(&file)?, progress),

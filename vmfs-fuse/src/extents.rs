@@ -2,14 +2,18 @@
 //! Promises: long work tells how far it is; it goes on when its client has left.
 //! Must not know: how a LUN becomes a member.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use lockd::server::Refusal;
 use serde_json::{Value, json};
 use vmfs_core::disk::Progress;
+use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::lun::{OpenLun, open_lun};
+use vmfs_core::volume::{LunInfo, Volume};
 
 use crate::disks::long;
+use crate::finder::identity;
 use crate::state::State;
 
 /// `vmfs extent add` of one LUN.
@@ -22,5 +26,36 @@ pub fn add(state: &Arc<State>, lun: String, force: bool, progress: &mut dyn FnMu
         };
         let index = volume.add_extent(opened, force, &mut tell).await?;
         Ok(json!({ "index": index.get(), "name": lun, "bytes": bytes }))
+    })
+}
+
+/// `vmfs extent grow`.
+pub fn grow(state: &Arc<State>, lun: String, progress: &mut dyn FnMut(u64, u64)) -> Result<Value, Refusal> {
+    long(state, progress, move |volume, teller| async move {
+        let member = member(&volume, &lun)?;
+        let mut tell = |step: vmfs_core::mkfs::Progress| {
+            teller.tell(Progress { done: step.done_bytes, total: step.total_bytes });
+        };
+        let grown = volume.grow_extent(member.index, &mut tell).await?;
+        Ok(json!({
+            "index": member.index.get(),
+            "name": member.name,
+            "from_bytes": grown.from_bytes,
+            "to_bytes": grown.to_bytes,
+            "blocks": grown.blocks,
+        }))
+    })
+}
+
+/// The member that is meant by a path that leads to it, or by `lunN`.
+fn member(volume: &Volume, said: &str) -> Result<LunInfo, FsError> {
+    let wanted = Path::new(said).metadata().ok().map(|found| identity(&found));
+    let is_meant = |lun: &LunInfo| {
+        let found = Path::new(&lun.name).metadata().ok().map(|found| identity(&found));
+        lun.index.to_string() == said || lun.name == said || (wanted.is_some() && found == wanted)
+    };
+    volume.luns().into_iter().find(is_meant).ok_or_else(|| {
+        let message = format!("{said} is no LUN of this volume; vmfs extent list shows them");
+        FsError::refused(FsErrorKind::NotFound, message)
     })
 }

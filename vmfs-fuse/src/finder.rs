@@ -62,7 +62,7 @@ fn list(watched: &[PathBuf], own: &[PathBuf], hint: Option<PathBuf>, bytes: u64)
 }
 
 /// The same for all paths of one file, and for all nodes of one device.
-fn identity(found: &Metadata) -> (bool, u64, u64) {
+pub fn identity(found: &Metadata) -> (bool, u64, u64) {
     if found.file_type().is_block_device() { (true, found.rdev(), 0) } else { (false, found.dev(), found.ino()) }
 }
 

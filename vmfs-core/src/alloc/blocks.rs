@@ -81,7 +81,7 @@ pub struct Blocks {
 /// The place of a block's entry.
 fn place_of(member: &Member, block: BlockNo) -> Result<(TablePlace, u64, usize), FsError> {
     let missing = || FsError::refused(FsErrorKind::Corrupt, format!("{} has no block {}", member.index, block.get()));
-    let (_, nth) = member.layout.table_entry(block).ok_or_else(missing)?;
+    let (_, nth) = member.layout().table_entry(block).ok_or_else(missing)?;
     let number = cell_number(member, block).ok_or_else(missing)?;
     Ok((place_of_cell(member, number).ok_or_else(missing)?, number, nth))
 }
@@ -89,23 +89,23 @@ fn place_of(member: &Member, block: BlockNo) -> Result<(TablePlace, u64, usize),
 /// How many of the last blocks of a LUN ordinary work leaves alone; a LUN of few blocks has none. Which blocks they are does not
 /// depend on what a host knows of the others, so no race uses them up.
 fn reserve_of(member: &Member) -> u64 {
-    RESERVED.min(member.layout.block_count() / 16)
+    RESERVED.min(member.layout().block_count() / 16)
 }
 
 fn cell_number(member: &Member, block: BlockNo) -> Option<u64> {
-    let per = entries_per_cell(member.layout.cell_size) as u64;
+    let per = entries_per_cell(member.layout().cell_size) as u64;
     let mut cells = 0;
-    for segment in &member.layout.segments {
+    for segment in &member.layout().segments {
         if block.get() >= segment.first_block && block.get() - segment.first_block < segment.block_count {
             return Some(cells + (block.get() - segment.first_block) / per);
         }
-        cells += segment.table_cells(member.layout.cell_size);
+        cells += segment.table_cells(member.layout().cell_size);
     }
     None
 }
 
 fn place_of_cell(member: &Member, number: u64) -> Option<TablePlace> {
-    let (at, _, _) = member.layout.table_cell(number)?;
+    let (at, _, _) = member.layout().table_cell(number)?;
     Some(TablePlace { at, kind: CellKind::BlockTable, place: Place::TableCell(number) })
 }
 
@@ -127,7 +127,7 @@ impl Blocks {
     fn hints(&self, member: &Member) -> Rc<Hints> {
         let mut all = self.hints.borrow_mut();
         let make = || {
-            let cells = member.layout.table_cell_count();
+            let cells = member.layout().table_cell_count();
             let slot = self.context.own_slot(member.index).map_or(0, |own| u64::from(own.slot.0));
             Rc::new(Hints {
                 free: RefCell::new(vec![UNKNOWN; cells as usize]),
@@ -139,11 +139,17 @@ impl Blocks {
                 looked_again: StdCell::new(None),
             })
         };
-        all.entry(member.index).or_insert_with(make).clone()
+        let hints = all.entry(member.index).or_insert_with(make).clone();
+        let cells = member.layout().table_cell_count() as usize;
+        if hints.free.borrow().len() < cells {
+            // The LUN has grown.
+            hints.free.borrow_mut().resize(cells, UNKNOWN);
+        }
+        hints
     }
 
     fn learn(&self, member: &Member, hints: &Hints, number: u64, table: &TableCell) {
-        let Some((_, first, used)) = member.layout.table_cell(number) else { return };
+        let Some((_, first, used)) = member.layout().table_cell(number) else { return };
         let free = table.entries[..used].iter().filter(|e| e.kind == EntryKind::Free).count() as u8;
         let old = std::mem::replace(&mut hints.free.borrow_mut()[number as usize], free);
         if old == UNKNOWN {
@@ -166,11 +172,11 @@ impl Blocks {
     pub fn count(&self, lun: LunIndex) -> BlockCount {
         let Ok(member) = self.context.member(lun) else { return BlockCount::default() };
         let hints = self.hints(&member);
-        let total = member.layout.block_count();
+        let total = member.layout().block_count();
         let complete = hints.is_complete();
         // What was not looked at yet is taken for free.
-        let per = entries_per_cell(member.layout.cell_size) as u64;
-        let unknown = (member.layout.table_cell_count() - hints.known_cells.get()) * per;
+        let per = entries_per_cell(member.layout().cell_size) as u64;
+        let unknown = (member.layout().table_cell_count() - hints.known_cells.get()) * per;
         BlockCount { total, free: (hints.counted.get() + unknown).min(total), complete }
     }
 
@@ -178,16 +184,16 @@ impl Blocks {
     pub async fn scan(&self, lun: LunIndex, from: u64, cells: usize) -> Result<Option<u64>, FsError> {
         let member = self.context.member(lun)?;
         let hints = self.hints(&member);
-        let total = member.layout.table_cell_count();
+        let total = member.layout().table_cell_count();
         let (mut number, end) = (from, (from + cells as u64).min(total));
         while number < end {
-            let (at, _, _) = member.layout.table_cell(number).expect("the number is below the count");
-            let size = member.layout.cell_size.bytes() as u64;
+            let (at, _, _) = member.layout().table_cell(number).expect("the number is below the count");
+            let size = member.layout().cell_size.bytes() as u64;
             let mut run = 1;
             while run < SCAN_CELLS as u64
                 && number + run < end
                 && member
-                    .layout
+                    .layout()
                     .table_cell(number + run)
                     .is_some_and(|(next, _, _)| next.offset == at.offset + run * size)
             {
@@ -201,7 +207,8 @@ impl Blocks {
             }
             for (nth, cell) in cells.into_iter().enumerate() {
                 let number = number + nth as u64;
-                let table = match cell.as_ref().map(|cell| TableCell::decode(member.layout.cell_size, cell.payload())) {
+                let table = match cell.as_ref().map(|cell| TableCell::decode(member.layout().cell_size, cell.payload()))
+                {
                     Ok(Ok(table)) => table,
                     _ => self.tables.read(place_of_cell(&member, number).expect("below the count")).await?,
                 };
@@ -300,7 +307,7 @@ impl Blocks {
     async fn look_again(&self, lun: LunIndex) -> Result<bool, FsError> {
         let member = self.context.member(lun)?;
         let hints = self.hints(&member);
-        let (cells, now) = (member.layout.table_cell_count(), self.context.env().now());
+        let (cells, now) = (member.layout().table_cell_count(), self.context.env().now());
         if cells > SMALL_TABLE && hints.looked_again.get().is_some_and(|last| now < last.after(LOOK_AGAIN_AFTER)) {
             return Ok(false);
         }
@@ -336,7 +343,7 @@ impl Blocks {
         let member = self.context.member(lun)?;
         let by = self.context.own_slot(lun)?;
         let hints = self.hints(&member);
-        let cells = member.layout.table_cell_count();
+        let cells = member.layout().table_cell_count();
         let start = near.and_then(|at| cell_number(&member, at.block)).unwrap_or(hints.cursor.get()) % cells;
         let mut taken: Vec<(u32, BlockAddress)> = Vec::with_capacity(indexes.len());
         for step in 0..cells {
@@ -376,9 +383,9 @@ impl Blocks {
         make: impl Fn(u32) -> TableEntry,
     ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
         let hints = self.hints(member);
-        let (_, first, used) = member.layout.table_cell(number).expect("the number is below the count");
+        let (_, first, used) = member.layout().table_cell(number).expect("the number is below the count");
         let reserve = if purpose == Purpose::Freeing { 0 } else { reserve_of(member) };
-        let used = used.min((member.layout.block_count() - reserve).saturating_sub(first.get()) as usize);
+        let used = used.min((member.layout().block_count() - reserve).saturating_sub(first.get()) as usize);
         if used == 0 {
             return Ok(Vec::new());
         }
@@ -537,13 +544,13 @@ impl Blocks {
         change: impl Fn(usize, &mut TableEntry),
     ) -> Result<Vec<(usize, TableEntry)>, FsError> {
         let member = self.context.member(lun)?;
-        let hints = self.hints(&member);
         let mut by_cell: BTreeMap<u64, (TablePlace, Vec<(usize, usize)>)> = BTreeMap::new();
         for (nth, block) in blocks.iter().enumerate() {
+            self.context.know_block(BlockAddress { lun, block: *block }).await?;
             let (place, number, in_cell) = place_of(&member, *block)?;
             by_cell.entry(number).or_insert_with(|| (place, Vec::new())).1.push((nth, in_cell));
         }
-        let change = &change;
+        let (change, hints) = (&change, &self.hints(&member));
         let each = by_cell.into_iter().map(async |(number, (place, entries))| {
             let edited = self.tables.edit(place, |table| {
                 entries.iter().for_each(|(nth, in_cell)| change(*nth, &mut table.entries[*in_cell]));
@@ -551,7 +558,7 @@ impl Blocks {
             });
             let table = edited.await?;
             hints.changes.set(hints.changes.get() + 1);
-            self.learn(&member, &hints, number, &table);
+            self.learn(&member, hints, number, &table);
             Ok(entries.iter().map(|(nth, in_cell)| (*nth, table.entries[*in_cell])).collect::<Vec<_>>())
         });
         Ok(all_done(futures_util::future::join_all(each).await)?.into_iter().flatten().collect())

@@ -103,8 +103,8 @@ impl Roots {
     async fn read_container(&self, container: BlockAddress, candidates: &mut Candidates) -> Result<bool, FsError> {
         let member = self.context.member(container.lun)?;
         let slot = self.context.own_slot(container.lun)?;
-        let count = roots_per_container(member.layout.cell_size, member.layout.block_size);
-        let first = FdId::new(container, 0).and_then(|fd| member.layout.root_cell(fd));
+        let count = roots_per_container(member.layout().cell_size, member.layout().block_size);
+        let first = FdId::new(container, 0).and_then(|fd| member.layout().root_cell(fd));
         let missing = || FsError::refused(FsErrorKind::Corrupt, format!("there is no FD container {container}"));
         let cells = self.context.io.read_span(&member.lun, first.ok_or_else(missing)?, count as usize).await?;
         let moment = self.context.now();
@@ -113,7 +113,7 @@ impl Roots {
             let nth = ((start + step) % count) as usize;
             let Ok(cell) = &cells[nth] else { continue };
             let is_free = cell.header().kind == CellKind::Root
-                && RootCell::decode(member.layout.cell_size, cell.payload())
+                && RootCell::decode(member.layout().cell_size, cell.payload())
                     .is_ok_and(|root| root.state == ObjectState::Free);
             if is_free && candidates.free.len() < REMEMBERED {
                 let fd = FdId::new(container, nth as u16).expect("a container has at most 2^15 root cells");
@@ -166,9 +166,10 @@ pub async fn format_container(
 ) -> Result<(), FsError> {
     let member = context.member(at.lun)?;
     let writer = context.own_slot(at.lun)?;
-    let offset = member.layout.block_offset(at.block);
+    let offset = member.layout().block_offset(at.block);
     let mut op_id = || if active(Sabotage::CellsAlike) { OpId([0; 16]) } else { context.io.op_id() };
-    let mut formatter = Formatter { context: context.io.context(), layout: &member.layout, writer, op_id: &mut op_id };
+    let mut formatter =
+        Formatter { context: context.io.context(), layout: &member.layout(), writer, op_id: &mut op_id };
     let image = match kind {
         EntryKind::FdContainer => formatter.fd_container(at.block),
         _ => formatter.unit_container(at.block),

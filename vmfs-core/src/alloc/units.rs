@@ -213,10 +213,10 @@ impl Units {
     async fn refill_from(&self, container: BlockAddress, pool: &mut Vec<FreshUnit>) -> Result<bool, FsError> {
         let member = self.context.member(container.lun)?;
         let by = self.context.own_slot(container.lun)?;
-        let per = entries_per_cell(member.layout.cell_size);
-        let units = member.layout.block_size.units() as usize;
+        let per = entries_per_cell(member.layout().cell_size);
+        let units = member.layout().block_size.units() as usize;
         for cell in 0..units.div_ceil(per) {
-            let first = (cell * per).max(usize::from(first_unit(&member.layout)));
+            let first = (cell * per).max(usize::from(first_unit(&member.layout())));
             let end = ((cell + 1) * per).min(units);
             if first >= end {
                 continue;
@@ -351,6 +351,7 @@ impl Units {
     pub async fn edit(&self, edits: &[(UnitUse, UnitEdit)]) -> Result<(), FsError> {
         let mut by_cell: BTreeMap<CellAddress, CellEdits> = BTreeMap::new();
         for (unit, edit) in edits {
+            self.know(unit.at).await?;
             let (place, nth) = self.place_of(unit.at)?;
             by_cell.entry(place.at).or_insert_with(|| (place, Vec::new())).1.push((nth, *unit, *edit));
         }
@@ -505,7 +506,7 @@ impl Units {
     /// Units of a container have become free: its table cells are looked at again when units are needed.
     pub fn look_again(&self, container: BlockAddress) {
         let Ok(member) = self.context.member(container.lun) else { return };
-        let (Some(start), bytes) = (member.layout.block_offset(container.block), member.layout.block_size.bytes())
+        let (Some(start), bytes) = (member.layout().block_offset(container.block), member.layout().block_size.bytes())
         else {
             return;
         };
@@ -529,6 +530,7 @@ impl Units {
         link: Link,
         index: u32,
     ) -> Result<Vec<u8>, FsError> {
+        self.know(reference.at).await?;
         let member = self.context.member(reference.at.lun)?;
         let first = self.cell_of(reference.at, 0)?;
         let mut tries = 0;
@@ -549,15 +551,20 @@ impl Units {
         }
     }
 
+    /// Makes sure that the geometry is known that a unit which is named somewhere needs.
+    pub async fn know(&self, unit: UnitAddress) -> Result<(), FsError> {
+        self.context.know_block(BlockAddress { lun: unit.lun, block: unit.block }).await
+    }
+
     /// Address of a cell of a unit.
     pub fn cell_of(&self, unit: UnitAddress, cell: usize) -> Result<CellAddress, FsError> {
         let member = self.context.member(unit.lun)?;
-        member.layout.unit_cell(unit, cell).ok_or_else(|| no_unit(unit))
+        member.layout().unit_cell(unit, cell).ok_or_else(|| no_unit(unit))
     }
 
     fn place_of(&self, unit: UnitAddress) -> Result<(TablePlace, usize), FsError> {
         let member = self.context.member(unit.lun)?;
-        let (at, nth) = member.layout.unit_table_entry(unit).ok_or_else(|| no_unit(unit))?;
+        let (at, nth) = member.layout().unit_table_entry(unit).ok_or_else(|| no_unit(unit))?;
         Ok((TablePlace { at, kind: CellKind::UnitTable, place: Place::UnitContainer(unit.block.get()) }, nth))
     }
 }

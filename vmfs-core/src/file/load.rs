@@ -170,6 +170,7 @@ impl Files {
             let hole = (block, self.shape.first_block(pb) - block, Known::Hole);
             return Ok(Learnt { known: vec![hole], cells: Vec::new() });
         }
+        self.space.units.know(unit).await?;
         let at = self.space.units.cell_of(unit, place.cell)?;
         let cell = self.pb_cell(open, image, at, pb, held).await?;
         let first = self.shape.first_block(pb) + place.cell as u64 * self.shape.per_cell();
@@ -183,6 +184,7 @@ impl Files {
             match pointer {
                 None => known.push((block, 1, Known::Hole)),
                 Some(pointer) => {
+                    self.context.know_block(pointer.at).await?;
                     if let Some(place) = self.place(pointer.at)? {
                         known.push((block, 1, Known::Block(place, pointer.valid)));
                     }
@@ -195,7 +197,7 @@ impl Files {
     /// Where a block lies; `None`: its LUN is not there.
     pub(super) fn place(&self, at: BlockAddress) -> Result<Option<Place>, FsError> {
         let Ok(member) = self.context.member(at.lun) else { return Ok(None) };
-        match member.layout.block_offset(at.block) {
+        match member.layout().block_offset(at.block) {
             Some(offset) => Ok(Some(Place { at, offset })),
             None => {
                 let message = format!("a pointer names block {at}, which the LUN does not have; run fsck.vmfs");
@@ -233,6 +235,7 @@ impl Files {
         pb: u32,
         unit: UnitAddress,
     ) -> Result<Vec<Cell>, FsError> {
+        self.space.units.know(unit).await?;
         let member = self.context.member(unit.lun)?;
         let first = self.space.units.cell_of(unit, 0)?;
         let count = self.context.cell_size().cells_per_unit();

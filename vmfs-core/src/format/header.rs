@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::layout::{MAX_SEGMENTS, Segment, TABLE_OFFSET};
 use super::{FormatError, prefix, value};
-use crate::units::{BlockNo, BlockSize, CellAddress, CellSize, FdId, LunIndex, Uuid};
+use crate::units::{BlockNo, BlockSize, CellAddress, CellSize, FdId, LunIndex, SlotRef, Uuid};
 
 /// State of a member LUN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,9 +164,10 @@ struct RawLunHeader {
     label: [u8; 64],
     identity: RawIdentity,
     segments: [RawSegment; MAX_SEGMENTS],
+    growing: U64,
 }
 
-const _: () = assert!(size_of::<RawLunHeader>() == 384);
+const _: () = assert!(size_of::<RawLunHeader>() == 392);
 const _: () = assert!(size_of::<RawLunHeader>() <= CellSize::B512.payload());
 
 /// Longest label, in bytes of UTF-8.
@@ -212,6 +213,8 @@ pub struct LunHeader {
     pub identity: DeviceIdentity,
     /// Segments of the block table.
     pub segments: Vec<Segment>,
+    /// Who writes the table of the next segment; nobody: the LUN is not being grown.
+    pub growing: SlotRef,
 }
 
 impl LunHeader {
@@ -256,6 +259,7 @@ impl LunHeader {
                     data_offset: s.data_offset.get(),
                 })
                 .collect(),
+            growing: value(SlotRef::unpack(raw.growing.get()), NAME, "growing", raw.growing.get())?,
         };
         header.check_geometry(cell)?;
         Ok(header)
@@ -333,6 +337,7 @@ impl LunHeader {
             label,
             identity: RawIdentity::encode(&self.identity),
             segments,
+            growing: self.growing.pack().into(),
         };
         raw.as_bytes().to_vec()
     }

@@ -365,6 +365,7 @@ impl Making<'_> {
             label: plan.options.label.clone(),
             identity: planned.identity.clone(),
             segments: planned.layout.segments.clone(),
+            growing: SlotRef::NOBODY,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::error::FsError;
 use crate::format::header::{LunHeader, MemberState};
 use crate::format::member::Member;
 use crate::lun::Lun;
-use crate::units::{CellSize, LunIndex, Uuid};
+use crate::units::{CellSize, LunIndex, SlotRef, Uuid};
 
 /// What a LUN becomes.
 pub struct NewExtent<'a> {
@@ -76,6 +76,7 @@ pub async fn format_extent(
         created_s: u64::try_from(env.wall_ns() / 1_000_000_000).unwrap_or(0),
         identity: lun.identity(),
         segments: layout.segments.clone(),
+        growing: SlotRef::NOBODY,
         ..like.clone()
     };
     let planned = PlannedLun {

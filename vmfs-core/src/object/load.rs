@@ -24,11 +24,12 @@ impl Objects {
     /// Address of an object's root cell.
     pub fn root_address(&self, fd: FdId) -> Result<CellAddress, FsError> {
         let member = self.context.member(fd.lun())?;
-        member.layout.root_cell(fd).ok_or(FsError::Stale { fd })
+        member.layout().root_cell(fd).ok_or(FsError::Stale { fd })
     }
 
     /// Reads and decodes a root cell, whatever its state.
     pub async fn read_root(&self, fd: FdId) -> Result<(Cell, RootCell), FsError> {
+        self.context.know_block(fd.container()).await?;
         let cell = self.context.read_cell(self.root_address(fd)?).await?;
         let root = self.decode_root(fd, &cell)?;
         Ok((cell, root))

@@ -48,8 +48,8 @@ impl Objects {
         each: &mut dyn FnMut(Surveyed) -> bool,
     ) -> Result<bool, FsError> {
         let member = self.context.member(container.lun)?;
-        let count = roots_per_container(member.layout.cell_size, member.layout.block_size);
-        let first = FdId::new(container, 0).and_then(|fd| member.layout.root_cell(fd));
+        let count = roots_per_container(member.layout().cell_size, member.layout().block_size);
+        let first = FdId::new(container, 0).and_then(|fd| member.layout().root_cell(fd));
         let missing = || FsError::refused(FsErrorKind::Corrupt, format!("there is no FD container {container}"));
         let cells = self.context.io.read_span(&member.lun, first.ok_or_else(missing)?, count as usize).await?;
         for (nth, cell) in cells.into_iter().enumerate() {
@@ -59,7 +59,7 @@ impl Objects {
             if cell.expect_kind(CellKind::Root).is_err() {
                 continue;
             }
-            let Ok(root) = RootCell::decode(member.layout.cell_size, cell.payload()) else { continue };
+            let Ok(root) = RootCell::decode(member.layout().cell_size, cell.payload()) else { continue };
             let is_gone = matches!(root.state, ObjectState::Free | ObjectState::Unlinked(_));
             if !is_gone && !each(Surveyed { fd, link: cell.header().link, root }) {
                 return Ok(false);

@@ -19,7 +19,7 @@ impl Recovery<'_> {
             let message = format!("the arena of {} names table cell {number}, which is not there", self.dead);
             FsError::refused(FsErrorKind::Corrupt, message)
         };
-        let (at, first, used) = self.member.layout.table_cell(number).ok_or_else(missing)?;
+        let (at, first, used) = self.member.layout().table_cell(number).ok_or_else(missing)?;
         let place = TablePlace { at, kind: CellKind::BlockTable, place: Place::TableCell(number) };
         let table = self.tables().restamp(place).await?;
         self.still_claimed().await?;
@@ -95,7 +95,7 @@ impl Recovery<'_> {
         let bytes = self.context().block_size().bytes();
         for (nth, before, after) in verdicts {
             let block = BlockNo::new(first.get() + *nth as u64);
-            let offset = block.and_then(|block| self.member.layout.block_offset(block));
+            let offset = block.and_then(|block| self.member.layout().block_offset(block));
             let (EntryKind::Free, Some(offset)) = (after.kind, offset) else { continue };
             let Err(error) = self.member.lun.unmap(offset, bytes).await else { continue };
             tracing::debug!(%error, "space was not given back to the storage");

@@ -119,7 +119,7 @@ impl Recovery<'_> {
     }
 
     fn block(&self, number: u64) -> Result<BlockAddress, FsError> {
-        let block = BlockNo::new(number).filter(|block| self.member.layout.block_offset(*block).is_some());
+        let block = BlockNo::new(number).filter(|block| self.member.layout().block_offset(*block).is_some());
         let block = block.ok_or_else(|| {
             let message =
                 format!("the arena of {} names block {number}, which {} does not have", self.dead, self.member.index);
@@ -145,6 +145,8 @@ impl Recovery<'_> {
     /// Where the incarnation may have left something. No place is listed afterwards: its arena cell is re-stamped first.
     async fn places(&self) -> Result<Vec<Place>, FsError> {
         let arena = self.arena().await?;
+        // It may have worked in a part of the LUN that came later.
+        self.context().read_geometry(&self.member).await?;
         if arena.generation != self.dead.generation {
             // It died before its arena was emptied: before it did anything.
             return Ok(Vec::new());
@@ -177,7 +179,7 @@ impl Recovery<'_> {
         while let Some(at) = from {
             from = blocks.scan(lun, at, SCAN_CELLS).await?;
         }
-        let cells = (0..self.member.layout.table_cell_count()).map(Place::TableCell);
+        let cells = (0..self.member.layout().table_cell_count()).map(Place::TableCell);
         let of_lun = |set: &std::collections::BTreeSet<BlockAddress>| -> Vec<u64> {
             set.iter().filter(|at| at.lun == lun).map(|at| at.block.get()).collect()
         };

@@ -27,7 +27,7 @@ struct FoundRoots {
 
 impl Recovery<'_> {
     pub(super) async fn fd_container(&mut self, container: BlockAddress) -> Result<(), FsError> {
-        let layout = &self.member.layout;
+        let layout = &self.member.layout();
         let count = roots_per_container(layout.cell_size, layout.block_size) as usize;
         let missing = || FsError::refused(FsErrorKind::Corrupt, format!("there is no FD container {container}"));
         let first = FdId::new(container, 0).and_then(|fd| layout.root_cell(fd)).ok_or_else(missing)?;
@@ -96,7 +96,7 @@ impl Recovery<'_> {
         container: BlockAddress,
         number: u16,
     ) -> Result<(), FsError> {
-        let address = FdId::new(container, number).and_then(|fd| self.member.layout.root_cell(fd));
+        let address = FdId::new(container, number).and_then(|fd| self.member.layout().root_cell(fd));
         let Some(address) = address else { return Ok(()) };
         for _ in 0..TRIES {
             let cell = self.context().read_cell(address).await?;

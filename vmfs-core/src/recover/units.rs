@@ -16,7 +16,7 @@ use crate::units::{BlockAddress, UnitAddress};
 
 impl Recovery<'_> {
     pub(super) async fn unit_container(&mut self, container: BlockAddress) -> Result<(), FsError> {
-        let layout = &self.member.layout;
+        let layout = &self.member.layout();
         let per = entries_per_cell(layout.cell_size);
         let units = layout.block_size.units() as usize;
         let first = usize::from(first_unit(layout));
@@ -36,7 +36,7 @@ impl Recovery<'_> {
             let message = format!("the arena of {} names container {container}, which is not there", self.dead);
             FsError::refused(FsErrorKind::Corrupt, message)
         };
-        let (at, first) = self.member.layout.unit_table_entry(unit(units.start)).ok_or_else(missing)?;
+        let (at, first) = self.member.layout().unit_table_entry(unit(units.start)).ok_or_else(missing)?;
         let place = TablePlace { at, kind: CellKind::UnitTable, place: Place::UnitContainer(container.block.get()) };
         let table = self.tables().restamp(place).await?;
         self.still_claimed().await?;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::membership::stage;
+use super::membership::further;
 
 use crate::cas::CellIo;
 use crate::env::Env;
@@ -85,7 +85,7 @@ pub(super) async fn probe_all(
     for member in &members {
         for entry in member_table(&io, &member.lun, member.header.lun_index).await? {
             let known = table.entry(entry.index).or_insert_with(|| entry.clone());
-            if stage(known) < stage(&entry) {
+            if further(known) < further(&entry) {
                 *known = entry;
             }
         }

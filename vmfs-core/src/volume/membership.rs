@@ -81,6 +81,11 @@ pub(super) fn stage(entry: &member::Member) -> Stage {
     }
 }
 
+/// What goes forward only: how far a member is, and its size.
+pub(super) fn further(entry: &member::Member) -> (Stage, u64) {
+    (stage(entry), entry.lun_bytes)
+}
+
 /// The member tables as they were read.
 pub(super) struct Tables {
     pub each: Vec<(Rc<Member>, BTreeMap<LunIndex, member::Member>)>,
@@ -105,7 +110,7 @@ impl Tables {
     fn put(&mut self, present: Rc<Member>, entries: Vec<member::Member>) {
         for entry in &entries {
             let known = self.merged.entry(entry.index).or_insert_with(|| member::Member::free(entry.index));
-            if stage(known) < stage(entry) {
+            if further(known) < further(entry) {
                 *known = entry.clone();
             }
         }
@@ -162,7 +167,7 @@ pub(super) async fn watch_header(inner: &Rc<Inner>, present: &Rc<Member>) {
         // A LUN that does not answer is told by the renewals.
         let Ok((_, header)) = read_header(inner, present).await else { continue };
         if *present.header.borrow() != header {
-            *present.header.borrow_mut() = header;
+            present.note_header(header);
             inner.membership.notify_one();
         }
     }
@@ -306,8 +311,17 @@ pub(super) async fn settle(inner: &Inner) -> Result<bool, FsError> {
         return Err(error);
     }
     let mut agreed = true;
+    let mut sizes = BTreeMap::new();
+    let mut generation = 0;
+    for (present, _) in &tables.each {
+        let (_, header) = read_header(inner, present).await?;
+        generation = generation.max(header.volume_generation);
+        sizes.insert(present.index, header.lun_bytes);
+    }
     for (index, furthest) in &tables.merged {
         let mut furthest = furthest.clone();
+        // A LUN that has grown says so itself first.
+        furthest.lun_bytes = furthest.lun_bytes.max(sizes.get(index).copied().unwrap_or(0));
         if stage(&furthest) == Stage::Joining && inner.context.member(*index).is_ok() {
             // Its header said that it is in use when it was taken up.
             furthest.state = MemberState::Active;
@@ -316,16 +330,12 @@ pub(super) async fn settle(inner: &Inner) -> Result<bool, FsError> {
             continue;
         }
         for (present, table) in &tables.each {
-            let known = table.get(index).map_or(Stage::Free, stage);
-            if known < stage(&furthest) {
+            let known = table.get(index).map_or((Stage::Free, 0), further);
+            if known < further(&furthest) {
                 agreed = false;
                 advance(inner, present.index, &furthest).await?;
             }
         }
-    }
-    let mut generation = 0;
-    for (present, _) in &tables.each {
-        generation = generation.max(read_header(inner, present).await?.1.volume_generation);
     }
     for (present, _) in &tables.each {
         agreed &= raise(inner, present, generation).await?;
@@ -338,7 +348,7 @@ async fn advance(inner: &Inner, on: LunIndex, to: &member::Member) -> Result<(),
     let at = member_cell(on, to.index);
     for _ in 0..TRIES {
         let cell = inner.context.read_cell(at).await?;
-        if stage(&decode(&cell)?) >= stage(to) {
+        if further(&decode(&cell)?) >= further(to) {
             return Ok(());
         }
         match inner.context.cas(&cell, CellChange::payload(&cell, to.encode())).await? {
@@ -350,7 +360,7 @@ async fn advance(inner: &Inner, on: LunIndex, to: &member::Member) -> Result<(),
     Err(contended(format!("member cell {at}")))
 }
 
-fn contended(what: String) -> FsError {
+pub(super) fn contended(what: String) -> FsError {
     FsError::refused(FsErrorKind::Busy, format!("{what}: other hosts changed it {TRIES} times in a row; try again"))
 }
 
@@ -359,7 +369,7 @@ pub(super) fn decode_header(inner: &Inner, cell: &Cell) -> Result<LunHeader, FsE
     LunHeader::decode(inner.info.cell_size, cell.payload()).map_err(corrupt)
 }
 
-async fn read_header(inner: &Inner, present: &Member) -> Result<(Cell, LunHeader), FsError> {
+pub(super) async fn read_header(inner: &Inner, present: &Member) -> Result<(Cell, LunHeader), FsError> {
     let cell = inner.context.read_cell(header_cell(present.index)).await?;
     let header = decode_header(inner, &cell)?;
     Ok((cell, header))
@@ -381,18 +391,49 @@ pub(super) async fn raise(inner: &Inner, present: &Member, generation: u64) -> R
             member_count: count(&table),
             ..header.clone()
         };
-        let copy = inner.context.read_cell(header_copy_cell(present.index)).await?;
-        let payload = wanted.encode();
-        let copied = copy.payload().starts_with(&payload);
-        if copied && wanted == header {
-            *present.header.borrow_mut() = header;
+        if put_header(inner, present, &cell, &header, wanted).await? {
             return Ok(attempt == 0);
         }
-        if !copied && !replaced(inner.context.cas(&copy, CellChange::payload(&copy, payload.clone())).await?)? {
-            continue;
-        }
-        if wanted != header {
-            replaced(inner.context.cas(&cell, CellChange::payload(&cell, payload)).await?)?;
+    }
+    Err(contended(format!("the header of {}", present.lun.name())))
+}
+
+/// One attempt to make a header and its copy `wanted`, from the image `cell`, which says `header`. True: they were so already.
+async fn put_header(
+    inner: &Inner,
+    present: &Member,
+    cell: &Cell,
+    header: &LunHeader,
+    wanted: LunHeader,
+) -> Result<bool, FsError> {
+    let copy = inner.context.read_cell(header_copy_cell(present.index)).await?;
+    let payload = wanted.encode();
+    let copied = copy.payload().starts_with(&payload);
+    if copied && wanted == *header {
+        present.note_header(wanted);
+        return Ok(true);
+    }
+    if !copied && !replaced(inner.context.cas(&copy, CellChange::payload(&copy, payload.clone())).await?)? {
+        return Ok(false);
+    }
+    if wanted != *header {
+        replaced(inner.context.cas(cell, CellChange::payload(cell, payload)).await?)?;
+    }
+    Ok(false)
+}
+
+/// Changes the header of a member and its copy: `edit` gives what it is to be of what it is, as often as others change it meanwhile.
+pub(super) async fn change_header(
+    inner: &Inner,
+    present: &Member,
+    edit: impl Fn(&LunHeader) -> Result<LunHeader, FsError>,
+) -> Result<LunHeader, FsError> {
+    for _ in 0..TRIES {
+        let (cell, header) = read_header(inner, present).await?;
+        let wanted = edit(&header)?;
+        inner.context.prove_live([present.index]).await?;
+        if put_header(inner, present, &cell, &header, wanted.clone()).await? {
+            return Ok(wanted);
         }
     }
     Err(contended(format!("the header of {}", present.lun.name())))

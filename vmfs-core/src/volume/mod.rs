@@ -15,6 +15,7 @@ mod drops;
 pub(crate) mod dump;
 mod explain;
 mod extend;
+mod grow;
 mod lock_break;
 mod members;
 mod membership;
@@ -29,7 +30,7 @@ pub(crate) mod words;
 pub use dump::DumpTarget;
 pub use membership::{LunFinder, WantedLun};
 pub use types::{
-    Affected, AffectedObject, AttributeChange, BrokenLock, DirEntry, HostStatus, LockHolder, LostPart, LunInfo,
+    Affected, AffectedObject, AttributeChange, BrokenLock, DirEntry, Grown, HostStatus, LockHolder, LostPart, LunInfo,
     LunStatus, MissingLun, MountOptions, NewFile, NewObjectSpec, RenameFlags, Renamed, Stat, StatFs, Takeover,
     VolumeInfo, VolumeStatus, WhyLocked,
 };
@@ -213,6 +214,19 @@ impl Volume {
         progress: &'a mut dyn FnMut(Progress),
     ) -> LocalFuture<'a, Result<LunIndex, FsError>> {
         Box::pin(async move { extend::add(&self.inner, lun, force, progress).await })
+    }
+
+    /// Takes the space that a member LUN has gained into the volume. Every host uses it within two heartbeats; one that died while it
+    /// did this is followed by the next one.
+    ///
+    /// Refused with kind `Invalid`: it has not become larger by one block, or is not in use; `NoSpace`: it has grown as often as its
+    /// header can say; `Busy`: another host is at it, or its end is not known yet.
+    pub fn grow_extent<'a>(
+        &'a self,
+        lun: LunIndex,
+        progress: &'a mut dyn FnMut(Progress),
+    ) -> LocalFuture<'a, Result<Grown, FsError>> {
+        Box::pin(async move { grow::grow(&self.inner, lun, progress).await })
     }
 
     /// Space.

@@ -63,6 +63,17 @@ pub struct LunInfo {
     pub slot: Option<SlotRef>,
 }
 
+/// What a LUN that has grown gave to the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grown {
+    /// Size of the LUN that the volume used before, in bytes.
+    pub from_bytes: u64,
+    /// Size that it uses now, in bytes.
+    pub to_bytes: u64,
+    /// Blocks gained.
+    pub blocks: u64,
+}
+
 /// A member that was not there when the volume was mounted, and is not there yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissingLun {

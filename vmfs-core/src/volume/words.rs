@@ -108,6 +108,9 @@ pub(crate) fn lun_header(header: &LunHeader) -> String {
             format!("{blocks}, table at {:#x}, data at {:#x}", segment.table_offset, segment.data_offset),
         );
     }
+    if header.growing != SlotRef::NOBODY {
+        lines.field("growing", header.growing);
+    }
     lines.text()
 }
 

@@ -23,6 +23,21 @@ pub(super) enum ExtentCommand {
 Other hosts look where the volume's LUNs lie and where mount.vmfs -o watch=... says. An addition that was cut off goes on when\n\
 the command is given again. From then on the new LUNs are named at each mount.")]
     Add(Add),
+    /// Take the space that a member LUN has gained into the volume
+    #[command(after_help = "Example:\n  truncate -s 20G lun1.img && vmfs extent grow lun1.img /mnt/ds1\n\n\
+Make the LUN larger first, on all hosts. A LUN can grow four times; all hosts use the space within two heartbeats.")]
+    Grow(Grow),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Grow {
+    /// Print the facts as JSON
+    #[arg(long)]
+    json: bool,
+    /// Path of the LUN, or lunN as vmfs extent list shows it
+    lun: PathBuf,
+    /// Mount point
+    mount: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -42,6 +57,34 @@ pub(super) fn run(command: &ExtentCommand) -> Result<(), AdminError> {
     match command {
         ExtentCommand::List(arguments) => status::extents(arguments),
         ExtentCommand::Add(arguments) => add(arguments),
+        ExtentCommand::Grow(arguments) => grow(arguments),
+    }
+}
+
+fn grow(arguments: &Grow) -> Result<(), AdminError> {
+    let directory = mounted::directory(&arguments.mount)?;
+    let what = AdminRequest::ExtentGrow { lun: member(&arguments.lun)? };
+    let answer = mounted::ask(&directory, &arguments.mount, what, "growing")?;
+    if arguments.json {
+        say_json(&answer);
+        return Ok(());
+    }
+    let bytes = |name: &str| size::show(answer[name].as_u64().unwrap_or(0));
+    say(format!(
+        "{}: lun{}, {} became {}",
+        arguments.lun.display(),
+        answer["index"],
+        bytes("from_bytes"),
+        bytes("to_bytes")
+    ));
+    Ok(())
+}
+
+/// A member as the mount can find it: its path, or lunN when there is no such path.
+fn member(lun: &Path) -> Result<String, AdminError> {
+    match lun.to_str() {
+        Some(text) if text.starts_with("lun") && !lun.exists() => Ok(text.to_owned()),
+        _ => absolute(lun),
     }
 }
 
