@@ -153,6 +153,12 @@ impl Luns {
     /// Mounts the volume as host number `host` with further arguments.
     #[track_caller]
     pub fn mount_with(&self, host: u8, arguments: &[&str]) -> Mount {
+        self.mount_by(host, arguments, |command| command.spawn().expect("mount.vmfs starts"))
+    }
+
+    /// The same; the process is started by `start`.
+    #[track_caller]
+    pub fn mount_by(&self, host: u8, arguments: &[&str], start: impl FnOnce(&mut Command) -> Child) -> Mount {
         let point = self.beside(format!("mnt{host}"));
         fs::create_dir_all(&point).expect("a mount point can be made");
         let log =
@@ -167,7 +173,7 @@ impl Luns {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
             .stderr(log);
-        let child = mount.spawn().expect("mount.vmfs starts");
+        let child = start(&mut mount);
         let mut mount = Mount { child: Some(child), point, log: self.beside(format!("mount{host}.log")) };
         mount.wait_until_mounted();
         mount

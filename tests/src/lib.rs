@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod crash;
+pub mod faults;
 pub mod harness;
 pub mod history;
 pub mod machines;

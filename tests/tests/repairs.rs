@@ -1,5 +1,8 @@
 //! Volumes that were left by killed mounts, damaged or copied: the commands that bring them back.
 
+#[path = "repairs/lost_luns.rs"]
+mod lost_luns;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

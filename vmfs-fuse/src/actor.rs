@@ -190,12 +190,23 @@ fn open_luns(paths: &[String], options: &MountOptions) -> Result<Vec<Rc<dyn Lun>
                 tracing::warn!("mounted without a LUN: {error}");
                 absent = absent.or(Some(error));
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(lost_or_refused(error, paths.len())),
         }
     }
     match absent {
         Some(error) if luns.is_empty() => Err(error),
         _ => Ok(luns),
+    }
+}
+
+/// Says how to go without a LUN, when that may be what is wrong.
+fn lost_or_refused(error: FsError, luns: usize) -> FsError {
+    match error.kind() {
+        kind @ (FsErrorKind::Io | FsErrorKind::NotFound) if luns > 1 => FsError::refused(
+            kind,
+            format!("{error}; if that LUN is lost, mount with -o degraded to use what lies wholly on the others"),
+        ),
+        _ => error,
     }
 }
 
