@@ -17,6 +17,10 @@ pub enum UnitAttention {
     BusReset,
     /// Bus device reset function occurred.
     DeviceReset,
+    /// I_T nexus loss occurred.
+    NexusLoss,
+    /// Not ready to ready change, medium may have changed.
+    MediumChanged,
     /// Reported LUNs data has changed.
     LunsChanged,
     /// Inquiry data has changed.
@@ -25,16 +29,36 @@ pub enum UnitAttention {
     CapacityChanged,
     /// Mode parameters changed.
     ModeChanged,
+    /// Reservations preempted.
+    ReservationsPreempted,
+    /// Reservations released.
+    ReservationsReleased,
+    /// Registrations preempted.
+    RegistrationsPreempted,
+    /// Asymmetric access state changed.
+    AccessStateChanged,
+    /// Commands cleared by another initiator.
+    CommandsCleared,
+    /// Thin provisioning soft threshold reached.
+    ProvisioningThreshold,
 }
 
-const BY_GRAVITY: [UnitAttention; 7] = [
+const BY_GRAVITY: [UnitAttention; 15] = [
     UnitAttention::PowerOn,
     UnitAttention::BusReset,
     UnitAttention::DeviceReset,
+    UnitAttention::NexusLoss,
+    UnitAttention::MediumChanged,
     UnitAttention::LunsChanged,
     UnitAttention::InquiryChanged,
     UnitAttention::CapacityChanged,
     UnitAttention::ModeChanged,
+    UnitAttention::ReservationsPreempted,
+    UnitAttention::ReservationsReleased,
+    UnitAttention::RegistrationsPreempted,
+    UnitAttention::AccessStateChanged,
+    UnitAttention::CommandsCleared,
+    UnitAttention::ProvisioningThreshold,
 ];
 
 impl UnitAttention {
@@ -43,22 +67,30 @@ impl UnitAttention {
             UnitAttention::PowerOn => (0x29, 0x01),
             UnitAttention::BusReset => (0x29, 0x02),
             UnitAttention::DeviceReset => (0x29, 0x03),
+            UnitAttention::NexusLoss => (0x29, 0x07),
+            UnitAttention::MediumChanged => (0x28, 0x00),
             UnitAttention::LunsChanged => (0x3F, 0x0E),
             UnitAttention::InquiryChanged => (0x3F, 0x03),
             UnitAttention::CapacityChanged => (0x2A, 0x09),
             UnitAttention::ModeChanged => (0x2A, 0x01),
+            UnitAttention::ReservationsPreempted => (0x2A, 0x03),
+            UnitAttention::ReservationsReleased => (0x2A, 0x04),
+            UnitAttention::RegistrationsPreempted => (0x2A, 0x05),
+            UnitAttention::AccessStateChanged => (0x2A, 0x06),
+            UnitAttention::CommandsCleared => (0x2F, 0x00),
+            UnitAttention::ProvisioningThreshold => (0x38, 0x07),
         };
         Sense::unit_attention(code, qualifier)
     }
 
-    fn bit(self) -> u8 {
+    fn bit(self) -> u16 {
         1 << self as u8
     }
 }
 
 /// What is pending, for each nexus that the unit has seen.
 #[derive(Debug, Default)]
-pub(crate) struct Attentions(RefCell<Vec<(NexusId, u8)>>);
+pub(crate) struct Attentions(RefCell<Vec<(NexusId, u16)>>);
 
 impl Attentions {
     /// A new nexus: power on is pending for it. Nothing changes for one that is known.
@@ -80,6 +112,13 @@ impl Attentions {
             if Some(*nexus) != except {
                 *bits |= attention.bit();
             }
+        }
+    }
+
+    /// Makes `attention` pending for one nexus, if it is known.
+    pub(crate) fn post_to(&self, attention: UnitAttention, nexus: NexusId) {
+        if let Some((_, bits)) = self.0.borrow_mut().iter_mut().find(|(known, _)| *known == nexus) {
+            *bits |= attention.bit();
         }
     }
 

@@ -30,7 +30,7 @@ impl ByteRange {
 /// Shape and abilities of a device. Asked for at each command, so it must be cheap; a device may grow while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Logical block in bytes: 512 or 4096.
+    /// Logical block in bytes: 512 or 4096; 2048 for a CD-ROM.
     pub logical_block: u32,
     /// Physical block in bytes: a power of two, a multiple of the logical block.
     pub physical_block: u32,
@@ -95,6 +95,15 @@ pub struct BlockStatus {
     pub length: u64,
     /// How the run is provisioned.
     pub provisioning: Provisioning,
+}
+
+/// Space of a thin device's pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that this device uses.
+    pub used: u64,
+    /// Bytes that are still free for it.
+    pub available: u64,
 }
 
 /// Why a device could not do what it was asked to do. [`crate::sense`] holds the table to status and sense data.
@@ -179,6 +188,17 @@ pub trait BlockDevice {
 
     /// Makes `range` read as zeros; with `may_unmap` space may be given back on the way.
     fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> impl Future<Output = Result<(), StorageError>>;
+
+    /// The most bytes that [`BlockDevice::write`] writes as a whole or not at all, even if power fails: a multiple of the
+    /// logical block, or 0 if the device promises nothing. Disks write a physical block as a whole.
+    fn atomic_write_bytes(&self) -> u32 {
+        self.geometry().physical_block
+    }
+
+    /// Bytes in use and bytes free in the pool that a thin device takes its space from. `None`: not known.
+    fn space(&self) -> Option<Space> {
+        None
+    }
 
     /// How the first bytes of `range` (not empty) are provisioned.
     fn block_status(&self, range: ByteRange) -> impl Future<Output = Result<BlockStatus, StorageError>>;

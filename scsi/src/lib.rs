@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod attention;
+mod background;
 pub mod block_device;
 pub mod cdb;
 pub mod data_buffer;
@@ -14,19 +15,26 @@ pub mod inquiry;
 mod mode;
 pub mod range_lock;
 mod reply;
+mod reservation;
 pub mod sense;
 pub mod target;
 pub mod task;
+mod task_set;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod transport_id;
 
 pub use attention::UnitAttention;
-pub use block_device::{BlockDevice, BlockStatus, ByteRange, Geometry, Identity, Provisioning, StorageError};
+pub use block_device::{BlockDevice, BlockStatus, ByteRange, Geometry, Identity, Provisioning, Space, StorageError};
+pub use cdb::DeviceKind;
 pub use data_buffer::{DataBuffer, KeepAlive, Segment, SegmentList};
 pub use disk::{Disk, DiskOptions};
 pub use inquiry::{Personality, ProductName};
+pub use reservation::{ReservationStore, RestoreError, StoreError};
 pub use sense::{SenseData, Status};
 pub use target::Target;
-pub use task::{Command, Completion, Lun, NexusId};
+pub use task::{Command, Completion, Lun, NexusId, ShortBuffer, TaskAttribute, TaskManagement, TaskManagementResponse};
+pub use task_set::{MAX_TASKS, Task};
+pub use transport_id::{AccessState, TargetPort, TransportId};

@@ -17,6 +17,8 @@ struct Parameters {
     descriptor_sense: bool,
     /// Page 0Ah, SWP: software write protect.
     software_write_protect: bool,
+    /// Page 0Ah, TAS: task aborted status.
+    task_aborted_status: bool,
 }
 
 /// A unit's mode parameters.
@@ -31,8 +33,12 @@ const PAGES: [u8; 6] = [0x01, 0x03, 0x04, 0x08, 0x0A, 0x1C];
 impl ModeState {
     /// The defaults for a device with or without a write cache.
     pub(crate) fn new(write_cache: bool) -> Self {
-        let default =
-            Parameters { write_cache_enabled: write_cache, descriptor_sense: false, software_write_protect: false };
+        let default = Parameters {
+            write_cache_enabled: write_cache,
+            descriptor_sense: false,
+            software_write_protect: false,
+            task_aborted_status: false,
+        };
         Self { current: Cell::new(default), default }
     }
 
@@ -49,6 +55,11 @@ impl ModeState {
     /// Has the initiator write protected the unit?
     pub(crate) fn software_write_protect(&self) -> bool {
         self.current.get().software_write_protect
+    }
+
+    /// Do commands that another nexus aborts end with a status?
+    pub(crate) fn task_aborted_status(&self) -> bool {
+        self.current.get().task_aborted_status
     }
 
     /// The sense format in force.
@@ -195,6 +206,7 @@ fn apply(page: &[u8], parameters: &mut Parameters) {
         0x0A => {
             parameters.descriptor_sense = page[2] & 0x04 != 0;
             parameters.software_write_protect = page[4] & 0x08 != 0;
+            parameters.task_aborted_status = page[5] & 0x40 != 0;
         }
         _ => {}
     }
@@ -234,6 +246,7 @@ fn values(page: u8, parameters: Parameters, geometry: &Geometry) -> Vec<u8> {
             // Queue algorithm modifier 1: unrestricted reordering.
             data[3] = 0x10;
             data[4] = u8::from(parameters.software_write_protect) << 3;
+            data[5] = u8::from(parameters.task_aborted_status) << 6;
         }
         // DEXCPT: no informational exceptions.
         0x1C => data[2] = 0x08,
@@ -250,6 +263,7 @@ fn changeable(page: u8) -> Vec<u8> {
         0x0A => {
             data[2] = 0x04;
             data[4] = 0x08;
+            data[5] = 0x40;
         }
         _ => {}
     }

@@ -4,9 +4,9 @@
 
 use crate::data_buffer::DataBuffer;
 
-/// Copies as much of `answer` as both `allocation` and `data_in` take; returns the number of bytes.
+/// Copies as much of `answer` as both `allocation` and `data_in` take; returns how many bytes `allocation` alone would have taken.
 pub(crate) fn send(answer: &[u8], allocation: usize, data_in: &DataBuffer) -> u64 {
-    let length = answer.len().min(allocation).min(data_in.len());
-    data_in.copy_from(0, &answer[..length]);
-    length as u64
+    let wanted = answer.len().min(allocation);
+    data_in.copy_from(0, &answer[..wanted.min(data_in.len())]);
+    wanted as u64
 }

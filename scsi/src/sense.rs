@@ -14,6 +14,12 @@ pub enum Status {
     CheckCondition = 0x02,
     /// Nothing was done; send it again.
     Busy = 0x08,
+    /// Another initiator's reservation forbids it.
+    ReservationConflict = 0x18,
+    /// No room for the command in the task set.
+    TaskSetFull = 0x28,
+    /// Another initiator has aborted the command.
+    TaskAborted = 0x40,
 }
 
 /// Sense key (SPC-5, 4.4.8).
@@ -34,6 +40,8 @@ pub enum SenseKey {
     UnitAttention = 0x6,
     /// The medium takes no writes.
     DataProtect = 0x7,
+    /// A copy ended before its time.
+    CopyAborted = 0xA,
     /// The device aborted the command.
     AbortedCommand = 0xB,
     /// The data differ from the medium's.
@@ -105,6 +113,39 @@ impl Sense {
     pub const OUT_OF_SPACE: Sense = Sense::new(SenseKey::DataProtect, 0x27, 0x07);
     /// Miscompare during verify operation.
     pub const MISCOMPARE: Sense = Sense::new(SenseKey::Miscompare, 0x1D, 0x00);
+
+    /// Invalid message: the task attribute is not supported.
+    pub const INVALID_MESSAGE: Sense = Sense::new(SenseKey::AbortedCommand, 0x49, 0x00);
+    /// Sanitize in progress.
+    pub const SANITIZING: Sense = Sense::new(SenseKey::NotReady, 0x04, 0x1B);
+    /// Target port in standby state.
+    pub const PORT_STANDBY: Sense = Sense::new(SenseKey::NotReady, 0x04, 0x0B);
+    /// Target port in unavailable state.
+    pub const PORT_UNAVAILABLE: Sense = Sense::new(SenseKey::NotReady, 0x04, 0x0C);
+    /// Sanitize command failed.
+    pub const SANITIZE_FAILED: Sense = Sense::new(SenseKey::MediumError, 0x31, 0x03);
+    /// Medium not present - tray open.
+    pub const NO_MEDIUM: Sense = Sense::new(SenseKey::NotReady, 0x3A, 0x02);
+    /// Medium removal prevented.
+    pub const REMOVAL_PREVENTED: Sense = Sense::new(SenseKey::IllegalRequest, 0x53, 0x02);
+    /// Invalid release of persistent reservation.
+    pub const INVALID_RELEASE: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x04);
+    /// Insufficient registration resources.
+    pub const INSUFFICIENT_REGISTRATIONS: Sense = Sense::new(SenseKey::IllegalRequest, 0x55, 0x04);
+    /// EXTENDED COPY: unsupported target descriptor type code.
+    pub const UNSUPPORTED_TARGET_DESCRIPTOR: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x07);
+    /// EXTENDED COPY: too many target descriptors.
+    pub const TOO_MANY_TARGET_DESCRIPTORS: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x06);
+    /// EXTENDED COPY: too many segment descriptors.
+    pub const TOO_MANY_SEGMENT_DESCRIPTORS: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x08);
+    /// EXTENDED COPY: unsupported segment descriptor type code.
+    pub const UNSUPPORTED_SEGMENT_DESCRIPTOR: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x09);
+    /// EXTENDED COPY: inline data length exceeded.
+    pub const INLINE_DATA_EXCEEDED: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x0B);
+    /// EXTENDED COPY: the copy target device is not reachable.
+    pub const COPY_TARGET_UNREACHABLE: Sense = Sense::new(SenseKey::CopyAborted, 0x0D, 0x02);
+    /// EXTENDED COPY: third party device failure.
+    pub const COPY_DEVICE_FAILURE: Sense = Sense::new(SenseKey::CopyAborted, 0x0D, 0x01);
 
     /// A unit attention with its code.
     pub const fn unit_attention(code: u8, qualifier: u8) -> Sense {
@@ -232,6 +273,10 @@ pub(crate) enum Failure {
     Busy,
     /// The CDB moves more data than the transport has a buffer for; nothing was done.
     Overrun,
+    /// RESERVATION CONFLICT.
+    Conflict,
+    /// The task was aborted while it waited.
+    Aborted,
 }
 
 impl From<Sense> for Failure {

@@ -8,6 +8,23 @@ use crate::*;
 
 const NEXUS: NexusId = NexusId(1);
 
+/// An iSCSI initiator port.
+fn initiator(number: u8) -> TransportId {
+    TransportId::Iscsi { name: format!("iqn.host{number}"), isid: Some([number; 6]) }
+}
+
+/// A simple command that is refused if its buffer is too short.
+fn command<'a>(
+    nexus: NexusId,
+    lun: Option<Lun>,
+    cdb: &'a [u8],
+    data_out: &'a DataBuffer,
+    data_in: &'a DataBuffer,
+) -> Command<'a> {
+    let (attribute, short_buffer) = (TaskAttribute::Simple, ShortBuffer::Refuse);
+    Command { nexus, lun, tag: 0, attribute, short_buffer, cdb, data_out, data_in }
+}
+
 /// A target with one disk at LUN 0, its power-on attention already reported.
 struct Fixture(Target<MemoryDisk>);
 
@@ -17,21 +34,20 @@ impl Fixture {
     }
 
     fn with(geometry: Geometry) -> Self {
-        let mut target = Target::new();
+        let target = Target::new();
         target.insert(Lun(0), Disk::new(MemoryDisk::new(geometry), DiskOptions::default()));
-        target.attach(NEXUS);
+        target.attach(NEXUS, initiator(1), 1);
         let fixture = Self(target);
         assert_eq!(fixture.check(&[0; 6]), (6, 0x29, 0x01));
         fixture
     }
 
-    fn disk(&self) -> &MemoryDisk {
-        self.0.disks().next().unwrap().1.device()
+    fn disk(&self) -> DiskRef {
+        DiskRef(self.0.disks().remove(0).1)
     }
 
     fn run(&self, lun: Lun, cdb: &[u8], out: &DataBuffer, into: &DataBuffer) -> Completion {
-        let command = Command { nexus: NEXUS, lun: Some(lun), cdb, data_out: out, data_in: into };
-        self.0.execute(&command).now_or_never().expect("a memory disk never waits")
+        self.0.execute(&command(NEXUS, Some(lun), cdb, out, into)).now_or_never().expect("a memory disk never waits")
     }
 
     /// A command with data to the initiator: what came of `room` bytes.
@@ -62,6 +78,17 @@ impl Fixture {
 
     fn check(&self, cdb: &[u8]) -> (u8, u8, u8) {
         self.check_with(cdb, &[])
+    }
+}
+
+/// The storage of the fixture's disk.
+struct DiskRef(std::rc::Rc<Disk<MemoryDisk>>);
+
+impl std::ops::Deref for DiskRef {
+    type Target = MemoryDisk;
+
+    fn deref(&self) -> &MemoryDisk {
+        self.0.device()
     }
 }
 
@@ -149,11 +176,10 @@ fn forced_unit_access_and_a_disabled_cache_both_make_writes_durable() {
 fn mode_select_by_one_nexus_is_told_to_the_others_only() {
     let fixture = Fixture::new();
     let other = NexusId(2);
-    fixture.0.attach(other);
+    fixture.0.attach(other, initiator(2), 1);
     let run = |cdb: &[u8]| {
         let none = DataBuffer::empty();
-        let command = Command { nexus: other, lun: Some(Lun(0)), cdb, data_out: &none, data_in: &none };
-        fixture.0.execute(&command).now_or_never().unwrap()
+        fixture.0.execute(&command(other, Some(Lun(0)), cdb, &none, &none)).now_or_never().unwrap()
     };
     assert_eq!(run(&[0; 6]).status, Status::CheckCondition);
     let mut list = vec![0, 0, 0, 0, 8, 0x12];
@@ -314,11 +340,11 @@ fn an_absent_lun_answers_inquiry_request_sense_and_report_luns_only() {
 
 #[test]
 fn report_luns_lists_units_and_inquiry_bypasses_attentions() {
-    let mut target = Target::new();
+    let target = Target::new();
     for lun in [7, 0] {
         target.insert(Lun(lun), Disk::new(MemoryDisk::new(GEOMETRY), DiskOptions::default()));
     }
-    target.attach(NEXUS);
+    target.attach(NEXUS, initiator(1), 1);
     let fixture = Fixture(target);
     assert_eq!(fixture.input(&[0x12, 0, 0, 0, 36, 0], 36).len(), 36);
     let luns = fixture.input(&[0xA0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0], 64);
@@ -351,7 +377,8 @@ fn supported_operation_codes_are_told_one_by_one_and_all_together() {
     assert_eq!(fixture.check(&[0xA3, 0x0C, 1, 0x9E, 0, 0, 0, 0, 1, 0, 0, 0]), (5, 0x24, 0));
     let all = fixture.input(&[0xA3, 0x0C, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0], 4096);
     assert_eq!(u32::from_be_bytes([all[0], all[1], all[2], all[3]]) as usize + 4, all.len());
-    assert_eq!(all.len(), 4 + cdb::OPERATIONS.len() * 8);
+    let ours = cdb::OPERATIONS.iter().filter(|one| one.is_for(DeviceKind::Disk)).count();
+    assert_eq!(all.len(), 4 + ours * 8);
 }
 
 /// A CDB that is likely to be accepted: an operation of the table with only bits that it evaluates, most high bytes 0.
@@ -382,7 +409,7 @@ proptest! {
         large: bool,
     ) {
         let geometry = Geometry { logical_block: if large { 4096 } else { 512 }, ..GEOMETRY };
-        let mut target = Target::new();
+        let target = Target::new();
         target.insert(Lun(0), Disk::new(MemoryDisk::new(geometry), DiskOptions::default()));
         let fixture = Fixture(target);
         for (cdb, data) in commands {

@@ -2,20 +2,26 @@
 //! Promises: storage sees only whole blocks inside the capacity; work per command is bounded by the announced limits.
 //! Must not know: LUNs, nexuses, transports.
 
+mod atomic;
+mod copying;
+mod logs;
 mod medium;
+mod multimedia;
 mod primary;
 mod provisioning;
+mod sanitize;
 mod verify;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use crate::block_device::{BlockDevice, ByteRange, Geometry, StorageError};
-use crate::cdb::{Blocks, Cdb};
+use crate::cdb::{Blocks, Cdb, DeviceKind};
 use crate::data_buffer::DataBuffer;
-use crate::inquiry::{MAX_TRANSFER_BYTES, Personality, ProductName};
+use crate::inquiry::{self, MAX_TRANSFER_BYTES, Personality, PortView, ProductName, UnitKind, UnitView};
 use crate::mode::ModeState;
 use crate::range_lock::RangeLocks;
 use crate::sense::{Activity, Failure, Sense, SenseFormat, failure_of};
+use crate::task::NexusId;
 
 /// How a disk shows itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +30,20 @@ pub struct DiskOptions {
     pub personality: Personality,
     /// Vendor, product and revision.
     pub name: ProductName,
+    /// What the unit is.
+    pub kind: DeviceKind,
+    /// The medium can be taken out. A CD-ROM's always can.
+    pub removable: bool,
 }
 
 impl Default for DiskOptions {
     fn default() -> Self {
-        Self { personality: Personality::Modern, name: ProductName::virtual_disk(Personality::Modern) }
+        Self {
+            personality: Personality::Modern,
+            name: ProductName::virtual_disk(Personality::Modern),
+            kind: DeviceKind::Disk,
+            removable: false,
+        }
     }
 }
 
@@ -37,20 +52,22 @@ impl Default for DiskOptions {
 pub(crate) struct Data<'a> {
     pub(crate) out: &'a DataBuffer,
     pub(crate) into: &'a DataBuffer,
+    /// Reads and writes do what the buffer allows, if it is too short.
+    pub(crate) truncate: bool,
 }
 
 /// How a command on a disk ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Success {
-    /// Bytes moved.
-    pub(crate) transferred: u64,
+    /// Bytes that were to be moved; as many as the buffer takes were.
+    pub(crate) wanted: u64,
     /// Other nexuses must be told that mode parameters have changed.
     pub(crate) mode_changed: bool,
 }
 
 impl Success {
-    pub(crate) fn moved(transferred: u64) -> Self {
-        Self { transferred, mode_changed: false }
+    pub(crate) fn moved(wanted: u64) -> Self {
+        Self { wanted, mode_changed: false }
     }
 }
 
@@ -61,6 +78,11 @@ pub struct Disk<D> {
     options: DiskOptions,
     mode: ModeState,
     stopped: Cell<bool>,
+    /// The medium is in.
+    loaded: Cell<bool>,
+    /// Who has forbidden its removal.
+    prevents: RefCell<Vec<NexusId>>,
+    sanitize: Cell<sanitize::State>,
     ranges: RangeLocks,
 }
 
@@ -68,7 +90,16 @@ impl<D: BlockDevice> Disk<D> {
     /// A disk over `device`, started, with default mode parameters.
     pub fn new(device: D, options: DiskOptions) -> Self {
         let mode = ModeState::new(device.geometry().write_cache);
-        Self { device, options, mode, stopped: Cell::new(false), ranges: RangeLocks::default() }
+        Self {
+            device,
+            options,
+            mode,
+            stopped: Cell::new(false),
+            loaded: Cell::new(true),
+            prevents: RefCell::default(),
+            sanitize: Cell::default(),
+            ranges: RangeLocks::default(),
+        }
     }
 
     /// What stores its blocks.
@@ -89,31 +120,115 @@ impl<D: BlockDevice> Disk<D> {
     pub(crate) fn reset(&self) {
         self.mode.reset();
         self.stopped.set(false);
+        self.prevents.borrow_mut().clear();
     }
 
-    /// Carries out a command, except those that concern the target as a whole.
-    pub(crate) async fn execute(&self, cdb: &Cdb, data: Data<'_>) -> Result<Success, Failure> {
+    /// What the unit is.
+    pub fn kind(&self) -> DeviceKind {
+        self.options.kind
+    }
+
+    /// Can the medium be taken out?
+    pub fn is_removable(&self) -> bool {
+        self.options.removable || self.options.kind == DeviceKind::CdRom
+    }
+
+    /// Is the medium in?
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.get()
+    }
+
+    /// The operator puts the medium in or takes it out, whatever the initiators have forbidden; tell them with
+    /// [`crate::Target::notify`]. Nothing happens to a disk that is not removable.
+    pub fn set_loaded(&self, loaded: bool) {
+        if self.is_removable() {
+            self.loaded.set(loaded);
+        }
+    }
+
+    /// Control mode page, TAS: commands that others abort end with status TASK ABORTED.
+    pub(crate) fn reports_aborted_tasks(&self) -> bool {
+        self.mode.task_aborted_status()
+    }
+
+    /// The standard data, or a page, of INQUIRY.
+    pub(crate) fn inquiry(&self, vital_page: Option<u8>, ports: &PortView<'_>) -> Result<Vec<u8>, Failure> {
+        let kind = UnitKind { device: self.options.kind, removable: self.is_removable() };
+        let name = &self.options.name;
+        let Some(page) = vital_page else { return Ok(inquiry::standard(self.options.personality, name, kind)) };
+        let atomic_write_bytes = self.device.atomic_write_bytes();
+        let view = UnitView { kind, ports: *ports, atomic_write_bytes };
+        Ok(inquiry::vital_page(page, &self.device.geometry(), self.device.identity(), name, &view)?)
+    }
+
+    /// Does the state of medium, motor and sanitize operation let `cdb` through?
+    pub(crate) fn check_ready(&self, cdb: &Cdb) -> Result<(), Failure> {
+        self.check_sanitize(cdb)?;
+        if self.loaded.get() {
+            return Ok(());
+        }
+        let without_medium = matches!(
+            cdb,
+            Cdb::Inquiry { .. }
+                | Cdb::StartStopUnit { .. }
+                | Cdb::PreventAllowMediumRemoval { .. }
+                | Cdb::ModeSense(_)
+                | Cdb::ModeSelect(_)
+                | Cdb::LogSense { .. }
+                | Cdb::Reserve
+                | Cdb::Release
+                | Cdb::PersistentReserveIn { .. }
+                | Cdb::PersistentReserveOut { .. }
+                | Cdb::SendDiagnostic { .. }
+                | Cdb::ReceiveDiagnostic { .. }
+                | Cdb::ReportTargetPortGroups { .. }
+                | Cdb::ReportSupportedOperationCodes { .. }
+                | Cdb::ReportSupportedTaskManagementFunctions { .. }
+                | Cdb::MultiMedia(crate::cdb::MultiMedia::GetConfiguration { .. })
+                | Cdb::MultiMedia(crate::cdb::MultiMedia::GetEventStatus { .. })
+        );
+        if without_medium { Ok(()) } else { Err(Sense::NO_MEDIUM.into()) }
+    }
+
+    /// What REQUEST SENSE tells when no unit attention is pending.
+    pub(crate) fn standing_sense(&self) -> Sense {
+        match self.sanitize.get() {
+            sanitize::State::Running => return Sense::SANITIZING,
+            sanitize::State::Failed { .. } => return Sense::SANITIZE_FAILED,
+            sanitize::State::Idle => {}
+        }
+        match (self.loaded.get(), self.stopped.get()) {
+            (false, _) => Sense::NO_MEDIUM,
+            (true, true) => Sense::STOPPED,
+            (true, false) => Sense::NO_SENSE,
+        }
+    }
+
+    /// Carries out a READ or a WRITE; `None` for any other command.
+    pub(crate) async fn execute_hot(&self, cdb: &Cdb, data: Data<'_>) -> Option<Result<Success, Failure>> {
         match *cdb {
-            Cdb::Read { blocks } => self.read(blocks, data.into).await.map(Success::moved),
+            Cdb::Read { blocks } => Some(self.read(blocks, data).await.map(Success::moved)),
             Cdb::Write { blocks, force_unit_access } => {
-                self.write(blocks, force_unit_access, data.out).await.map(Success::moved)
+                Some(self.write(blocks, force_unit_access, data).await.map(Success::moved))
             }
-            // The rest is rare; in a box it does not make the state of reads and writes larger.
-            _ => Box::pin(self.execute_rare(cdb, data)).await,
+            _ => None,
         }
     }
 
-    async fn execute_rare(&self, cdb: &Cdb, data: Data<'_>) -> Result<Success, Failure> {
-        if let Cdb::ModeSelect(request) = cdb {
-            return self.mode_select(request, data.out);
-        }
+    /// Carries out any other command, except those that concern the target.
+    pub(crate) async fn execute_rare(&self, cdb: &Cdb, data: Data<'_>) -> Result<Success, Failure> {
         let moved = match *cdb {
-            Cdb::WriteAndVerify { blocks, check } => self.write_and_verify(blocks, check, data.out).await,
+            Cdb::ModeSelect(request) => return self.mode_select(&request, data.out),
+            Cdb::Prefetch { blocks } => self.check_range(blocks, &self.device.geometry()).map(|_| 0),
+            Cdb::WriteAndVerify { blocks, check } => self.write_and_verify(blocks, check, data).await,
             Cdb::Verify { blocks, check } => self.verify(blocks, check, data.out).await,
             Cdb::CompareAndWrite { blocks, force_unit_access } => {
                 self.compare_and_write(blocks, force_unit_access, data.out).await
             }
-            Cdb::Prefetch { blocks } => self.check_range(blocks, &self.device.geometry()).map(|_| 0),
+            Cdb::OrWrite { blocks, force_unit_access } => self.or_write(blocks, force_unit_access, data.out).await,
+            Cdb::WriteAtomic { blocks, force_unit_access, boundary } => {
+                self.write_atomic(blocks, force_unit_access, boundary, data.out).await
+            }
             Cdb::SynchronizeCache { blocks } => self.synchronize_cache(blocks).await,
             Cdb::WriteSame { blocks, unmap, anchor, no_data_out } => {
                 let kind = provisioning::WriteSameKind { unmap, anchor, no_data_out };
@@ -121,9 +236,7 @@ impl<D: BlockDevice> Disk<D> {
             }
             Cdb::Unmap { anchor, length } => self.unmap(anchor, length, data.out).await,
             Cdb::GetLbaStatus { lba, allocation } => self.get_lba_status(lba, allocation, data.into).await,
-            Cdb::StartStopUnit { start, load_eject, no_flush, power_condition } => {
-                self.start_stop(start, load_eject, no_flush, power_condition).await
-            }
+            Cdb::MultiMedia(command) => self.multi_media(command, data.into),
             _ => self.execute_primary(cdb, data.into),
         };
         moved.map(Success::moved)
@@ -164,7 +277,7 @@ impl<D: BlockDevice> Disk<D> {
 }
 
 /// The first `length` bytes of `buffer`, or an overrun if it has fewer.
-fn first_bytes(buffer: &DataBuffer, length: u64) -> Result<DataBuffer, Failure> {
+pub(crate) fn first_bytes(buffer: &DataBuffer, length: u64) -> Result<DataBuffer, Failure> {
     if length > buffer.len() as u64 {
         return Err(Failure::Overrun);
     }

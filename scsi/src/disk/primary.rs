@@ -6,7 +6,6 @@ use super::{Disk, Success, first_bytes};
 use crate::block_device::{BlockDevice, Geometry};
 use crate::cdb::{Cdb, ModeSelect, OPERATIONS, OpcodeQuery, Operation};
 use crate::data_buffer::DataBuffer;
-use crate::inquiry;
 use crate::reply::send;
 use crate::sense::{Failure, Sense};
 
@@ -15,15 +14,14 @@ impl<D: BlockDevice> Disk<D> {
         let geometry = self.device.geometry();
         match *cdb {
             Cdb::TestUnitReady if self.stopped.get() => Err(Sense::STOPPED.into()),
-            Cdb::TestUnitReady | Cdb::PreventAllowMediumRemoval => Ok(0),
-            Cdb::Inquiry { vital_page, allocation } => {
-                let name = &self.options.name;
-                let answer = match vital_page {
-                    None => inquiry::standard(self.options.personality, name),
-                    Some(page) => inquiry::vital_page(page, &geometry, self.device.identity(), name)?,
-                };
-                Ok(send(&answer, allocation, into))
+            Cdb::TestUnitReady => Ok(0),
+            Cdb::LogSense { control, page, subpage, parameter, allocation } => {
+                Ok(send(&self.log_page(control, page, subpage, parameter)?, allocation, into))
             }
+            Cdb::ReadDefectData { long, lists, allocation } => {
+                Ok(send(&self.defect_data(long, lists), allocation, into))
+            }
+            Cdb::ReceiveDiagnostic { page, allocation } => Ok(send(&self.diagnostic_page(page)?, allocation, into)),
             Cdb::ModeSense(request) => {
                 let answer = self.mode.sense(&request, &geometry)?;
                 Ok(send(&answer, request.allocation, into))
@@ -34,7 +32,7 @@ impl<D: BlockDevice> Disk<D> {
                 send_diagnostic(self_test, self_test_code, length)
             }
             Cdb::ReportSupportedOperationCodes { query, timeouts, allocation } => {
-                let answer = report_operations(query, timeouts, &geometry)?;
+                let answer = report_operations(query, timeouts, |one| self.supports(one))?;
                 Ok(send(&answer, allocation, into))
             }
             Cdb::ReportSupportedTaskManagementFunctions { extended, allocation } => {
@@ -47,12 +45,18 @@ impl<D: BlockDevice> Disk<D> {
     pub(super) fn mode_select(&self, request: &ModeSelect, out: &DataBuffer) -> Result<Success, Failure> {
         let list = first_bytes(out, request.length as u64)?.to_vec();
         let mode_changed = self.mode.select(request, &list, &self.device.geometry())?;
-        Ok(Success { transferred: list.len() as u64, mode_changed })
+        Ok(Success { mode_changed, ..Success::moved(list.len() as u64) })
     }
 
-    /// Has START STOP UNIT stopped the motor?
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.stopped.get()
+    /// Does this unit have the command?
+    fn supports(&self, operation: &Operation) -> bool {
+        let geometry = self.device.geometry();
+        let given = match operation.opcode() {
+            0x42 => geometry.thin,
+            0x9C => self.device.atomic_write_bytes() != 0,
+            _ => true,
+        };
+        given && operation.is_for(self.options.kind)
     }
 }
 
@@ -88,8 +92,12 @@ fn send_diagnostic(self_test: bool, self_test_code: u8, length: usize) -> Result
 }
 
 /// REPORT SUPPORTED OPERATION CODES (SPC-4, 6.35).
-fn report_operations(query: OpcodeQuery, timeouts: bool, geometry: &Geometry) -> Result<Vec<u8>, Sense> {
-    let supported = |operation: &&Operation| geometry.thin || operation.opcode() != 0x42;
+fn report_operations(
+    query: OpcodeQuery,
+    timeouts: bool,
+    supports: impl Fn(&Operation) -> bool,
+) -> Result<Vec<u8>, Sense> {
+    let supported = |operation: &&Operation| supports(operation);
     let has_actions = |opcode: u8| OPERATIONS.iter().any(|one| one.opcode() == opcode && one.service_action.is_some());
     let (opcode, action) = match query {
         OpcodeQuery::All => {
@@ -138,8 +146,10 @@ fn push_operation(answer: &mut Vec<u8>, operation: &Operation, timeouts: bool) {
     }
 }
 
-/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4, 6.36): abort task, logical unit reset, target reset.
+/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4, 6.36): abort task, abort task set, clear ACA, clear task set,
+/// logical unit reset, query task, target reset; in the second byte query task set.
 fn report_task_management(extended: bool) -> &'static [u8] {
-    const FUNCTIONS: u8 = 0x80 | 0x08 | 0x02;
-    if extended { &[FUNCTIONS, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] } else { &[FUNCTIONS, 0, 0, 0] }
+    const FUNCTIONS: u8 = 0x80 | 0x40 | 0x20 | 0x10 | 0x08 | 0x04 | 0x02;
+    const MORE: u8 = 0x01;
+    if extended { &[FUNCTIONS, MORE, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] } else { &[FUNCTIONS, MORE, 0, 0] }
 }

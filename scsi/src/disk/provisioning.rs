@@ -105,7 +105,12 @@ impl<D: BlockDevice> Disk<D> {
         Ok(taken)
     }
 
-    async fn write_pattern(&self, range: ByteRange, pattern: &[u8], geometry: &Geometry) -> Result<(), Failure> {
+    pub(super) async fn write_pattern(
+        &self,
+        range: ByteRange,
+        pattern: &[u8],
+        geometry: &Geometry,
+    ) -> Result<(), Failure> {
         let chunk = PATTERN_CHUNK.min(range.length);
         let scratch = DataBuffer::zeroed(chunk as usize, 4096);
         for offset in (0..scratch.len()).step_by(pattern.len()) {

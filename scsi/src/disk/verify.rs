@@ -1,12 +1,11 @@
-//! Owns: VERIFY, WRITE AND VERIFY, COMPARE AND WRITE.
-//! Promises: COMPARE AND WRITE is atomic against every other write of this disk; comparing needs bounded memory.
+//! Owns: VERIFY and WRITE AND VERIFY.
+//! Promises: comparing needs bounded memory.
 //! Must not know: CDB layouts.
 
-use super::{Disk, first_bytes, read_failure, write_failure};
+use super::{Data, Disk, first_bytes, read_failure};
 use crate::block_device::{BlockDevice, ByteRange, Geometry};
 use crate::cdb::{Blocks, ByteCheck};
 use crate::data_buffer::DataBuffer;
-use crate::inquiry::MAX_COMPARE_AND_WRITE_BLOCKS;
 use crate::sense::{Failure, Sense};
 
 /// Bytes read at a time for comparing.
@@ -44,39 +43,16 @@ impl<D: BlockDevice> Disk<D> {
         &self,
         blocks: Blocks,
         check: ByteCheck,
-        out: &DataBuffer,
+        data: Data<'_>,
     ) -> Result<u64, Failure> {
         if check == ByteCheck::CompareSame {
             return Err(Sense::cdb_field(1, Some(2)).into());
         }
-        let written = self.write(blocks, true, out).await?;
-        self.verify(blocks, check, out).await?;
-        Ok(written)
-    }
-
-    pub(super) async fn compare_and_write(
-        &self,
-        blocks: Blocks,
-        force_unit_access: bool,
-        out: &DataBuffer,
-    ) -> Result<u64, Failure> {
-        let geometry = self.device.geometry();
-        if blocks.count > MAX_COMPARE_AND_WRITE_BLOCKS {
-            return Err(Sense::cdb_field(13, Some(7)).into());
-        }
-        let range = self.transfer_range(blocks, &geometry)?;
-        self.check_writable(&geometry)?;
-        if range.length == 0 {
-            return Ok(0);
-        }
-        let both = first_bytes(out, 2 * range.length)?;
-        let half = range.length as usize;
-        let _held = self.ranges.exclusive(range).await;
-        self.compare(range, &both.slice(0..half), &geometry).await?;
-        let durable = force_unit_access || self.writes_through(&geometry);
-        let new = both.slice(half..2 * half);
-        self.device.write(range.start, &new, durable).await.map_err(write_failure(&geometry))?;
-        Ok(2 * range.length)
+        let wanted = self.write(blocks, true, data).await?;
+        let block = u64::from(self.device.geometry().logical_block);
+        let written = wanted.min(data.out.len() as u64) / block;
+        self.verify(Blocks { lba: blocks.lba, count: written }, check, data.out).await?;
+        Ok(wanted)
     }
 
     /// Reads a range for nothing but the errors.
@@ -93,7 +69,12 @@ impl<D: BlockDevice> Disk<D> {
     }
 
     /// Compares a range with `expected`, which is repeated if it is shorter than the range.
-    async fn compare(&self, range: ByteRange, expected: &DataBuffer, geometry: &Geometry) -> Result<(), Failure> {
+    pub(super) async fn compare(
+        &self,
+        range: ByteRange,
+        expected: &DataBuffer,
+        geometry: &Geometry,
+    ) -> Result<(), Failure> {
         let chunk = CHUNK.min(range.length as usize);
         let scratch = DataBuffer::zeroed(chunk, ALIGNMENT);
         let (mut wanted, mut found) = (vec![0; chunk], vec![0; chunk]);

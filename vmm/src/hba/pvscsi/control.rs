@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::mpsc::SyncSender;
 use std::task::Poll;
 
-use scsi::{BlockDevice, Disk, DiskOptions, Lun, Target, UnitAttention};
+use scsi::{BlockDevice, Disk, DiskOptions, Lun, Target, TransportId, UnitAttention};
 use tracing::{debug, warn};
 
 use super::entries::{HostStatus, Message, MessageKind};
@@ -187,9 +187,10 @@ impl<D: BlockDevice + 'static> Queue<D> {
             return Err(AdapterError::TargetTaken { target: number });
         }
         let device = (attachment.open)().await.map_err(|source| AdapterError::Open { target: number, source })?;
-        let mut target = Target::new();
+        let target = Target::new();
         target.insert(Lun(0), Disk::new(device, attachment.options));
-        target.attach(NEXUS);
+        // The adapter has address 7 on its bus.
+        target.attach(NEXUS, TransportId::ParallelScsi { address: 7, port: 1 }, 1);
         self.set_target(number, Some(Rc::new(target)));
         self.announce(MessageKind::DeviceAdded, number);
         Ok(())
@@ -225,7 +226,7 @@ impl<D: BlockDevice + 'static> Queue<D> {
 }
 
 /// Makes everything that a target has taken durable.
-async fn flush<D: BlockDevice>(number: u8, target: &Target<D>) -> Result<(), AdapterError> {
+async fn flush<D: BlockDevice + 'static>(number: u8, target: &Target<D>) -> Result<(), AdapterError> {
     for (_, disk) in target.disks() {
         if !disk.device().geometry().read_only {
             disk.flush().await.map_err(|source| AdapterError::Flush { target: number, source })?;

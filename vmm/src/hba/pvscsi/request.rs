@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 
-use scsi::{BlockDevice, Command, Lun, NexusId, Target};
+use scsi::{BlockDevice, Command, Lun, NexusId, ShortBuffer, Target, TaskAttribute};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -62,7 +62,7 @@ impl Drop for Request<'_> {
 }
 
 /// Carries a request out on its target (`None`: there is none) and returns the answer.
-pub(super) async fn carry_out<D: BlockDevice>(
+pub(super) async fn carry_out<D: BlockDevice + 'static>(
     descriptor: &Descriptor,
     target: Option<&Target<D>>,
     memory: &GuestMemory,
@@ -85,7 +85,16 @@ pub(super) async fn carry_out<D: BlockDevice>(
     let either = flags & (FLAG_TO_HOST | FLAG_TO_DEVICE) == 0;
     let data_in = if either || flags & FLAG_TO_HOST != 0 { &data } else { segments.none() };
     let data_out = if either || flags & FLAG_TO_DEVICE != 0 { &data } else { segments.none() };
-    let command = Command { nexus: NEXUS, lun: Some(lun), cdb, data_out, data_in };
+    let command = Command {
+        nexus: NEXUS,
+        lun: Some(lun),
+        tag: descriptor.context.get(),
+        attribute: TaskAttribute::Simple,
+        short_buffer: ShortBuffer::Refuse,
+        cdb,
+        data_out,
+        data_in,
+    };
     let completion = target.execute(&command).await;
     if completion.overrun {
         return failed(HostStatus::DataOverrun);
