@@ -8,6 +8,9 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Poll, Waker};
 
+use crate::sense::Failure;
+use crate::task_set::Task;
+
 type Job = Pin<Box<dyn Future<Output = ()>>>;
 
 /// See the module.
@@ -41,6 +44,35 @@ impl Background {
             jobs.append(&mut self.new.borrow_mut());
             jobs.retain_mut(|job| job.as_mut().poll(context).is_pending());
             Poll::Pending
+        })
+        .await
+    }
+}
+
+/// The end of a job, for the command that began it.
+#[derive(Default)]
+pub(crate) struct Done {
+    result: Cell<Option<Result<(), Failure>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Done {
+    /// The job has ended.
+    pub(crate) fn set(&self, result: Result<(), Failure>) {
+        self.result.set(Some(result));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits until the job has ended, or the command was aborted.
+    pub(crate) async fn wait(&self, task: &Task) -> Result<(), Failure> {
+        poll_fn(|context| {
+            if !task.wake_on_abort(context.waker()) {
+                return Poll::Ready(Err(Failure::Aborted));
+            }
+            self.waker.replace(Some(context.waker().clone()));
+            self.result.take().map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }

@@ -190,9 +190,9 @@ pub trait BlockDevice {
     fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> impl Future<Output = Result<(), StorageError>>;
 
     /// The most bytes that [`BlockDevice::write`] writes as a whole or not at all, even if power fails: a multiple of the
-    /// logical block, or 0 if the device promises nothing. Disks write a physical block as a whole.
+    /// logical block, or 0 if the device promises nothing: then there is no WRITE ATOMIC.
     fn atomic_write_bytes(&self) -> u32 {
-        self.geometry().physical_block
+        0
     }
 
     /// Bytes in use and bytes free in the pool that a thin device takes its space from. `None`: not known.

@@ -136,12 +136,13 @@ pub(crate) fn vital_page(
 ) -> Result<Vec<u8>, Sense> {
     let disk = unit.kind.device == DeviceKind::Disk;
     let body = match page {
-        0x00 if disk => vec![0x00, 0x80, 0x83, 0x86, 0x88, 0xB0, 0xB1, 0xB2],
+        0x00 if disk => vec![0x00, 0x80, 0x83, 0x86, 0x88, 0x8F, 0xB0, 0xB1, 0xB2],
         0x00 => vec![0x00, 0x80, 0x83, 0x86, 0x88],
         0x80 => identity.serial.as_bytes().to_vec(),
         0x83 => device_identification(identity, name, &unit.ports),
         0x86 => extended_inquiry(geometry),
         0x88 => scsi_ports(&unit.ports),
+        0x8F if disk => third_party_copy(),
         0xB0 if disk => block_limits(geometry, unit.atomic_write_bytes),
         0xB1 if disk => block_device_characteristics(geometry),
         0xB2 if disk => provisioning(geometry),
@@ -214,6 +215,27 @@ fn scsi_ports(view: &PortView<'_>) -> Vec<u8> {
         body.extend_from_slice(&(names.len() as u16).to_be_bytes());
         body.extend_from_slice(&names);
     }
+    body
+}
+
+/// Page 8Fh (SPC-4, 7.8.17): what EXTENDED COPY and RECEIVE COPY RESULTS can do.
+fn third_party_copy() -> Vec<u8> {
+    // Commands: 83h with service action 0; 84h with 0, 3 and 4.
+    let mut body = vec![0x00, 0x01, 0, 12, 8, 0x83, 1, 0x00, 0x84, 3, 0x00, 0x03, 0x04, 0, 0, 0];
+    // Parameter data: at most so many target and segment descriptors, of so many bytes; no inline data.
+    body.extend_from_slice(&[0x00, 0x04, 0, 28, 0, 0, 0, 0]);
+    body.extend_from_slice(&(MAX_COPY_TARGETS as u16).to_be_bytes());
+    body.extend_from_slice(&(MAX_COPY_SEGMENTS as u16).to_be_bytes());
+    body.extend_from_slice(&(MAX_COPY_LIST as u32).to_be_bytes());
+    body.extend_from_slice(&[0; 16]);
+    // Descriptors: block to block, identification.
+    body.extend_from_slice(&[0x00, 0x08, 0, 4, 2, 0x02, 0xE4, 0]);
+    // General copy operations: concurrent copies; the largest segment, in granules of 2^9 bytes.
+    body.extend_from_slice(&[0x80, 0x01, 0, 32]);
+    body.extend_from_slice(&[0, 0, 1, 0, 0, 0, 1, 0]);
+    body.extend_from_slice(&(MAX_COPY_SEGMENT_BYTES as u32).to_be_bytes());
+    body.extend_from_slice(&[9, 0]);
+    body.extend_from_slice(&[0; 18]);
     body
 }
 

@@ -144,8 +144,8 @@ impl Sense {
     pub const INLINE_DATA_EXCEEDED: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x0B);
     /// EXTENDED COPY: the copy target device is not reachable.
     pub const COPY_TARGET_UNREACHABLE: Sense = Sense::new(SenseKey::CopyAborted, 0x0D, 0x02);
-    /// EXTENDED COPY: third party device failure.
-    pub const COPY_DEVICE_FAILURE: Sense = Sense::new(SenseKey::CopyAborted, 0x0D, 0x01);
+    /// EXTENDED COPY: a segment cannot be copied; no more to say.
+    pub const COPY_ABORTED: Sense = Sense::new(SenseKey::CopyAborted, 0x00, 0x00);
 
     /// A unit attention with its code.
     pub const fn unit_attention(code: u8, qualifier: u8) -> Sense {

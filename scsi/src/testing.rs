@@ -4,7 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use crate::block_device::{BlockDevice, BlockStatus, ByteRange, Geometry, Identity, Provisioning, StorageError};
+use crate::block_device::{BlockDevice, BlockStatus, ByteRange, Geometry, Identity, Provisioning, Space, StorageError};
 use crate::data_buffer::DataBuffer;
 
 /// A thin disk of 256 blocks of 512 bytes.
@@ -35,20 +35,39 @@ pub struct MemoryDisk {
     failure: Cell<Option<StorageError>>,
     flushes: Cell<usize>,
     forced_writes: Cell<usize>,
+    atomic_write_bytes: Cell<u32>,
+    space: Cell<Option<Space>>,
 }
 
 impl MemoryDisk {
     /// A disk full of zeros.
     pub fn new(geometry: Geometry) -> Self {
+        Self::with_identity(geometry, identity())
+    }
+
+    /// A disk full of zeros with names of its own.
+    pub fn with_identity(geometry: Geometry, identity: Identity) -> Self {
         Self {
             geometry: Cell::new(geometry),
-            identity: identity(),
+            identity,
             bytes: RefCell::new(vec![0; geometry.bytes() as usize]),
             mapped: RefCell::new(vec![!geometry.thin; geometry.blocks as usize]),
             failure: Cell::new(None),
             flushes: Cell::new(0),
             forced_writes: Cell::new(0),
+            atomic_write_bytes: Cell::new(0),
+            space: Cell::new(None),
         }
+    }
+
+    /// Promises that writes of so many bytes are done as a whole.
+    pub fn promise_atomic_writes(&self, bytes: u32) {
+        self.atomic_write_bytes.set(bytes);
+    }
+
+    /// What it says about the space in its pool.
+    pub fn set_space(&self, space: Option<Space>) {
+        self.space.set(space);
     }
 
     /// Lets every later operation fail, or none.
@@ -143,6 +162,14 @@ impl BlockDevice for MemoryDisk {
         self.set_mapped(range, !may_unmap);
         self.zero(range);
         Ok(())
+    }
+
+    fn atomic_write_bytes(&self) -> u32 {
+        self.atomic_write_bytes.get()
+    }
+
+    fn space(&self) -> Option<Space> {
+        self.space.get()
     }
 
     async fn block_status(&self, range: ByteRange) -> Result<BlockStatus, StorageError> {

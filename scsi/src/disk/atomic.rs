@@ -2,7 +2,7 @@
 //! Promises: each is atomic against every other command to the same blocks of this disk.
 //! Must not know: CDB layouts.
 
-use super::{Disk, first_bytes, read_failure, write_failure};
+use super::{Data, Disk, first_bytes, read_failure, write_failure};
 use crate::block_device::BlockDevice;
 use crate::cdb::Blocks;
 use crate::data_buffer::DataBuffer;
@@ -17,7 +17,7 @@ impl<D: BlockDevice> Disk<D> {
         &self,
         blocks: Blocks,
         force_unit_access: bool,
-        out: &DataBuffer,
+        data: Data<'_>,
     ) -> Result<u64, Failure> {
         let geometry = self.device.geometry();
         if blocks.count > MAX_COMPARE_AND_WRITE_BLOCKS {
@@ -28,7 +28,7 @@ impl<D: BlockDevice> Disk<D> {
         if range.length == 0 {
             return Ok(0);
         }
-        let both = first_bytes(out, 2 * range.length)?;
+        let both = data.exactly(2 * range.length)?;
         let half = range.length as usize;
         let _held = self.ranges.exclusive(range).await;
         self.compare(range, &both.slice(0..half), &geometry).await?;

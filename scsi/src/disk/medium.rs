@@ -78,6 +78,10 @@ impl<D: BlockDevice> Disk<D> {
         let Cdb::StartStopUnit { start, load_eject, no_flush, power_condition } = *cdb else {
             return Err(Sense::INVALID_OPCODE.into());
         };
+        if power_condition != 0 && self.is_removable() {
+            // A virtual drive has no power to save; the medium stays where it is.
+            return Ok(0);
+        }
         if power_condition != 0 {
             return Err(Sense::cdb_field(4, Some(7)).into());
         }

@@ -56,6 +56,17 @@ pub(crate) struct Data<'a> {
     pub(crate) truncate: bool,
 }
 
+impl Data<'_> {
+    /// The data of a command that cannot be done in part. A transport that knows how much the initiator meant to send gets a
+    /// refusal too if that is more than the CDB says: one of the two is wrong, and data would be lost.
+    pub(crate) fn exactly(&self, length: u64) -> Result<DataBuffer, Failure> {
+        if self.truncate && self.out.len() as u64 != length {
+            return Err(Sense::INVALID_FIELD_IN_CDB.into());
+        }
+        first_bytes(self.out, length)
+    }
+}
+
 /// How a command on a disk ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Success {
@@ -223,7 +234,7 @@ impl<D: BlockDevice> Disk<D> {
             Cdb::WriteAndVerify { blocks, check } => self.write_and_verify(blocks, check, data).await,
             Cdb::Verify { blocks, check } => self.verify(blocks, check, data.out).await,
             Cdb::CompareAndWrite { blocks, force_unit_access } => {
-                self.compare_and_write(blocks, force_unit_access, data.out).await
+                self.compare_and_write(blocks, force_unit_access, data).await
             }
             Cdb::OrWrite { blocks, force_unit_access } => self.or_write(blocks, force_unit_access, data.out).await,
             Cdb::WriteAtomic { blocks, force_unit_access, boundary } => {
@@ -232,7 +243,7 @@ impl<D: BlockDevice> Disk<D> {
             Cdb::SynchronizeCache { blocks } => self.synchronize_cache(blocks).await,
             Cdb::WriteSame { blocks, unmap, anchor, no_data_out } => {
                 let kind = provisioning::WriteSameKind { unmap, anchor, no_data_out };
-                self.write_same(blocks, kind, data.out).await
+                self.write_same(blocks, kind, data).await
             }
             Cdb::Unmap { anchor, length } => self.unmap(anchor, length, data.out).await,
             Cdb::GetLbaStatus { lba, allocation } => self.get_lba_status(lba, allocation, data.into).await,

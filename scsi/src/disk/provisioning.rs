@@ -2,7 +2,7 @@
 //! Promises: a parameter list is checked as a whole before anything is given back; limits are those of VPD B0.
 //! Must not know: CDB layouts, how the storage gives space back.
 
-use super::{Disk, first_bytes, read_failure, write_failure};
+use super::{Data, Disk, first_bytes, read_failure, write_failure};
 use crate::block_device::{BlockDevice, ByteRange, Geometry, Provisioning};
 use crate::cdb::Blocks;
 use crate::data_buffer::DataBuffer;
@@ -72,13 +72,9 @@ impl<D: BlockDevice> Disk<D> {
         Ok(ranges)
     }
 
-    pub(super) async fn write_same(
-        &self,
-        blocks: Blocks,
-        kind: WriteSameKind,
-        out: &DataBuffer,
-    ) -> Result<u64, Failure> {
+    pub(super) async fn write_same(&self, blocks: Blocks, kind: WriteSameKind, data: Data<'_>) -> Result<u64, Failure> {
         let geometry = self.device.geometry();
+        self.check_writable(&geometry)?;
         if kind.anchor {
             return Err(Sense::cdb_field(1, Some(4)).into());
         }
@@ -90,9 +86,8 @@ impl<D: BlockDevice> Disk<D> {
             return Err(Sense::INVALID_FIELD_IN_CDB.into());
         }
         let range = self.transfer_range(blocks, &geometry)?;
-        self.check_writable(&geometry)?;
         let taken = if kind.no_data_out { 0 } else { u64::from(geometry.logical_block) };
-        let pattern = first_bytes(out, taken)?.to_vec();
+        let pattern = data.exactly(taken)?.to_vec();
         let _held = self.ranges.shared(range).await;
         if pattern.iter().all(|&byte| byte == 0) {
             self.device.write_zeroes(range, kind.unmap).await.map_err(write_failure(&geometry))?;

@@ -128,10 +128,7 @@ impl<D: BlockDevice> Disk<D> {
 /// The parameter list of OVERWRITE: count, and a pattern that is repeated over the block.
 fn parse_overwrite(list: &[u8], block: usize, unrestricted: bool) -> Result<Work, Sense> {
     let count = list[0] & 0x1F;
-    if list[0] & 0x60 != 0 || list[1] != 0 {
-        return Err(Sense::parameter_field(0));
-    }
-    if count == 0 {
+    if list[0] & 0x60 != 0 || list[1] != 0 || count == 0 {
         return Err(Sense::parameter_field(0));
     }
     let pattern = &list[4..];

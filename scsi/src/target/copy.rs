@@ -93,8 +93,12 @@ impl<D: BlockDevice + 'static> Target<D> {
             if descriptor[0] != 0xE4 {
                 return Err(Sense::UNSUPPORTED_TARGET_DESCRIPTOR.into());
             }
-            // LU ID TYPE and NUL must be 0; the peripheral device type that of a disk.
-            if descriptor[1] & 0xE0 != 0 || descriptor[1] & 0x1F != 0 {
+            // NUL: a unit that is not there.
+            if descriptor[1] & 0x20 != 0 {
+                return Err(Sense::COPY_TARGET_UNREACHABLE.into());
+            }
+            // LU ID TYPE: a LUN; the peripheral device type of a disk.
+            if descriptor[1] & 0xDF != 0 {
                 let byte = HEADER + index * TARGET_LENGTH + 1;
                 return Err(Sense::parameter_field(byte as u16).into());
             }
@@ -200,8 +204,10 @@ fn check_segments<D: BlockDevice>(
         let counted = if counts_destination { &destination } else { &source };
         let length = u64::from(word(10)) * u64::from(counted.disk.device().geometry().logical_block);
         let range = |unit: &LogicalUnit<D>, lba: u64, writes: bool| unit.disk.copy_range(lba, length, writes);
-        let source_range = range(&source, long(12), false)?;
-        let destination_range = range(&destination, long(20), true)?;
+        // An error of a segment that the list itself is right about (SPC-4, 6.4.3.4).
+        let aborted = |_: Failure| Failure::Check(Sense::COPY_ABORTED);
+        let source_range = range(&source, long(12), false).map_err(aborted)?;
+        let destination_range = range(&destination, long(20), true).map_err(aborted)?;
         segments.push(Segment { source: (source, source_range), destination: (destination, destination_range) });
     }
     Ok(segments)

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::attention::{Attentions, UnitAttention};
-use crate::background::Background;
+use crate::background::{Background, Done};
 use crate::block_device::BlockDevice;
 use crate::cdb::{Cdb, DeviceKind};
 use crate::data_buffer::DataBuffer;
@@ -205,7 +205,7 @@ impl<D: BlockDevice + 'static> Target<D> {
                 moved
             }
             Cdb::PreventAllowMediumRemoval { prevent } => unit.disk.prevent(nexus, prevent),
-            Cdb::Sanitize { .. } => self.sanitize(unit, cdb, data.out).await,
+            Cdb::Sanitize { .. } => self.sanitize(unit, task, cdb, data.out).await,
             _ => return unit.disk.execute_rare(cdb, data).await,
         };
         moved.map(Success::moved)
@@ -245,23 +245,31 @@ impl<D: BlockDevice + 'static> Target<D> {
     }
 
     /// SANITIZE, here or in the background.
-    async fn sanitize(&self, unit: &Rc<LogicalUnit<D>>, cdb: &Cdb, out: &DataBuffer) -> Result<u64, Failure> {
+    async fn sanitize(
+        &self,
+        unit: &Rc<LogicalUnit<D>>,
+        task: &Task,
+        cdb: &Cdb,
+        out: &DataBuffer,
+    ) -> Result<u64, Failure> {
         let Cdb::Sanitize { action, immediate, unrestricted_exit, length } = *cdb else {
             return Err(Sense::INVALID_OPCODE.into());
         };
         let taken = length as u64;
         let Some(work) = unit.disk.prepare_sanitize(action, unrestricted_exit, length, out)? else { return Ok(taken) };
-        let disk = unit.disk.clone();
-        let job = async move { disk.sanitize(work).await };
-        if immediate && self.background.is_served() {
-            self.background.add(async move {
-                // What went wrong stays as the unit's state: later commands tell it.
-                let _failure = job.await;
-            });
-        } else {
-            job.await?;
+        if !self.background.is_served() {
+            unit.disk.sanitize(work).await?;
+            return Ok(taken);
         }
-        Ok(taken)
+        let (disk, done) = (unit.disk.clone(), Rc::new(Done::default()));
+        let tell = done.clone();
+        // Neither an abort nor a reset ends it (SBC-4, 4.11.2), so it does not depend on the command.
+        self.background.add(async move { tell.set(disk.sanitize(work).await) });
+        if immediate {
+            // What goes wrong stays as the unit's state: later commands tell it.
+            return Ok(taken);
+        }
+        done.wait(task).await.map(|()| taken)
     }
 
     /// Commands to the well known unit, and to LUNs where there is nothing (SPC-4, 4.5.5 and 6.6.2).
