@@ -145,6 +145,11 @@ pub enum AdminRequest {
         /// Its path, or `lunN`.
         lun: String,
     },
+    /// Moves what lies on a member LUN to the others.
+    ExtentDrain {
+        /// Its path, or `lunN`.
+        lun: String,
+    },
     /// Makes a raw device mapping: descriptor `X.vmdk` and mapping `X-rdm.vmdk` or `X-rdmp.vmdk`.
     RdmCreate {
         /// The descriptor.

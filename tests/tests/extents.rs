@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tests::harness::{Luns, Mount, command, refused, run};
+use lockd::client::DirectFile;
+use tests::harness::{Luns, Mount, command, output, refused, run, text, wait_for};
 
 /// A LUN that belongs to nobody, in the folder where the volume's LUNs lie.
 fn blank(luns: &Luns, name: &str, mib: u64) -> std::path::PathBuf {
@@ -195,4 +197,111 @@ fn a_lun_that_became_larger_is_used_by_every_host_and_its_files_are_read_by_all(
         mount.unmount();
     }
     run(command("fsck.vmfs").arg("-n").args(luns.images()));
+}
+
+/// Writes pieces over a file until it is told to end, and gives what the file holds then.
+fn write_over(path: &Path, end: &AtomicBool) -> Vec<u8> {
+    let file = fs::File::create(path).unwrap();
+    let mut model = vec![0u8; 8 << 20];
+    let mut round = 0usize;
+    while !end.load(Ordering::Acquire) {
+        let (at, length) = (round * 7_919_713 % (7 << 20), 1 + round * 4_801 % 200_000);
+        let bytes: Vec<u8> = (0..length).map(|nth| (nth >> 5) as u8 ^ round as u8).collect();
+        file.write_all_at(&bytes, at as u64).unwrap();
+        model[at..at + length].copy_from_slice(&bytes);
+        if round.is_multiple_of(16) {
+            file.sync_data().unwrap();
+        }
+        round += 1;
+    }
+    model.truncate(file.metadata().unwrap().len() as usize);
+    model
+}
+
+#[test]
+fn the_first_lun_is_drained_while_a_guest_runs_and_files_are_written() {
+    let luns = Luns::formatted(2, 256, &[]);
+    let mounts = [luns.mount(1), luns.mount(2)];
+    let drain = || {
+        let mut vmfs = command("vmfs");
+        vmfs.args(["extent", "drain", "--json"]).arg(&luns.images()[0]).arg(mounts[0].path());
+        vmfs
+    };
+    let (is_there, end) = (AtomicBool::new(true), AtomicBool::new(false));
+    write_files(mounts[0].path(), 1, 30, &is_there);
+    // A program that moves the data of a disk on the first LUN itself.
+    let held = mounts[0].at("held.vmdk");
+    run(command("vmfs").args(["disk", "create", "-s", "8M", "-d", "eagerzeroedthick"]).arg(&held));
+    let held = DirectFile::open(&mounts[0].at("held-flat.vmdk"), true).unwrap();
+    // A guest whose disk lies on the second one.
+    fs::create_dir(mounts[0].at("vm")).unwrap();
+    let (disk, kernel, log) = (mounts[0].at("vm/disk.vmdk"), luns.beside("guest.elf"), luns.beside("guest.log"));
+    run(command("test-guest").arg("--output").arg(&kernel));
+    run(command("vmfs").args(["disk", "create", "-s", "128M", "-d", "thin"]).arg(&disk));
+    let mut vmm = command("vmm");
+    vmm.args(["run", "--memory", "64M", "--kernel"]).arg(&kernel).arg("--disk").arg(&disk);
+    vmm.args(["--cmdline", "job=verify size=96M bs=64k depth=8 seed=5", "--serial"])
+        .arg(format!("file:{}", log.display()));
+    thread::scope(|scope| {
+        let writing = scope.spawn(|| write_over(&mounts[0].at("busy"), &end));
+        let mut guest = vmm.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let out = output(&mut drain());
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+        let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(report["stayed"].as_array().unwrap().len(), 1, "{report}");
+        assert_eq!(report["stayed"][0]["name"], "held-flat.vmdk", "{report}");
+        assert!(report["stayed"][0]["reason"].as_str().unwrap().contains("running VM"), "{report}");
+        assert!(report["moved_bytes"].as_u64().unwrap() >= 30 << 20, "{report}");
+        drop(held);
+        wait_for("nothing is left on the first LUN", || output(&mut drain()).status.success());
+        let status = guest.wait().unwrap();
+        let said = fs::read_to_string(&log).unwrap();
+        assert!(status.success() && said.contains(" 0 failed"), "{status}: {said}");
+        end.store(true, Ordering::Release);
+        let model = writing.join().unwrap();
+        let other = mounts[1].at("busy");
+        wait_for("the writer's file is closed", || fs::read(&other).is_ok_and(|bytes| bytes.len() == model.len()));
+        assert!(fs::read(&other).unwrap() == model);
+    });
+    for number in 0..30 {
+        assert_eq!(fs::read(mounts[1].at(format!("h1-{number}"))).unwrap(), pattern(1, number));
+    }
+    // Nothing new is put there, by any host.
+    write_files(mounts[1].path(), 2, 20, &is_there);
+    let report: serde_json::Value = serde_json::from_str(&run(&mut drain())).unwrap();
+    assert!(report["moved_bytes"] == 0 && report["left_bytes"] == 0, "{report}");
+    let listed = run(command("vmfs").args(["extent", "list", "--json"]).arg(mounts[1].path()));
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!((&listed[0]["state"], &listed[1]["state"]), (&"Draining".into(), &"Active".into()), "{listed}");
+    for mount in mounts {
+        mount.unmount();
+    }
+    luns.assert_clean();
+}
+
+#[test]
+fn a_lun_that_lies_where_nobody_looks_is_found_by_the_hosts_that_watch_its_folder() {
+    let luns = Luns::formatted(1, 64, &[]);
+    // Longer than the path that the volume records for other hosts.
+    let folder = luns.beside("a-folder-with-a-name-that-is-too-long-to-be-recorded-with-the-lun-itself");
+    fs::create_dir(&folder).unwrap();
+    let adder = luns.mount(1);
+    let blind = luns.mount(2);
+    let watching = luns.mount_with(3, &["-o", &format!("watch={}/added-*.img", folder.display())]);
+    let new = folder.join("added-1.img");
+    fs::File::create(&new).unwrap().set_len(64 << 20).unwrap();
+    run(command("vmfs").args(["extent", "add"]).arg(&new).arg(adder.path()));
+    wait_for("the watching host has it", || members(&watching) == 2);
+    wait_for("the other one says that it has not", || blind.status().to_string().contains("was not found here"));
+    assert_eq!(members(&blind), 1);
+    // What is written there is read by the one that has it.
+    fs::create_dir(adder.at("new")).unwrap();
+    write_files(&adder.at("new"), 1, 3, &AtomicBool::new(true));
+    for number in 0..3 {
+        assert_eq!(fs::read(watching.at(format!("new/h1-{number}"))).unwrap(), pattern(1, number));
+    }
+    for mount in [adder, blind, watching] {
+        mount.unmount();
+    }
+    run(command("fsck.vmfs").arg("-n").args(luns.images()).arg(&new));
 }

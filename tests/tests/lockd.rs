@@ -213,6 +213,30 @@ fn a_lockd_that_is_killed_and_started_again_within_the_lease_goes_on_with_the_sa
     luns.assert_clean();
 }
 
+#[test]
+fn a_lun_that_is_added_has_its_slot_kept_by_lockd_as_well_across_its_restart() {
+    let luns = Luns::formatted(1, 64, &["--lease", "fast"]);
+    let mut lockd = Lockd::start(&luns);
+    let mount = luns.mount_with(1, &["-o", &lockd.option()]);
+    let new = luns.beside("added.img");
+    fs::File::create(&new).unwrap().set_len(64 << 20).unwrap();
+    run(command("vmfs").args(["extent", "add"]).arg(&new).arg(mount.path()));
+    wait_for("it keeps both slots", || lockd.slots() == 2);
+    let slots = own_slots(&mount);
+    assert_eq!(slots.len(), 2);
+    fs::create_dir(mount.at("on the new one")).unwrap();
+    let writer = Writer::start(&mount.at("on the new one/file"));
+    lockd.kill();
+    lockd.start_again();
+    wait_for("the leases are renewed", || lockd.slots() == 2 && lease_left(&mount) > 8500);
+    assert_eq!(own_slots(&mount), slots);
+    writer.wait_for_progress();
+    writer.end_and_verify(&mount.at("on the new one/file"));
+    mount.unmount();
+    assert_eq!(lockd.slots(), 0);
+    run(command("fsck.vmfs").arg("-n").args(luns.images()).arg(&new));
+}
+
 /// A VM that writes, reads back and compares a disk in passes, for ever.
 struct Guest {
     child: Child,

@@ -13,7 +13,7 @@ use crate::cas::{CasOutcome, CellChange, CellIo};
 use crate::env::{Env, Instant};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
-use crate::format::header::LunHeader;
+use crate::format::header::{LunHeader, MemberState};
 use crate::format::heartbeat::Heartbeat;
 use crate::format::layout::{LunLayout, header_cell};
 use crate::gate::{Gate, GatePage, GateState};
@@ -227,6 +227,11 @@ impl Context {
     /// Waits until members came or went since the last time.
     pub(crate) async fn members_changed(&self) {
         self.members_changed.notified().await;
+    }
+
+    /// Whether a LUN is being emptied: nothing new is put there.
+    pub fn is_draining(&self, lun: LunIndex) -> bool {
+        self.members.borrow().get(&lun).is_some_and(|member| member.header.borrow().state == MemberState::Draining)
     }
 
     /// The LUN has answered a renewal, or on a read-only mount a count of its free space.

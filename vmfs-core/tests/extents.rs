@@ -1,6 +1,8 @@
 //! Promises of members that come while the volume is mounted: files that are open use them, nothing else is taken for one, and what is
 //! open under a lock that was taken before is safe there.
 
+#[path = "extents/drain.rs"]
+mod drain;
 #[path = "extents/growth.rs"]
 mod growth;
 mod names_support;

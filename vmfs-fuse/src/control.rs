@@ -11,7 +11,7 @@ use lockd::drain;
 use lockd::protocol::{AdminRequest, Attachment, LunAccess, NameIn, Ticket};
 use lockd::server::{ClientId, Refusal, Service};
 use serde_json::{Value, json};
-use vmfs_core::error::FsError;
+use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::file::Hold;
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::units::{LunIndex, Uuid};
@@ -128,8 +128,22 @@ impl Service for Control {
         }
         let descriptor = self.open_drained(&handle, lun)?;
         // The lock first, the slot second: a breaker that took the range before has claimed the slot by now.
-        let live = self.state.actor.ask(move |volume| async move { volume.context().prove_live([lun]).await });
-        live.map_err(|error| refusal(&error))?;
+        // A file whose blocks are being moved is not one to know places of; the mark was set before the lent ones were looked at.
+        let fd = handle.file.fd();
+        let live = self.state.actor.ask(move |volume| async move {
+            if volume.is_moving(fd) {
+                let message = format!("{fd} is being moved to other LUNs by vmfs extent drain; try again in a moment");
+                return Err(FsError::refused(FsErrorKind::Busy, message));
+            }
+            volume.context().prove_live([lun]).await
+        });
+        if let Err(error) = live {
+            let mut lent = handle.direct.lent.lock();
+            if let Some(last) = lent.iter().rposition(|one| one.lun == lun) {
+                lent.remove(last);
+            }
+            return Err(refusal(&error));
+        }
         Ok(descriptor)
     }
 
@@ -175,6 +189,7 @@ impl Service for Control {
             }
             AdminRequest::ExtentAdd { lun, force } => extents::add(&self.state, lun, force, progress),
             AdminRequest::ExtentGrow { lun } => extents::grow(&self.state, lun, progress),
+            AdminRequest::ExtentDrain { lun } => extents::drain(&self.state, lun, progress),
             AdminRequest::DiskInfo { file } => disks::info(&self.state, self.place(&file)?),
             AdminRequest::DiskExtend { file, bytes } => disks::extend(&self.state, self.place(&file)?, bytes, progress),
             AdminRequest::DiskInflate { file } => disks::inflate(&self.state, self.place(&file)?, progress),

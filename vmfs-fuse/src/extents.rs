@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use vmfs_core::disk::Progress;
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::lun::{OpenLun, open_lun};
-use vmfs_core::volume::{LunInfo, Volume};
+use vmfs_core::units::FdId;
+use vmfs_core::volume::{LunInfo, Stayed, Volume};
 
 use crate::disks::long;
 use crate::finder::identity;
@@ -43,6 +44,31 @@ pub fn grow(state: &Arc<State>, lun: String, progress: &mut dyn FnMut(u64, u64))
             "from_bytes": grown.from_bytes,
             "to_bytes": grown.to_bytes,
             "blocks": grown.blocks,
+        }))
+    })
+}
+
+/// `vmfs extent drain`.
+pub fn drain(state: &Arc<State>, lun: String, progress: &mut dyn FnMut(u64, u64)) -> Result<Value, Refusal> {
+    long(state, progress, move |volume, teller| async move {
+        let member = member(&volume, &lun)?;
+        let mut tell = |step: vmfs_core::mkfs::Progress| {
+            teller.tell(Progress { done: step.done_bytes, total: step.total_bytes });
+        };
+        let report = volume.drain_extent(member.index, &mut tell).await?;
+        let stayed = |one: &Stayed| json!({ "object": one.object.to_string(), "name": one.name, "reason": one.reason });
+        let root = |(fd, name): &(FdId, String)| json!({ "object": fd.to_string(), "name": name });
+        Ok(json!({
+            "index": member.index.get(),
+            "name": member.name,
+            "moved_bytes": report.moved_bytes,
+            "left_bytes": report.left_bytes,
+            "left_units": report.left_units,
+            "unsettled": report.unsettled,
+            "empty": report.is_moved(),
+            "stayed": report.stayed.iter().map(stayed).collect::<Vec<_>>(),
+            "descriptor_count": report.root_count,
+            "descriptors": report.roots.iter().map(root).collect::<Vec<_>>(),
         }))
     })
 }

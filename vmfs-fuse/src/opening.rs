@@ -14,7 +14,7 @@ use fuser::{
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::file::{OpenFile, OpenMode};
 use vmfs_core::format::dirent::ObjectRef;
-use vmfs_core::units::LunIndex;
+use vmfs_core::units::{FdId, LunIndex};
 use vmfs_core::volume::{AttributeChange, Stat, Volume};
 
 use crate::attributes::{LIFETIME, errno, file_attr};
@@ -169,6 +169,12 @@ pub fn let_go(state: &State, lun: LunIndex) -> bool {
         lent.retain(|one| !lockd_drained(state, one.lun, one.byte).unwrap_or(false));
         gone && lent.is_empty()
     })
+}
+
+/// Whether a program has the means to move the data of a file itself.
+pub fn is_lent(state: &State, fd: FdId) -> bool {
+    let files = state.handles.files();
+    files.iter().any(|(_, handle)| handle.file.fd() == fd && !handle.direct.lent.lock().is_empty())
 }
 
 /// Waits until no request of a program that had descriptors is in flight: their drain locks can be had again.

@@ -71,8 +71,11 @@ fn mount_volume(mount: &Mount, over: &Arc<Over>) -> Result<Arc<State>, String> {
     let (actor, (info, luns)) =
         Actor::start(luns_of(mount), options, page, link, over.on_over(), prepare).map_err(|error| named(&error))?;
     let state = Arc::new(State::new(actor, info, luns, host, gate));
-    let shared = Arc::downgrade(&state);
+    let (shared, lending) = (Arc::downgrade(&state), Arc::downgrade(&state));
     state.actor.send(move |volume| async move {
+        volume.set_moved_by_others(Box::new(move |fd| {
+            lending.upgrade().is_some_and(|state| opening::is_lent(&state, fd))
+        }));
         volume.set_let_go(Box::new(move |lun| shared.upgrade().is_none_or(|state| opening::let_go(&state, lun))));
     });
     Ok(state)

@@ -104,7 +104,7 @@ fn cell_number(member: &Member, block: BlockNo) -> Option<u64> {
     None
 }
 
-fn place_of_cell(member: &Member, number: u64) -> Option<TablePlace> {
+pub(super) fn place_of_cell(member: &Member, number: u64) -> Option<TablePlace> {
     let (at, _, _) = member.layout().table_cell(number)?;
     Some(TablePlace { at, kind: CellKind::BlockTable, place: Place::TableCell(number) })
 }
@@ -117,6 +117,11 @@ impl Blocks {
     /// For a mounted volume.
     pub fn new(context: Rc<Context>, tables: Rc<Tables>) -> Blocks {
         Blocks { context, tables, hints: RefCell::default(), containers: Rc::default() }
+    }
+
+    /// What the volume's parts share.
+    pub(super) fn context(&self) -> &Rc<Context> {
+        &self.context
     }
 
     /// Containers known so far.
@@ -232,6 +237,7 @@ impl Blocks {
         let mut order: Vec<LunIndex> = allowed.iter().filter(|lun| *lun != prefer).collect();
         order.sort_by_key(|lun| std::cmp::Reverse(self.count(*lun).free));
         order.insert(0, prefer);
+        order.retain(|lun| !self.context.is_draining(*lun));
         // A lost LUN is not waited for while there are others.
         if order.iter().any(|lun| !self.context.is_lost(*lun)) {
             order.retain(|lun| !self.context.is_lost(*lun));

@@ -4,6 +4,7 @@
 
 pub mod arena;
 pub mod blocks;
+pub mod owners;
 pub mod roots;
 pub mod table;
 pub mod units;

@@ -58,6 +58,10 @@ impl Roots {
     /// arena. Another host may have taken it: then the compare-and-write is lost and the next one is asked for. `NoSpace` when the
     /// LUN is full.
     pub async fn take(&self, blocks: &Blocks, lun: LunIndex) -> Result<(FdId, Cell, Moment), FsError> {
+        if self.context.is_draining(lun) {
+            let message = format!("{lun} is being emptied: nothing new is put there");
+            return Err(FsError::refused(FsErrorKind::NoSpace, message));
+        }
         let candidates = self.of(lun);
         let mut candidates = candidates.lock().await;
         if !candidates.looked {

@@ -167,6 +167,10 @@ impl Units {
                 continue;
             }
             let mut pool = pool.lock().await;
+            if self.context.is_draining(lun) {
+                result = result.and(self.empty_pool(&mut pool).await);
+                continue;
+            }
             if pool.len() < LOW
                 && let Err(error) = self.refill(blocks, lun, Purpose::Normal, &mut pool).await
                 && error.kind() != FsErrorKind::NoSpace
@@ -175,6 +179,31 @@ impl Units {
             }
         }
         result
+    }
+
+    /// Gives the units of a pool back, one table cell after another.
+    async fn empty_pool(&self, pool: &mut Vec<FreshUnit>) -> Result<(), FsError> {
+        while let Some(last) = pool.last() {
+            let (place, _) = self.place_of(last.at)?;
+            let mine = pooled(self.context.own_slot(last.at.lun)?);
+            let (given, kept): (Vec<FreshUnit>, Vec<FreshUnit>) = std::mem::take(pool)
+                .into_iter()
+                .partition(|unit| self.place_of(unit.at).is_ok_and(|(other, _)| other.at == place.at));
+            *pool = kept;
+            let numbers =
+                given.iter().map(|unit| Ok(self.place_of(unit.at)?.1)).collect::<Result<Vec<_>, FsError>>()?;
+            // After an error they stay `Pool` of this host until it leaves.
+            let edited = self.tables.edit(place, |table| {
+                for nth in &numbers {
+                    if table.entries[*nth] == mine {
+                        table.entries[*nth] = TableEntry::FREE;
+                    }
+                }
+                Ok(())
+            });
+            edited.await?;
+        }
+        Ok(())
     }
 
     async fn refill(
@@ -389,7 +418,11 @@ impl Units {
         let (mut unchanged, mut result) = (Vec::new(), Ok(()));
         for (lun, units) in by_lun {
             let pooled = self.pool(lun).lock().await.len();
-            let (kept, freed) = units.split_at(units.len().min(POOLED.saturating_sub(pooled)));
+            let (kept, freed) = units.split_at(if self.context.is_draining(lun) {
+                0
+            } else {
+                units.len().min(POOLED.saturating_sub(pooled))
+            });
             let mut recycled = Vec::new();
             for (units, edit) in [(kept, UnitEdit::Recycle), (freed, UnitEdit::Free)] {
                 let (done, again, outcome) = self.recycle_as(units, edit).await;
@@ -562,7 +595,7 @@ impl Units {
         member.layout().unit_cell(unit, cell).ok_or_else(|| no_unit(unit))
     }
 
-    fn place_of(&self, unit: UnitAddress) -> Result<(TablePlace, usize), FsError> {
+    pub(super) fn place_of(&self, unit: UnitAddress) -> Result<(TablePlace, usize), FsError> {
         let member = self.context.member(unit.lun)?;
         let (at, nth) = member.layout().unit_table_entry(unit).ok_or_else(|| no_unit(unit))?;
         Ok((TablePlace { at, kind: CellKind::UnitTable, place: Place::UnitContainer(unit.block.get()) }, nth))

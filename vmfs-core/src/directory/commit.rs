@@ -88,6 +88,36 @@ impl Names {
         Ok(committed)
     }
 
+    /// Commits edits that set what is there already: the units that hold it are written again, the attributes stay.
+    pub(super) async fn commit_same(
+        &self,
+        directory: &Found,
+        image: &Rc<Image>,
+        edits: &[Edit],
+    ) -> Result<Committed, FsError> {
+        let built = match self.build(directory, image, edits).await {
+            Ok(built) => built,
+            Err(error) => {
+                self.changed_since(directory, image, error).await?;
+                return Ok(Committed::Lost);
+            }
+        };
+        let change = Change {
+            body: Some(Body { attributes: image.body.attributes.clone(), content: built.content }),
+            units: built.units,
+            drop_units: built.dropped.iter().map(|dropped| dropped_unit(directory.fd, dropped)).collect(),
+            ..Change::default()
+        };
+        let committed = self.objects.commit(directory, image, change).await?;
+        if matches!(committed, Committed::Done) {
+            let mut cache = self.cache.borrow_mut();
+            for (reference, bucket) in built.buckets {
+                cache.put_bucket(directory.fd, reference, bucket);
+            }
+        }
+        Ok(committed)
+    }
+
     /// Sets `wanted` in the root cell. Losing that too is no matter: it is tried again after the next loss.
     async fn ask_to_be_let_in(&self, directory: &Found) -> Result<(), FsError> {
         let image = directory.image()?;

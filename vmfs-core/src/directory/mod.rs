@@ -24,6 +24,7 @@ mod name_set;
 mod names;
 mod rebuilt;
 mod recover;
+mod relocate;
 mod remove;
 mod rename;
 mod tidy;

@@ -270,7 +270,7 @@ impl Files {
     }
 
     /// Lets a file that finds no space use the members that came after it. False: there is none.
-    async fn spread(&self, open: &Open) -> Result<bool, FsError> {
+    pub(super) async fn spread(&self, open: &Open) -> Result<bool, FsError> {
         let (usable, mut more) = (self.usable(open), LunSet::default());
         let members = self.context.members();
         let joined = members.iter().map(|member| member.index).filter(|lun| self.context.own_slot(*lun).is_ok());
@@ -282,7 +282,7 @@ impl Files {
         Ok(true)
     }
 
-    async fn free_spares(&self, open: &Rc<Open>, taking: &mut Taking) -> Result<(), FsError> {
+    pub(super) async fn free_spares(&self, open: &Rc<Open>, taking: &mut Taking) -> Result<(), FsError> {
         let spares: Vec<(u32, BlockAddress)> =
             std::mem::take(&mut taking.spares).into_iter().map(|(index, at)| (index as u32, at)).collect();
         self.free_unpublished(open, &spares).await

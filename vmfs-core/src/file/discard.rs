@@ -44,13 +44,20 @@ impl Drop for Frozen<'_> {
 
 /// What was taken from the file and is not free yet.
 #[derive(Default)]
-struct Loot {
+pub(super) struct Loot {
     /// Blocks that a pointer named.
     dropped: Vec<(u32, BlockAddress)>,
     /// Blocks that no pointer named yet.
     fresh: Vec<(u32, BlockAddress)>,
     /// Granules of blocks that stay.
     cleared: Vec<(u32, BlockAddress, Granules)>,
+}
+
+impl Loot {
+    /// Blocks that no pointer names any more.
+    pub(super) fn of(dropped: Vec<(u32, BlockAddress)>) -> Loot {
+        Loot { dropped, ..Loot::default() }
+    }
 }
 
 impl Files {
@@ -335,7 +342,7 @@ impl Files {
     }
 
     /// Gives the space back to the storage, as far as that works. False: a command may still be on its way.
-    async fn unmap(&self, open: &Open, loot: &Loot) -> bool {
+    pub(super) async fn unmap(&self, open: &Open, loot: &Loot) -> bool {
         let size = self.context.block_size();
         let mut ranges: BTreeMap<(u8, u64), u64> = BTreeMap::new();
         for (_, at) in loot.dropped.iter().chain(&loot.fresh) {
@@ -378,7 +385,7 @@ impl Files {
         certain
     }
 
-    async fn free_loot(&self, open: &Open, loot: Loot, certain: bool) -> Result<(), FsError> {
+    pub(super) async fn free_loot(&self, open: &Open, loot: Loot, certain: bool) -> Result<(), FsError> {
         let fd = open.shared.fd;
         if !certain || open.shared.doubt.load(Ordering::Acquire) {
             let all: Vec<(u32, BlockAddress)> = loot.dropped.into_iter().chain(loot.fresh).collect();
@@ -512,6 +519,6 @@ impl Files {
 }
 
 /// Whether the command behind an error may have been, or may yet be, carried out.
-fn is_unknown(error: &FsError) -> bool {
+pub(super) fn is_unknown(error: &FsError) -> bool {
     matches!(error, FsError::Lun(error) if error.kind == LunErrorKind::Unknown)
 }

@@ -147,6 +147,11 @@ impl Files {
         all
     }
 
+    /// The open file of an object that this host holds for writing.
+    pub(super) fn held_for_writing(&self, object: &Object) -> Option<Rc<Open>> {
+        self.table.borrow().get(&object.fd).filter(|open| open.shared.hold() == Hold::Writing).cloned()
+    }
+
     pub(super) fn find(&self, file: &SharedFile) -> Result<Rc<Open>, FsError> {
         let found = self.table.borrow().get(&file.fd).cloned();
         found

@@ -24,6 +24,7 @@ mod mover;
 mod open_file;
 mod publish;
 mod raw;
+mod relocate;
 mod seek;
 mod size;
 

@@ -34,6 +34,8 @@ pub(super) struct BodyChange {
     pub(super) attach: BTreeMap<u32, Vec<u8>>,
     /// Pointer blocks that go.
     pub(super) detach: BTreeMap<u32, UnitAddress>,
+    /// Pointer blocks that stay where they are: the inner units above them are written again.
+    pub(super) rewritten: BTreeMap<u32, UnitAddress>,
     /// New policy of a disk.
     pub(super) disk: Option<DiskFormat>,
     /// The content is mapped from now on, even if no pointer block is attached.
@@ -315,7 +317,8 @@ impl Files {
             attributes.changed_ns = attributes.changed_ns.max(modified);
         }
         let new_mapping = || self.shape.empty_root(attributes.size, self.context.block_size());
-        if !change.attach.is_empty() || !change.detach.is_empty() || change.mapped {
+        let is_remapped = !change.attach.is_empty() || !change.detach.is_empty() || !change.rewritten.is_empty();
+        if is_remapped || change.mapped {
             let root = match &body.content {
                 Content::Mapped(root) => root.clone(),
                 _ => new_mapping(),
@@ -323,6 +326,7 @@ impl Files {
             let source = self.source(fd, image);
             let tree = self.tree(open, &root, &source);
             let mut edits: BTreeMap<u32, Option<UnitAddress>> = change.detach.keys().map(|pb| (*pb, None)).collect();
+            edits.extend(change.rewritten.iter().map(|(pb, at)| (*pb, Some(*at))));
             for (pb, stream) in &change.attach {
                 let unit = self.objects.prepare(&open.object, EntryKind::PointerBlock, *pb, stream, purpose).await?;
                 edits.insert(*pb, Some(unit.reference.at));

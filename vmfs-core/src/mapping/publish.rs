@@ -146,6 +146,23 @@ pub fn without(
     Ok(taken)
 }
 
+/// The payload of `cell` with blocks at other places: {file block, where it lay, where it lies}. `None`: a pointer names another place.
+pub fn with_moved(
+    shape: Shape,
+    cell: &Cell,
+    moves: &[(u64, BlockAddress, BlockAddress)],
+) -> Result<Option<Vec<u8>>, FormatError> {
+    let mut payload = cell.payload().to_vec();
+    for (block, from, to) in moves {
+        let nth = shape.place(*block).nth;
+        match pointer_at(&payload, nth)? {
+            Some(pointer) if pointer.at == *from => put(&mut payload, nth, Some(BlockPointer { at: *to, ..pointer })),
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(payload))
+}
+
 /// The pointers of a PB cell's payload, in order.
 pub fn pointers(cell: CellSize, payload: &[u8]) -> Result<Vec<Option<BlockPointer>>, FormatError> {
     (0..crate::format::layout::pointers_per_cell(cell)).map(|nth| pointer_at(payload, nth)).collect()

@@ -118,17 +118,37 @@ impl Objects {
             if tidied {
                 self.tidy_aside().await;
             }
-            for lun in std::iter::once(prefer).chain(luns.iter().filter(|lun| *lun != prefer)) {
+            for lun in self.luns_for_units(prefer, luns, purpose) {
                 match self.space.units.take(&self.space.blocks, lun, purpose).await {
                     Err(error) if error.kind() == FsErrorKind::NoSpace => refused = refused.or(Some(error)),
                     // A LUN that is not there cannot help; the preferred one has to be.
-                    Err(FsError::MissingLun { .. }) if lun != prefer => {}
-                    Err(error) if lun != prefer && error.kind() == FsErrorKind::Io => {}
+                    Err(error @ FsError::MissingLun { .. }) if lun != prefer => refused = refused.or(Some(error)),
+                    Err(error) if lun != prefer && error.kind() == FsErrorKind::Io => refused = refused.or(Some(error)),
                     other => return other,
                 }
             }
         }
-        Err(refused.expect("the preferred LUN was refused"))
+        Err(refused.expect("each LUN that was tried was refused"))
+    }
+
+    /// Where units of an object are taken: the LUN of its root cell, then the others of its set. What is being emptied gets none while
+    /// another LUN has room, one that is not in the set too: the commit that names the unit takes it in.
+    fn luns_for_units(&self, prefer: LunIndex, luns: &LunSet, purpose: Purpose) -> Vec<LunIndex> {
+        let own = std::iter::once(prefer).chain(luns.iter().filter(|lun| *lun != prefer));
+        let (emptied, mut order): (Vec<LunIndex>, Vec<LunIndex>) = own.partition(|lun| self.context.is_draining(*lun));
+        if emptied.is_empty() {
+            return order;
+        }
+        let further = self.context.luns_at_hand().into_iter().filter(|lun| !self.context.is_draining(*lun));
+        for lun in further {
+            if !order.contains(&lun) {
+                order.push(lun);
+            }
+        }
+        if purpose == Purpose::Freeing || order.is_empty() {
+            order.extend(emptied);
+        }
+        order
     }
 
     /// Gives back what commits dropped; that this fails on some LUN is no matter to a change on another.

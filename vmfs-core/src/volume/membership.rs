@@ -311,17 +311,22 @@ pub(super) async fn settle(inner: &Inner) -> Result<bool, FsError> {
         return Err(error);
     }
     let mut agreed = true;
-    let mut sizes = BTreeMap::new();
+    let mut said = BTreeMap::new();
     let mut generation = 0;
     for (present, _) in &tables.each {
         let (_, header) = read_header(inner, present).await?;
         generation = generation.max(header.volume_generation);
-        sizes.insert(present.index, header.lun_bytes);
+        said.insert(present.index, (header.lun_bytes, header.state));
     }
     for (index, furthest) in &tables.merged {
         let mut furthest = furthest.clone();
-        // A LUN that has grown says so itself first.
-        furthest.lun_bytes = furthest.lun_bytes.max(sizes.get(index).copied().unwrap_or(0));
+        // A LUN that has grown, or is to be emptied, says so itself first.
+        if let Some((bytes, state)) = said.get(index) {
+            furthest.lun_bytes = furthest.lun_bytes.max(*bytes);
+            if *state == MemberState::Draining && stage(&furthest) == Stage::Active {
+                furthest.state = MemberState::Draining;
+            }
+        }
         if stage(&furthest) == Stage::Joining && inner.context.member(*index).is_ok() {
             // Its header said that it is in use when it was taken up.
             furthest.state = MemberState::Active;

@@ -11,6 +11,7 @@
 mod adopt;
 mod affected;
 mod background;
+mod drain;
 mod drops;
 pub(crate) mod dump;
 mod explain;
@@ -30,9 +31,9 @@ pub(crate) mod words;
 pub use dump::DumpTarget;
 pub use membership::{LunFinder, WantedLun};
 pub use types::{
-    Affected, AffectedObject, AttributeChange, BrokenLock, DirEntry, Grown, HostStatus, LockHolder, LostPart, LunInfo,
-    LunStatus, MissingLun, MountOptions, NewFile, NewObjectSpec, RenameFlags, Renamed, Stat, StatFs, Takeover,
-    VolumeInfo, VolumeStatus, WhyLocked,
+    Affected, AffectedObject, AttributeChange, BrokenLock, DirEntry, DrainReport, Grown, HostStatus, LockHolder,
+    LostPart, LunInfo, LunStatus, MissingLun, MountOptions, NewFile, NewObjectSpec, RenameFlags, Renamed, Stat, StatFs,
+    Stayed, Takeover, VolumeInfo, VolumeStatus, WhyLocked,
 };
 
 use std::cell::{Cell, RefCell};
@@ -56,10 +57,13 @@ use crate::lun::Lun;
 use crate::mkfs::Progress;
 use crate::object::Objects;
 use crate::slot::HostIdentity;
-use crate::units::LunIndex;
+use crate::units::{FdId, LunIndex};
 
 /// Tells programs that move data themselves to let go of the disks whose locks lie on a LUN; true: nothing of them is on its way.
 pub type LetGo = Box<dyn Fn(LunIndex) -> bool>;
+
+/// Whether a program moves the data of an object itself, past this one.
+pub type MovedByOthers = Box<dyn Fn(FdId) -> bool>;
 
 /// A file that was created or found, and open if that was asked for.
 pub type Created = (Stat, Option<Arc<OpenFile>>);
@@ -89,6 +93,12 @@ struct Inner {
     adopting: Mutex<()>,
     /// Held while this host adds a LUN.
     extending: Mutex<()>,
+    /// Held while this host empties a LUN.
+    draining: Mutex<()>,
+    /// The object whose data this host is moving to other LUNs.
+    moving: Cell<Option<FdId>>,
+    /// Whether a program beside this one moves the data of an object.
+    moved_by_others: RefCell<Option<MovedByOthers>>,
     /// A header shows that the membership has changed.
     membership: Notify,
     /// Finds members that are not there.
@@ -227,6 +237,28 @@ impl Volume {
         progress: &'a mut dyn FnMut(Progress),
     ) -> LocalFuture<'a, Result<Grown, FsError>> {
         Box::pin(async move { grow::grow(&self.inner, lun, progress).await })
+    }
+
+    /// Moves what lies on a member LUN to the others while the volume is in use; nothing new is put there from now on, by any host. What
+    /// stays is in the report, with reasons; it can be repeated. Root cells stay: an object's identity is the place of its root cell.
+    ///
+    /// Refused with kind `NoSpace` or `Invalid`, before anything is changed: the others have no room, or there are none.
+    pub fn drain_extent<'a>(
+        &'a self,
+        lun: LunIndex,
+        progress: &'a mut dyn FnMut(Progress),
+    ) -> LocalFuture<'a, Result<DrainReport, FsError>> {
+        Box::pin(async move { drain::drain(&self.inner, lun, progress).await })
+    }
+
+    /// Whether this host is moving the data of an object to other LUNs: until that has ended nobody else is given the means to move it.
+    pub fn is_moving(&self, fd: FdId) -> bool {
+        self.inner.moving.get() == Some(fd)
+    }
+
+    /// Tells how to find out whether a program moves the data of an object itself: it is not moved to other LUNs then.
+    pub fn set_moved_by_others(&self, is_moved: MovedByOthers) {
+        *self.inner.moved_by_others.borrow_mut() = Some(is_moved);
     }
 
     /// Space.

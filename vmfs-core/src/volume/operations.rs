@@ -193,7 +193,8 @@ impl Inner {
     pub(super) fn roomiest_lun(&self) -> Option<LunIndex> {
         let blocks = &self.objects.space().blocks;
         let at_hand = self.context.luns_at_hand();
-        at_hand.into_iter().max_by_key(|lun| (blocks.count(*lun).free, u8::MAX - lun.get()))
+        let at_hand = at_hand.into_iter().filter(|lun| !self.context.is_draining(*lun));
+        at_hand.max_by_key(|lun| (blocks.count(*lun).free, u8::MAX - lun.get()))
     }
 
     /// This host has lost its slot on a LUN: nothing is written any more, nothing that was remembered is believed.

@@ -26,7 +26,8 @@ pub(super) fn statfs(inner: &Inner) -> StatFs {
     for member in inner.context.members() {
         let count = blocks.count(member.index);
         all.total_blocks += count.total;
-        all.free_blocks += count.free;
+        // What is being emptied takes nothing.
+        all.free_blocks += if inner.context.is_draining(member.index) { 0 } else { count.free };
     }
     all
 }

@@ -2,6 +2,7 @@
 //! Promises: plain data, no references into the volume; sizes in bytes, times in nanoseconds since 1970.
 //! Must not know: how anything is found out or done.
 
+use crate::error::FsErrorKind;
 use crate::format::body::{Attributes, Content, DiskFormat};
 use crate::format::dirent::ObjectRef;
 use crate::format::header::{LeaseTimes, LockMode, MemberState};
@@ -61,6 +62,60 @@ pub struct LunInfo {
     pub state: MemberState,
     /// This host's slot there; `None` when read-only.
     pub slot: Option<SlotRef>,
+}
+
+/// An object that keeps something on a LUN that is emptied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stayed {
+    /// The object.
+    pub object: FdId,
+    /// Its last known name; may be empty.
+    pub name: String,
+    /// Why: cause and next step.
+    pub reason: String,
+    /// Kind of the error.
+    pub kind: FsErrorKind,
+}
+
+/// What became of emptying a LUN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrainReport {
+    /// The LUN.
+    pub lun: LunIndex,
+    /// Bytes of data blocks that were moved.
+    pub moved_bytes: u64,
+    /// Bytes of data blocks that are still there.
+    pub left_bytes: u64,
+    /// Units that are still there.
+    pub left_units: u64,
+    /// Blocks and units that wait for others: for recovery, or for the proof that a host is gone.
+    pub unsettled: u64,
+    /// Objects that could not be moved, at most 1000.
+    pub stayed: Vec<Stayed>,
+    /// Objects whose root cell is there.
+    pub root_count: u64,
+    /// These objects with their names, at most 1000.
+    pub roots: Vec<(FdId, String)>,
+}
+
+impl DrainReport {
+    pub(super) fn of(lun: LunIndex) -> DrainReport {
+        DrainReport {
+            lun,
+            moved_bytes: 0,
+            left_bytes: 0,
+            left_units: 0,
+            unsettled: 0,
+            stayed: Vec::new(),
+            root_count: 0,
+            roots: Vec::new(),
+        }
+    }
+
+    /// Whether no data and no unit is left.
+    pub fn is_moved(&self) -> bool {
+        self.left_bytes == 0 && self.left_units == 0
+    }
 }
 
 /// What a LUN that has grown gave to the volume.

@@ -27,6 +27,12 @@ the command is given again. From then on the new LUNs are named at each mount.")
     #[command(after_help = "Example:\n  truncate -s 20G lun1.img && vmfs extent grow lun1.img /mnt/ds1\n\n\
 Make the LUN larger first, on all hosts. A LUN can grow four times; all hosts use the space within two heartbeats.")]
     Grow(Grow),
+    /// Move what lies on a member LUN to the others; nothing new is put there any more
+    #[command(after_help = "Example:\n  vmfs extent drain /dev/sdc /mnt/ds1\n\n\
+Data and metadata blocks move while the volume is in use. What stays is listed with its reason: files that another host has\n\
+locked, disks of running VMs. Give the command again, also on that host, until nothing is left. An object's descriptor, which is\n\
+its identity, stays where it was made: copy the object and remove the original to free it. Exit status 1: something stayed.")]
+    Drain(Grow),
 }
 
 #[derive(Debug, Args)]
@@ -58,6 +64,7 @@ pub(super) fn run(command: &ExtentCommand) -> Result<(), AdminError> {
         ExtentCommand::List(arguments) => status::extents(arguments),
         ExtentCommand::Add(arguments) => add(arguments),
         ExtentCommand::Grow(arguments) => grow(arguments),
+        ExtentCommand::Drain(arguments) => drain(arguments),
     }
 }
 
@@ -78,6 +85,51 @@ fn grow(arguments: &Grow) -> Result<(), AdminError> {
         bytes("to_bytes")
     ));
     Ok(())
+}
+
+/// Objects that are named in a report for people.
+const NAMED: usize = 20;
+
+fn drain(arguments: &Grow) -> Result<(), AdminError> {
+    let directory = mounted::directory(&arguments.mount)?;
+    let what = AdminRequest::ExtentDrain { lun: member(&arguments.lun)? };
+    let answer = mounted::ask(&directory, &arguments.mount, what, "draining")?;
+    let number = |name: &str| answer[name].as_u64().unwrap_or(0);
+    if arguments.json {
+        say_json(&answer);
+    } else {
+        say(format!(
+            "{}: lun{}, {} moved",
+            arguments.lun.display(),
+            answer["index"],
+            size::show(number("moved_bytes"))
+        ));
+        for one in answer["stayed"].as_array().into_iter().flatten().take(NAMED) {
+            say(format!("  stays: {}: {}", text(&one["name"]), text(&one["reason"])));
+        }
+        if number("unsettled") > 0 {
+            say(format!("  {} blocks are kept from use until a host that died is proven gone", number("unsettled")));
+        }
+        if number("descriptor_count") > 0 {
+            let names = answer["descriptors"].as_array().into_iter().flatten().take(NAMED);
+            let names: Vec<String> = names.map(|one| text(&one["name"])).filter(|name| !name.is_empty()).collect();
+            say(format!("  descriptors of {} objects stay: {}", number("descriptor_count"), names.join(", ")));
+        }
+    }
+    if answer["empty"] == Value::Bool(true) {
+        return Ok(());
+    }
+    let left = number("left_bytes");
+    Err(AdminError(format!(
+        "{}: {} of data and {} units of metadata stay on it; see to what is listed, and give the command again",
+        arguments.lun.display(),
+        size::show(left),
+        number("left_units")
+    )))
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// A member as the mount can find it: its path, or lunN when there is no such path.
