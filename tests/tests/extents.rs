@@ -305,3 +305,35 @@ fn a_lun_that_lies_where_nobody_looks_is_found_by_the_hosts_that_watch_its_folde
     }
     run(command("fsck.vmfs").arg("-n").args(luns.images()).arg(&new));
 }
+
+#[test]
+fn a_blank_lun_that_appears_is_added_and_a_grown_one_is_used_where_that_was_asked_for_and_nothing_else_is_touched() {
+    let luns = Luns::formatted(1, 64, &[]);
+    let said = refused(command("mount.vmfs").arg(luns.spec()).arg(luns.beside("m")).args(["-o", "format-blank"]), 2);
+    assert!(said.contains("needs watch"), "{said}");
+    let folder = luns.beside("luns");
+    fs::create_dir(&folder).unwrap();
+    let mount = luns.mount_with(1, &["-o", &format!("watch={},format-blank,grow", folder.display())]);
+    let (blank, full) = (folder.join("a-blank.img"), folder.join("b-full.img"));
+    let full_file = fs::File::create(&full).unwrap();
+    full_file.set_len(64 << 20).unwrap();
+    full_file.write_all_at(b"somebody's", 5 << 20).unwrap();
+    let file = fs::File::create(&blank).unwrap();
+    file.set_len(64 << 20).unwrap();
+    wait_for("the blank one is added", || members(&mount) == 2);
+    wait_for("the other one is named", || mount.log().contains("b-full.img: it holds something"));
+    let mut bytes = fs::read(&full).unwrap();
+    assert_eq!(&bytes[5 << 20..(5 << 20) + 10], b"somebody's");
+    bytes[5 << 20..(5 << 20) + 10].fill(0);
+    assert!(bytes.iter().all(|byte| *byte == 0));
+    file.set_len(256 << 20).unwrap();
+    wait_for("it has grown", || {
+        let said = run(command("vmfs").args(["extent", "list", "--json"]).arg(mount.path()));
+        serde_json::from_str::<serde_json::Value>(&said).unwrap()[1]["bytes"] == 256 << 20
+    });
+    assert_eq!(members(&mount), 2);
+    // More than the volume had before.
+    write_files(mount.path(), 1, 100, &AtomicBool::new(true));
+    mount.unmount();
+    run(command("fsck.vmfs").arg("-n").args(luns.images()).arg(&blank));
+}

@@ -67,7 +67,7 @@ pub fn identity(found: &Metadata) -> (bool, u64, u64) {
 }
 
 /// A path, the entries of a directory, or those that match a pattern in the last component.
-fn expand(place: &Path, paths: &mut Vec<PathBuf>) {
+pub fn expand(place: &Path, paths: &mut Vec<PathBuf>) {
     if place.is_dir() {
         return entries(place, "*", paths);
     }

@@ -29,6 +29,7 @@ mod names;
 mod opening;
 mod options;
 mod over;
+mod policy;
 mod raw_devices;
 mod reports;
 mod session;

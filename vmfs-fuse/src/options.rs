@@ -15,6 +15,7 @@ Examples:
   mount.vmfs /dev/sdb,/dev/sdc /mnt/ds1
   mount.vmfs lun0.img,lun1.img /mnt/ds1 --foreground --host-name esx-a
   mount.vmfs /dev/sdb /mnt/ds1 -o watch=/dev/disk/by-id/wwn-*
+  mount.vmfs lun0.img /mnt/ds1 -o watch=/luns,format-blank,grow
   mount -t vmfs -o ro /dev/sdb /mnt/ds1
   mount.vmfs -o degraded /dev/sdc /mnt/ds1       a LUN is lost: what lies wholly on the others
   fstab: /dev/sdb,/dev/sdc  /mnt/ds1  vmfs  _netdev,allow_other  0  0
@@ -23,6 +24,7 @@ Options of -o: ro, rw, degraded (also when LUNs are missing), allow_other, defau
 host_name=NAME, threads=N, log=FILE, foreground,
 lockd=auto|SOCKET|no (who keeps this host's slots: vmfs-lockd when it runs, a certain one, or the mount itself),
 watch=PATH (a LUN, a directory or a pattern with * and ? in its last part; where to look for LUNs that other hosts add; repeatable),
+format-blank (format and add blank LUNs that appear where watch says), grow (grow with LUNs that become larger),
 rdm_folder=DIR (where image files of raw device mappings are looked for; may be repeated),
 and the generic ones of mount(8) (nosuid, nodev, noexec, noatime, _netdev, nofail, defaults, x-...).
 
@@ -125,6 +127,10 @@ pub struct Mount {
     pub verbose: bool,
     /// Where to look for LUNs that other hosts add: paths, directories, patterns.
     pub watched: Vec<PathBuf>,
+    /// Blank LUNs that appear there are formatted and added.
+    pub format_blank: bool,
+    /// LUNs that become larger grow the volume.
+    pub grow: bool,
 }
 
 fn parse_uuid(text: &str) -> Result<Uuid, String> {
@@ -163,12 +169,20 @@ where
         raw_folders: Vec::new(),
         verbose: arguments.verbose,
         watched: Vec::new(),
+        format_blank: false,
+        grow: false,
     };
     for option in arguments.options.iter().flat_map(|list| list.split(',')).filter(|option| !option.is_empty()) {
         apply(&mut mount, option).map_err(usage)?;
     }
     if mount.host_name.as_ref().is_some_and(String::is_empty) {
         return Err(usage("the host's name is empty".to_owned()));
+    }
+    if mount.format_blank && mount.watched.is_empty() {
+        return Err(usage("format-blank needs watch=PATH: only what that names is formatted".to_owned()));
+    }
+    if mount.read_only && (mount.format_blank || mount.grow) {
+        return Err(usage("format-blank and grow change the volume: they cannot be given with ro".to_owned()));
     }
     Ok(mount)
 }
@@ -219,6 +233,8 @@ fn apply(mount: &mut Mount, option: &str) -> Result<(), String> {
             let number = value("a number")?.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n));
             mount.threads = Some(number.ok_or_else(|| format!("threads is a number from 1 to {MAX_THREADS}"))?);
         }
+        "format-blank" | "format_blank" => mount.format_blank = true,
+        "grow" => mount.grow = true,
         "watch" => mount.watched.push(PathBuf::from(value("a path")?)),
         "suid" => flag(Flag::Suid, Flag::NoSuid),
         "nosuid" => flag(Flag::NoSuid, Flag::Suid),
@@ -313,6 +329,10 @@ mod tests {
         assert!(usage(&["a", "/m", "-o", "threads=0"]).contains("threads"));
         assert!(usage(&["a", "/m", "-o", "host_id=12"]).contains("host_id"));
         assert!(usage(&["a", "/m", "-o", "lockd=maybe"]).contains("lockd=maybe"));
+        assert!(usage(&["a", "/m", "-o", "format-blank"]).contains("watch"));
+        assert!(usage(&["a", "/m", "-o", "ro,grow"]).contains("ro"));
+        let mount = parsed(&["a", "/m", "-o", "watch=/l,format-blank,grow"]);
+        assert!(mount.format_blank && mount.grow);
         assert!(usage(&["a", "/m", "-o", "remount"]).contains("remount"));
         assert!(usage(&["a", "/m", "--host-id", "zz"]).contains("UUID"));
         assert!(usage(&["a"]).contains("DIR"));

@@ -28,6 +28,7 @@ use crate::mountpoint::{self, NewMount, Unmounted};
 use crate::opening;
 use crate::options::{Lockd, Mount};
 use crate::over::Over;
+use crate::policy::{Follower, Policy};
 use crate::state::State;
 
 /// Worker threads when nothing is said: enough to keep a LUN busy while each blocks in one command.
@@ -156,6 +157,9 @@ fn run(
             None
         }
     };
+    let policy = Policy { watched: absolute(&mount.watched), format_blank: mount.format_blank, grow: mount.grow };
+    let follower =
+        Follower::start(policy, state).map_err(|error| format!("the thread that watches for LUNs: {error}"))?;
     let session = open_session(mount, directory, state).map_err(|error| explain(directory, &error))?;
     let watch = Watch::start(signals, directory)?;
     if over.message().is_some() {
@@ -179,6 +183,7 @@ fn run(
         ended => ended.map_err(|error| format!("{}: the FUSE session failed: {error}", directory.display())),
     };
     watch.stop();
+    drop(follower);
     told.and(ended)
 }
 
