@@ -232,6 +232,7 @@ async fn run(volume: Volume, mut receiver: UnboundedReceiver<Message>, on_over: 
     }
     receiver.close();
     over.abort();
+    volume.end_long_work();
     let patience = if volume.is_over() { FENCED_OPERATIONS } else { LAST_OPERATIONS };
     let rest = async {
         while let Some(ended) = tasks.join_next().await {

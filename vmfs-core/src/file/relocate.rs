@@ -40,7 +40,7 @@ type Leaving = (u32, BlockPointer);
 
 impl Files {
     /// Moves everything of a file but its root cell from `from` to other LUNs, under its lock, which this host takes unless it has it.
-    /// `tell` hears of bytes moved.
+    /// `tell` hears of bytes moved, and ends it by an error.
     ///
     /// # Errors
     /// `Busy`: another host has the lock, or a disk is open here for reading only. `NoSpace`: the other LUNs are full. What was moved
@@ -49,7 +49,7 @@ impl Files {
         &self,
         object: &Rc<Object>,
         from: LunIndex,
-        tell: &mut dyn FnMut(u64),
+        tell: &mut dyn FnMut(u64) -> Result<(), FsError>,
     ) -> Result<(), FsError> {
         if let Some(open) = self.held_for_writing(object) {
             return self.relocate_open(&open, from, tell).await;
@@ -61,7 +61,12 @@ impl Files {
         moved.and(closed)
     }
 
-    async fn relocate_open(&self, open: &Rc<Open>, from: LunIndex, tell: &mut dyn FnMut(u64)) -> Result<(), FsError> {
+    async fn relocate_open(
+        &self,
+        open: &Rc<Open>,
+        from: LunIndex,
+        tell: &mut dyn FnMut(u64) -> Result<(), FsError>,
+    ) -> Result<(), FsError> {
         let fd = open.shared.fd;
         if open.object.image().root.flags.contains(ObjectFlags::MULTI_WRITER) {
             let message =
@@ -90,7 +95,7 @@ impl Files {
                 while let Some(first) = self.first_there(open, at..cell_end, from).await? {
                     let window = first..cell_end.min(first + step);
                     let moved = self.relocate_window(open, window.clone(), from, &mut near).await?;
-                    tell(moved << self.context.block_size().shift());
+                    tell(moved << self.context.block_size().shift())?;
                     at = window.end;
                 }
             }

@@ -45,6 +45,7 @@ pub(super) async fn drain(
     let total = found.block_count() << inner.info.block_size.shift();
     let mut report = DrainReport::of(lun);
     for _ in 0..PASSES {
+        inner.go_on()?;
         space.units.top_up(&space.blocks).await?;
         let found = space.occupied(lun).await?;
         let before = report.moved_bytes;
@@ -58,6 +59,14 @@ pub(super) async fn drain(
         }
     }
     Ok(report)
+}
+
+impl Inner {
+    /// Long work goes on unless the volume is about to be unmounted.
+    pub(super) fn go_on(&self) -> Result<(), FsError> {
+        self.for_writing()?;
+        if self.stopping.get() { Err(unmounting()) } else { Ok(()) }
+    }
 }
 
 fn unmounting() -> FsError {
@@ -125,16 +134,18 @@ async fn one_pass(
     let owners: BTreeSet<FdId> = found.blocks.keys().chain(found.units.keys()).copied().collect();
     let mut stayed = Vec::new();
     for fd in owners {
-        inner.for_writing()?;
+        inner.go_on()?;
         let mut tell = |bytes: u64| {
             *moved += bytes;
             progress(Progress { done_bytes: (*moved).min(total), total_bytes: total });
+            inner.go_on()
         };
         match move_object(inner, fd, lun, found, &mut tell).await {
             Ok(()) => {}
             // It has gone meanwhile.
             Err(FsError::Stale { .. }) => {}
             Err(error) if inner.context.fenced().is_some() => return Err(error),
+            Err(_) if inner.stopping.get() => return Err(unmounting()),
             Err(error) => {
                 tracing::info!(%fd, %lun, %error, "what it has on the LUN stays there");
                 let name = name_of(inner, fd).await;
@@ -158,7 +169,7 @@ async fn move_object(
     fd: FdId,
     lun: LunIndex,
     found: &Occupied,
-    tell: &mut dyn FnMut(u64),
+    tell: &mut dyn FnMut(u64) -> Result<(), FsError>,
 ) -> Result<(), FsError> {
     let object = inner.objects.load_any(fd).await?;
     let units = found.units.get(&fd).map_or(&[][..], Vec::as_slice);

@@ -174,6 +174,7 @@ async fn write_table(
             };
             Cell::encode_into(inner.context.io.context(), &header, &free, image);
         }
+        inner.go_on().map_err(|error| Failed { error, alive: false })?;
         let open = inner.context.gate_is_open(member.index, inner.context.env().now());
         open.map_err(|error| Failed { error, alive: false })?;
         member.lun.write(offset, buf).await.map_err(|error| {

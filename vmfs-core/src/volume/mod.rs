@@ -95,6 +95,8 @@ struct Inner {
     extending: Mutex<()>,
     /// Held while this host empties a LUN.
     draining: Mutex<()>,
+    /// The volume is about to be unmounted: long work ends where it stands.
+    stopping: Cell<bool>,
     /// The object whose data this host is moving to other LUNs.
     moving: Cell<Option<FdId>>,
     /// Whether a program beside this one moves the data of an object.
@@ -249,6 +251,11 @@ impl Volume {
         progress: &'a mut dyn FnMut(Progress),
     ) -> LocalFuture<'a, Result<DrainReport, FsError>> {
         Box::pin(async move { drain::drain(&self.inner, lun, progress).await })
+    }
+
+    /// Ends the growing and emptying of LUNs where it stands, for the volume is about to be unmounted: each can be repeated.
+    pub fn end_long_work(&self) {
+        self.inner.stopping.set(true);
     }
 
     /// Whether this host is moving the data of an object to other LUNs: until that has ended nobody else is given the means to move it.

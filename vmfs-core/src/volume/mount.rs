@@ -251,6 +251,7 @@ async fn assemble(
             extending: tokio::sync::Mutex::new(()),
             draining: tokio::sync::Mutex::new(()),
             moving: Cell::new(None),
+            stopping: Cell::new(false),
             moved_by_others: RefCell::default(),
             membership: tokio::sync::Notify::new(),
             finder: RefCell::default(),
@@ -284,6 +285,10 @@ pub(super) async fn unmount(inner: &Rc<Inner>) -> Result<(), FsError> {
     }
     // A LUN that is being taken up has its slot by then, or gives up.
     let _no_more_members = inner.adopting.lock().await;
+    // What writes plainly, or changes what it has read long ago, has ended too before a slot is left.
+    inner.stopping.set(true);
+    let _nothing_is_formatted = inner.extending.lock().await;
+    let _nothing_is_moved = inner.draining.lock().await;
     let mut result = inner.files.close_all().await;
     if !inner.info.read_only && inner.context.fenced().is_none() {
         result = result.and(finish(inner).await);

@@ -222,6 +222,33 @@ fn files_are_written_while_they_are_moved_and_what_another_host_holds_is_moved_b
     }
 }
 
+#[test]
+fn an_unmount_ends_a_drain_where_it_stands_and_leaves_nothing_behind() {
+    for seed in 0..6 {
+        let (sim, disks) = world(seed, 2, CellSize::B512);
+        sim.block_on(async {
+            let one = mount_slow(&sim, &disks, 1).await;
+            let all = put(&one, 60).await;
+            let drainer = one.clone();
+            let draining = sim.spawn(HostNo(1), async move { drain(&drainer).await });
+            // Two heartbeats pass before anything is moved.
+            sim.sleep(Duration::from_millis(4000 + 60 * seed)).await;
+            one.unmount().await.unwrap();
+            match draining.join().await.unwrap() {
+                Ok(report) => assert!(report.is_moved(), "{report:?}"),
+                Err(error) => assert!(error.to_string().contains("unmounted"), "{error}"),
+            }
+            let (again, _) = mount(&sim, &disks, 2).await;
+            check_put(&again, &all).await;
+            let report = drain(&again).await.unwrap();
+            assert!(report.is_moved() && report.unsettled == 0, "seed {seed}: {report:?}");
+            check_put(&again, &all).await;
+            again.unmount().await.unwrap();
+        });
+        assert_eq!(errors(&sim, &disks), [], "seed {seed}");
+    }
+}
+
 /// Kills the draining host at its `nth` change. False: the LUN was empty before.
 fn killed_at(nth: usize) -> bool {
     let (sim, disks) = world(nth as u64, 2, CellSize::B512);
@@ -264,7 +291,7 @@ fn killed_at(nth: usize) -> bool {
 fn a_drain_that_dies_at_any_change_loses_nothing_and_is_ended_by_another_host() {
     let mut nth = 1;
     while killed_at(nth) {
-        nth += 1 + nth / 12;
+        nth += 1 + nth / 5;
         assert!(nth < 2000, "a drain takes fewer changes");
     }
     assert!(nth > 40, "it ended after {nth} changes: not every step was met");
