@@ -164,6 +164,13 @@ pub enum AdminRequest {
         /// The descriptor.
         file: NameIn,
     },
+    /// Looks through the volume for damage. Progress counts bytes.
+    Scrub {
+        /// Read the data of files too.
+        data: bool,
+        /// Most bytes read in a second; `None`: as fast as it goes.
+        bytes_per_second: Option<u64>,
+    },
     /// An object's structures in words.
     Dump {
         /// The file.

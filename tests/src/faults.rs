@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::mem::{MaybeUninit, offset_of};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -36,8 +37,13 @@ const COMMANDS: [libc::c_long; 9] = [
 pub struct Paths {
     /// Device and inode of each LUN whose path is cut.
     cut: Arc<Mutex<BTreeSet<(u64, u64)>>>,
+    /// Ranges of a LUN that cannot be read.
+    unreadable: Arc<Mutex<Vec<Unreadable>>>,
     failed: Arc<AtomicU64>,
 }
+
+/// Device and inode of a LUN, and bytes of it.
+type Unreadable = ((u64, u64), Range<u64>);
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let found = fs::metadata(path)?;
@@ -53,6 +59,12 @@ impl Paths {
     /// From now on the LUN answers.
     pub fn mend(&self, lun: &Path) {
         self.cut.lock().expect("no holder panics").remove(&identity(lun).expect("the LUN is there"));
+    }
+
+    /// From now on these bytes of the LUN cannot be read, as with a bad sector.
+    pub fn spoil(&self, lun: &Path, bytes: Range<u64>) {
+        let lun = identity(lun).expect("the LUN is there");
+        self.unreadable.lock().expect("no holder panics").push((lun, bytes));
     }
 
     /// Commands that were answered with an error.
@@ -113,9 +125,17 @@ impl Paths {
 
     fn is_cut(&self, asked: &libc::seccomp_notif) -> bool {
         let cut = self.cut.lock().expect("no holder panics");
-        !cut.is_empty()
-            && identity(Path::new(&format!("/proc/{}/fd/{}", asked.pid, asked.data.args[0] as i32)))
-                .is_ok_and(|file| cut.contains(&file))
+        let unreadable = self.unreadable.lock().expect("no holder panics");
+        if cut.is_empty() && unreadable.is_empty() {
+            return false;
+        }
+        let Ok(file) = identity(Path::new(&format!("/proc/{}/fd/{}", asked.pid, asked.data.args[0] as i32))) else {
+            return false;
+        };
+        let [_, _, length, offset, ..] = asked.data.args;
+        let reads = libc::c_long::from(asked.data.nr) == libc::SYS_pread64;
+        let spoilt = |(lun, bytes): &Unreadable| *lun == file && offset < bytes.end && bytes.start < offset + length;
+        cut.contains(&file) || (reads && unreadable.iter().any(spoilt))
     }
 }
 

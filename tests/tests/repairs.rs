@@ -2,6 +2,8 @@
 
 #[path = "repairs/lost_luns.rs"]
 mod lost_luns;
+#[path = "repairs/scrub.rs"]
+mod scrub;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

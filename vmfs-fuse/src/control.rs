@@ -11,11 +11,12 @@ use lockd::drain;
 use lockd::protocol::{AdminRequest, Attachment, LunAccess, NameIn, Ticket};
 use lockd::server::{ClientId, Refusal, Service};
 use serde_json::{Value, json};
+use vmfs_core::disk::Progress;
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::file::Hold;
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::units::{LunIndex, Uuid};
-use vmfs_core::volume::LunInfo;
+use vmfs_core::volume::{LunInfo, ScrubOptions};
 
 use crate::disks;
 use crate::extents;
@@ -190,6 +191,14 @@ impl Service for Control {
             AdminRequest::ExtentAdd { lun, force } => extents::add(&self.state, lun, force, progress),
             AdminRequest::ExtentGrow { lun } => extents::grow(&self.state, lun, progress),
             AdminRequest::ExtentDrain { lun } => extents::drain(&self.state, lun, progress),
+            AdminRequest::Scrub { data, bytes_per_second } => {
+                let options = ScrubOptions { data, bytes_per_second };
+                disks::long(&self.state, progress, move |volume, teller| async move {
+                    let report =
+                        volume.scrub(options, &mut |done, total| teller.tell(Progress { done, total })).await?;
+                    Ok(reports::scrub(&report))
+                })
+            }
             AdminRequest::DiskInfo { file } => disks::info(&self.state, self.place(&file)?),
             AdminRequest::DiskExtend { file, bytes } => disks::extend(&self.state, self.place(&file)?, bytes, progress),
             AdminRequest::DiskInflate { file } => disks::inflate(&self.state, self.place(&file)?, progress),

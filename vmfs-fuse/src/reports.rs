@@ -3,7 +3,12 @@
 //! Must not know: how the facts are found.
 
 use serde_json::{Value, json};
-use vmfs_core::volume::{Affected, BrokenLock, HostStatus, LunStatus, MissingLun, Takeover, VolumeStatus, WhyLocked};
+use vmfs_core::volume::{
+    Affected, BrokenLock, HostStatus, LunStatus, MissingLun, ScrubReport, Takeover, VolumeStatus, WhyLocked,
+};
+
+/// Characters of a text of a scrub's report.
+const LONGEST_TEXT: usize = 160;
 
 /// `vmfs status`.
 pub fn status(status: &VolumeStatus, open_files: usize) -> Value {
@@ -79,6 +84,29 @@ fn takeover(takeover: &Takeover) -> Value {
         "name": takeover.name,
         "fence_grade": format!("{:?}", takeover.grade),
         "attested": takeover.attested,
+    })
+}
+
+/// `vmfs scrub`. Texts are cut, so that the longest report fits a message.
+pub fn scrub(report: &ScrubReport) -> Value {
+    let cut = |text: &str| text.chars().take(LONGEST_TEXT).collect::<String>();
+    let findings = report.findings.iter().map(|finding| {
+        json!({
+            "structure": finding.structure.name(),
+            "at": cut(&finding.at),
+            "object": finding.object.map(|fd| fd.to_string()),
+            "path": finding.path.as_ref().map(|path| cut(&shown(path))),
+            "what": cut(&finding.what),
+        })
+    });
+    json!({
+        "clean": report.is_clean(),
+        "found": report.found,
+        "findings": findings.collect::<Vec<_>>(),
+        "objects": report.objects,
+        "unsettled": report.unsettled,
+        "bytes": report.bytes,
+        "lost": report.lost.iter().map(|lun| lun.get()).collect::<Vec<_>>(),
     })
 }
 

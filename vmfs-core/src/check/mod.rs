@@ -23,6 +23,8 @@ mod units;
 
 pub use finding::{Finding, LunCounts, ObjectCounts, Observer, Phase, Progress, Report, Severity, Structure};
 
+pub(crate) use units::structure_of;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 

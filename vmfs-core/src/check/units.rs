@@ -15,7 +15,7 @@ use crate::format::{Cell, CellKind};
 use crate::units::{BlockAddress, CellAddress, FdId, LunIndex, UnitAddress};
 
 /// The structure that a unit with this entry holds.
-pub(super) fn structure_of(kind: EntryKind) -> Structure {
+pub(crate) fn structure_of(kind: EntryKind) -> Structure {
     match kind {
         EntryKind::Body => Structure::Body,
         EntryKind::PointerBlock => Structure::PointerBlock,

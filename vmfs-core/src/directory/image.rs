@@ -2,7 +2,8 @@
 //! Promises: an answer was true at a moment between the call and the return, whatever other hosts did meanwhile.
 //! Must not know: how a directory is changed.
 
-use std::collections::{HashMap, VecDeque};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use super::name_set::NameSet;
@@ -12,11 +13,12 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::body::Content;
 use crate::format::dirent::{Dirent, ObjectRef, decode_bucket};
 use crate::format::root_cell::{ObjectState, ObjectType};
+use crate::format::table_entry::EntryKind;
 use crate::format::unit::{UNIT_REF_BYTES, UnitRef};
 use crate::format::{CellKind, FormatError};
 use crate::object::{Image, Object};
 use crate::sabotage::{Sabotage, active};
-use crate::units::{FdId, Link};
+use crate::units::{FdId, Link, UnitAddress};
 
 /// Units kept: buckets of about 8 KiB, references of 4 KiB.
 const CACHED_UNITS: usize = 2048;
@@ -75,15 +77,31 @@ impl DirectoryUnits<'_> {
     }
 }
 
+impl DirectoryUnits<'_> {
+    async fn read_bucket(&self, reference: &UnitRef, index: u32) -> Result<Rc<Bucket>, FsError> {
+        let stream = self.read(reference, CellKind::Bucket, index).await?;
+        let (local_depth, entries) = decode_bucket(&stream).map_err(|cause| self.corrupt(cause))?;
+        let names = NameSet::new(entries).map_err(|cause| self.corrupt(cause))?;
+        Ok(Rc::new(Bucket { local_depth, names }))
+    }
+
+    async fn read_inner(&self, reference: &UnitRef, index: u32) -> Result<Rc<Vec<Option<UnitRef>>>, FsError> {
+        let stream = self.read(reference, CellKind::Inner, index).await?;
+        let cell = self.names.context.cell_size();
+        let refs = (0..1 << crate::format::body::DIRECT_DEPTH)
+            .map(|nth| UnitRef::unpack(cell, stream.get(nth * UNIT_REF_BYTES..).unwrap_or(&[])))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|cause| self.corrupt(cause))?;
+        Ok(Rc::new(refs))
+    }
+}
+
 impl Source for DirectoryUnits<'_> {
     async fn bucket(&self, reference: &UnitRef, index: u32) -> Result<Rc<Bucket>, FsError> {
         if let Some(CachedUnit::Bucket(bucket)) = self.cached(reference) {
             return Ok(bucket);
         }
-        let stream = self.read(reference, CellKind::Bucket, index).await?;
-        let (local_depth, entries) = decode_bucket(&stream).map_err(|cause| self.corrupt(cause))?;
-        let names = NameSet::new(entries).map_err(|cause| self.corrupt(cause))?;
-        let bucket = Rc::new(Bucket { local_depth, names });
+        let bucket = self.read_bucket(reference, index).await?;
         self.names.cache.borrow_mut().put((self.fd, *reference), CachedUnit::Bucket(bucket.clone()));
         Ok(bucket)
     }
@@ -92,19 +110,44 @@ impl Source for DirectoryUnits<'_> {
         if let Some(CachedUnit::Inner(refs)) = self.cached(reference) {
             return Ok(refs);
         }
-        let stream = self.read(reference, CellKind::Inner, index).await?;
-        let cell = self.names.context.cell_size();
-        let refs = (0..1 << crate::format::body::DIRECT_DEPTH)
-            .map(|nth| UnitRef::unpack(cell, stream.get(nth * UNIT_REF_BYTES..).unwrap_or(&[])))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|cause| self.corrupt(cause))?;
-        let refs = Rc::new(refs);
+        let refs = self.read_inner(reference, index).await?;
         self.names.cache.borrow_mut().put((self.fd, *reference), CachedUnit::Inner(refs.clone()));
         Ok(refs)
     }
 
     fn corrupt(&self, cause: FormatError) -> FsError {
         FsError::Corrupt { structure: format!("directory {}", self.fd), cause }
+    }
+}
+
+/// The units of one directory image as they are on the LUNs, and which they are.
+pub(super) struct UncachedUnits<'a> {
+    pub units: DirectoryUnits<'a>,
+    pub read: RefCell<HashSet<(UnitAddress, EntryKind, u32)>>,
+}
+
+impl UncachedUnits<'_> {
+    fn note(&self, reference: &UnitRef, kind: EntryKind, index: u32) -> bool {
+        self.read.borrow_mut().insert((reference.at, kind, index))
+    }
+}
+
+impl Source for UncachedUnits<'_> {
+    async fn bucket(&self, reference: &UnitRef, index: u32) -> Result<Rc<Bucket>, FsError> {
+        self.note(reference, EntryKind::Bucket, index);
+        self.units.read_bucket(reference, index).await
+    }
+
+    async fn inner(&self, reference: &UnitRef, index: u32) -> Result<Rc<Vec<Option<UnitRef>>>, FsError> {
+        // It is asked for at each bucket below it: read once, then the cache does.
+        match self.note(reference, EntryKind::Inner, index) {
+            true => self.units.read_inner(reference, index).await,
+            false => self.units.inner(reference, index).await,
+        }
+    }
+
+    fn corrupt(&self, cause: FormatError) -> FsError {
+        self.units.corrupt(cause)
     }
 }
 

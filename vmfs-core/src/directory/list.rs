@@ -2,13 +2,19 @@
 //! Promises: cookies survive changes of the directory: a name that stays is given once, in whatever pieces the caller reads.
 //! Must not know: "." and "..", FUSE buffers.
 
-use super::image::{Found, Meaning};
+use std::cell::RefCell;
+use std::collections::HashSet;
+
+use super::image::{DirectoryUnits, Found, Meaning, UncachedUnits};
 use super::name_set::prefix_of_cookie;
 use super::names::Names;
 use super::tree;
 use crate::error::FsError;
+use crate::format::body::Content;
 use crate::format::dirent::{Dirent, ObjectRef};
+use crate::format::table_entry::EntryKind;
 use crate::object::{Image, Object};
+use crate::units::{FdId, Link, UnitAddress};
 use crate::volume::DirEntry;
 
 /// Entries taken from a directory at a time.
@@ -58,6 +64,18 @@ impl Names {
             // Damage is no loss, and what has changed meanwhile is not known to be one.
             Ok(()) | Err(_) => Ok(false),
         }
+    }
+
+    /// Reads every unit of a directory's image anew from its LUNs; gives them, with what they are to it.
+    pub(crate) async fn read_past_cache(
+        &self,
+        fd: FdId,
+        link: Link,
+        content: &Content,
+    ) -> Result<HashSet<(UnitAddress, EntryKind, u32)>, FsError> {
+        let units = UncachedUnits { units: DirectoryUnits { names: self, fd, link }, read: RefCell::default() };
+        tree::walk(&units, content, 0, |_| true).await?;
+        Ok(units.read.into_inner())
     }
 
     async fn list(&self, directory: ObjectRef, cookie: u64, limit: usize) -> Result<Vec<DirEntry>, FsError> {

@@ -24,12 +24,14 @@ pub(crate) mod mend;
 mod mount;
 mod operations;
 mod patrol;
+mod scrub;
 mod status;
 mod types;
 pub(crate) mod words;
 
 pub use dump::DumpTarget;
 pub use membership::{LunFinder, WantedLun};
+pub use scrub::{ScrubFinding, ScrubOptions, ScrubReport};
 pub use types::{
     Affected, AffectedObject, AttributeChange, BrokenLock, DirEntry, DrainReport, Grown, HostStatus, LockHolder,
     LostPart, LunInfo, LunStatus, MissingLun, MountOptions, NewFile, NewObjectSpec, RenameFlags, Renamed, Stat, StatFs,
@@ -111,6 +113,8 @@ struct Inner {
     missing: Vec<MissingLun>,
     /// Held while removed objects are freed.
     reaping: Mutex<()>,
+    /// Scrubs that have begun: the last one goes on.
+    scrubs: Cell<u64>,
     warnings: RefCell<Vec<String>>,
     /// Hosts that were taken over from.
     takeovers: RefCell<Vec<Takeover>>,
@@ -266,6 +270,16 @@ impl Volume {
     /// Tells how to find out whether a program moves the data of an object itself: it is not moved to other LUNs then.
     pub fn set_moved_by_others(&self, is_moved: MovedByOthers) {
         *self.inner.moved_by_others.borrow_mut() = Some(is_moved);
+    }
+
+    /// Looks through everything that is on the LUNs for damage, while this host and others work; `tell` hears bytes done and to do.
+    /// Nothing is written. `Busy`: another scrub of this mount has begun, or it is being unmounted.
+    pub fn scrub<'a>(
+        &'a self,
+        options: ScrubOptions,
+        tell: &'a mut dyn FnMut(u64, u64),
+    ) -> LocalFuture<'a, Result<ScrubReport, FsError>> {
+        Box::pin(async move { scrub::scrub(self.inner.for_reading()?, options, tell).await })
     }
 
     /// Space.

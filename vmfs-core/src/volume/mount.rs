@@ -258,6 +258,7 @@ async fn assemble(
             unfound: RefCell::default(),
             missing,
             reaping: tokio::sync::Mutex::new(()),
+            scrubs: Cell::new(0),
             warnings: RefCell::new(warnings),
             takeovers: RefCell::default(),
             others_let_go: RefCell::default(),

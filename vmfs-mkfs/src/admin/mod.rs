@@ -9,6 +9,7 @@ mod lock;
 mod mounted;
 mod rdm;
 mod report;
+mod scrub;
 mod status;
 
 use std::ffi::OsString;
@@ -25,6 +26,7 @@ Examples:
   vmfs why-locked /mnt/ds1/vm1/disk.vmdk
   vmfs status --json /mnt/ds1
   vmfs extent add /dev/sdc /mnt/ds1
+  vmfs scrub /mnt/ds1
   vmfs dump --lun /dev/sdb header
   vmfs COMMAND --help                     shows an example for each command
 
@@ -53,6 +55,8 @@ enum Command {
     /// Locks: break one whose holder is gone
     #[command(subcommand)]
     Lock(lock::LockCommand),
+    /// Look through a mounted volume for damage, while hosts work on it
+    Scrub(scrub::ScrubArguments),
     /// Structures in words: of a file, or of cells of a LUN
     Dump(dump::DumpArguments),
     /// Hosts by their heartbeats
@@ -103,6 +107,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::WhyLocked(arguments) => lock::run(&arguments),
         Command::Lock(lock::LockCommand::Break(arguments)) => lock::break_lock(arguments),
+        Command::Scrub(arguments) => match scrub::run(&arguments) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::from(FAILED),
+            Err(error) => Err(error),
+        },
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Heartbeat(status::HeartbeatCommand::List(arguments)) => status::heartbeats(&arguments),
         Command::Extent(command) => extent::run(&command),
