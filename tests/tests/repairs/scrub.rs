@@ -187,7 +187,8 @@ fn hammer(folder: &Path, host: u64, stop: &AtomicBool) {
 
 #[test]
 fn no_change_under_way_is_taken_for_damage() {
-    let luns = Luns::formatted(2, 256, &[]);
+    // The other cell size than where damage is found.
+    let luns = Luns::formatted(2, 256, &["--cell", "4096"]);
     let mounts = [luns.mount(1), luns.mount(2)];
     for nth in 0..3 {
         fs::create_dir(mounts[0].at(format!("dir{nth}"))).unwrap();
