@@ -12,7 +12,7 @@ pub const MAX_TRANSFER_BYTES: u64 = 32 << 20;
 /// The transfer size that costs least per byte (VPD B0, optimal transfer length).
 pub const OPTIMAL_TRANSFER_BYTES: u64 = 1 << 20;
 /// The most blocks that one UNMAP command gives back (VPD B0).
-pub const MAX_UNMAP_BLOCKS: u64 = 1 << 23;
+pub const MAX_UNMAP_BLOCKS: u64 = 1 << 20;
 /// The most descriptors of one UNMAP command (VPD B0).
 pub const MAX_UNMAP_DESCRIPTORS: usize = 256;
 /// The most blocks of one COMPARE AND WRITE (VPD B0).
@@ -88,13 +88,18 @@ impl UnitKind {
 }
 
 /// Standard INQUIRY data (SPC-4, 6.6.2): 36 bytes for the legacy personality, 96 for the modern one.
-pub(crate) fn standard(personality: Personality, name: &ProductName, kind: UnitKind) -> Vec<u8> {
+pub(crate) fn standard(personality: Personality, name: &ProductName, kind: UnitKind, ports: &PortView<'_>) -> Vec<u8> {
     let mut data = match personality {
         // Response data format 2, wide 16-bit bus, synchronous transfers, command queueing.
         Personality::Legacy => vec![0x00, 0, 0x02, 0x02, 31, 0, 0, 0x32],
-        // SPC-4; hierarchical LUNs, format 2; implicit asymmetric access, third-party copy; command queueing.
-        Personality::Modern => vec![0x00, 0, 0x06, 0x12, 91, 0x18, 0, 0x02],
+        // SPC-4; hierarchical LUNs, format 2; third-party copy; command queueing.
+        Personality::Modern => vec![0x00, 0, 0x06, 0x12, 91, 0x08, 0, 0x02],
     };
+    // Implicit asymmetric access, where there can be several ways to the unit: ports that others can name.
+    let several_ways = ports.ports.iter().any(|port| port.name.is_some());
+    if personality == Personality::Modern && several_ways {
+        data[5] |= 0x10;
+    }
     data[0] = kind.code();
     data[1] = u8::from(kind.removable) << 7;
     data.extend_from_slice(&name.vendor);
@@ -306,7 +311,7 @@ mod tests {
     #[test]
     fn standard_data_has_the_length_that_it_announces() {
         for (personality, length) in [(Personality::Legacy, 36), (Personality::Modern, 96)] {
-            let data = standard(personality, &NAME, KIND);
+            let data = standard(personality, &NAME, KIND, &UNIT.ports);
             assert_eq!((data.len(), usize::from(data[4]) + 5), (length, length));
             assert_eq!(&data[8..36], b"VMware  Virtual disk    2.0 ");
         }
@@ -328,7 +333,7 @@ mod tests {
     fn block_limits_let_linux_enable_unmap() {
         let page = vital_page(0xB0, &GEOMETRY, &identity(), &NAME, &UNIT).unwrap();
         assert_eq!(page.len(), 0x40);
-        assert_eq!(page[20..24], 0x0080_0000u32.to_be_bytes());
+        assert_eq!(page[20..24], 0x0010_0000u32.to_be_bytes());
         assert_eq!(page[24..28], 256u32.to_be_bytes());
         assert_eq!(vital_page(0xB2, &GEOMETRY, &identity(), &NAME, &UNIT).unwrap()[5], 0xE4);
     }

@@ -25,10 +25,10 @@ impl<D: BlockDevice> Disk<D> {
         }
         let range = self.transfer_range(blocks, &geometry)?;
         self.check_writable(&geometry)?;
+        let both = data.exactly(2 * range.length)?;
         if range.length == 0 {
             return Ok(0);
         }
-        let both = data.exactly(2 * range.length)?;
         let half = range.length as usize;
         let _held = self.ranges.exclusive(range).await;
         self.compare(range, &both.slice(0..half), &geometry).await?;

@@ -166,7 +166,7 @@ impl<D: BlockDevice> Disk<D> {
     pub(crate) fn inquiry(&self, vital_page: Option<u8>, ports: &PortView<'_>) -> Result<Vec<u8>, Failure> {
         let kind = UnitKind { device: self.options.kind, removable: self.is_removable() };
         let name = &self.options.name;
-        let Some(page) = vital_page else { return Ok(inquiry::standard(self.options.personality, name, kind)) };
+        let Some(page) = vital_page else { return Ok(inquiry::standard(self.options.personality, name, kind, ports)) };
         let atomic_write_bytes = self.device.atomic_write_bytes();
         let view = UnitView { kind, ports: *ports, atomic_write_bytes };
         Ok(inquiry::vital_page(page, &self.device.geometry(), self.device.identity(), name, &view)?)

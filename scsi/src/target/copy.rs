@@ -93,12 +93,8 @@ impl<D: BlockDevice + 'static> Target<D> {
             if descriptor[0] != 0xE4 {
                 return Err(Sense::UNSUPPORTED_TARGET_DESCRIPTOR.into());
             }
-            // NUL: a unit that is not there.
-            if descriptor[1] & 0x20 != 0 {
-                return Err(Sense::COPY_TARGET_UNREACHABLE.into());
-            }
-            // LU ID TYPE: a LUN; the peripheral device type of a disk.
-            if descriptor[1] & 0xDF != 0 {
+            // The peripheral device type of a disk; LU ID TYPE and NUL are of no account since SPC-4.
+            if descriptor[1] & 0x1F != 0 {
                 let byte = HEADER + index * TARGET_LENGTH + 1;
                 return Err(Sense::parameter_field(byte as u16).into());
             }

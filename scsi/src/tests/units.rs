@@ -230,6 +230,8 @@ fn a_port_in_standby_lets_only_harmless_commands_through() {
     let fixture = Fixture::new();
     let port = |relative_id, group| TargetPort { relative_id, group, name: Some(format!("iqn.t,t,0x000{group}")) };
     fixture.0.set_ports(vec![port(1, 1), port(2, 2)]);
+    let flags = |fixture: &Fixture| fixture.input(&[0x12, 0, 0, 0, 36, 0], 36)[5] & 0x30;
+    assert_eq!((flags(&Fixture::new()), flags(&fixture)), (0, 0x10));
     fixture.0.set_access_state(1, AccessState::Standby);
     assert_eq!(fixture.check(&[0; 6]), (6, 0x2A, 6));
     assert_eq!(fixture.check_with(&read_10(0, 1), &[0; 512]), (2, 4, 0x0B));
