@@ -7,8 +7,10 @@ use crate::cdb::DeviceKind;
 use crate::sense::Sense;
 use crate::transport_id::TargetPort;
 
-/// The most bytes that one READ, WRITE, VERIFY or WRITE SAME moves; more is refused (VPD B0, maximum transfer length).
+/// The most bytes that one READ, WRITE or VERIFY moves; more is refused (VPD B0, maximum transfer length).
 pub const MAX_TRANSFER_BYTES: u64 = 32 << 20;
+/// The most bytes that one WRITE SAME covers (VPD B0, maximum write same length).
+pub const MAX_WRITE_SAME_BYTES: u64 = 1 << 30;
 /// The transfer size that costs least per byte (VPD B0, optimal transfer length).
 pub const OPTIMAL_TRANSFER_BYTES: u64 = 1 << 20;
 /// The most blocks that one UNMAP command gives back (VPD B0).
@@ -257,8 +259,7 @@ fn block_limits(geometry: &Geometry, atomic_write_bytes: u32) -> Vec<u8> {
     let logical = u64::from(geometry.logical_block);
     let blocks32 = |bytes: u64| ((bytes / logical) as u32).to_be_bytes();
     let mut body = vec![0; 0x3C];
-    // WSNZ: WRITE SAME of 0 blocks is refused.
-    body[0] = 0x01;
+    // WSNZ 0: a WRITE SAME of 0 blocks goes on to the end of the disk.
     body[1] = MAX_COMPARE_AND_WRITE_BLOCKS as u8;
     let granularity = (geometry.physical_block / geometry.logical_block).max(1);
     body[2..4].copy_from_slice(&(granularity.min(0xFFFF) as u16).to_be_bytes());
@@ -271,7 +272,7 @@ fn block_limits(geometry: &Geometry, atomic_write_bytes: u32) -> Vec<u8> {
         // UGAVALID, alignment 0.
         body[28] = 0x80;
     }
-    body[32..40].copy_from_slice(&(MAX_TRANSFER_BYTES / logical).to_be_bytes());
+    body[32..40].copy_from_slice(&(MAX_WRITE_SAME_BYTES / logical).to_be_bytes());
     if atomic_write_bytes != 0 {
         let blocks = blocks32(u64::from(atomic_write_bytes));
         // Largest length and alignment; no boundaries inside of a write.

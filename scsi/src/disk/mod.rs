@@ -22,6 +22,7 @@ use crate::mode::ModeState;
 use crate::range_lock::RangeLocks;
 use crate::sense::{Activity, Failure, Sense, SenseFormat, failure_of};
 use crate::task::NexusId;
+use crate::task_set::Task;
 
 /// How a disk shows itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub(crate) struct Data<'a> {
     pub(crate) into: &'a DataBuffer,
     /// Reads and writes do what the buffer allows, if it is too short.
     pub(crate) truncate: bool,
+    /// The command's place in the task set: long work ends when it is aborted.
+    pub(crate) task: &'a Task,
 }
 
 impl Data<'_> {

@@ -6,14 +6,17 @@ use super::{Data, Disk, first_bytes, read_failure, write_failure};
 use crate::block_device::{BlockDevice, ByteRange, Geometry, Provisioning};
 use crate::cdb::Blocks;
 use crate::data_buffer::DataBuffer;
-use crate::inquiry::{MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS};
+use crate::inquiry::{MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME_BYTES};
 use crate::reply::send;
 use crate::sense::{Failure, Sense};
+use crate::task_set::Task;
 
 /// The most runs that one GET LBA STATUS reports.
 const MAX_STATUS_DESCRIPTORS: usize = 64;
 /// Bytes of repeated pattern that WRITE SAME writes at a time.
 const PATTERN_CHUNK: u64 = 256 << 10;
+/// Bytes that WRITE SAME zeroes at a time.
+const ZERO_CHUNK: u64 = 32 << 20;
 
 /// The bits of a WRITE SAME command.
 #[derive(Clone, Copy, Debug)]
@@ -81,18 +84,23 @@ impl<D: BlockDevice> Disk<D> {
         if kind.unmap && !geometry.thin {
             return Err(Sense::cdb_field(1, Some(3)).into());
         }
+        let mut range = self.check_range(blocks, &geometry)?;
         if blocks.count == 0 {
-            // WSNZ in VPD B0.
+            range.length = geometry.bytes() - range.start;
+        }
+        if range.length > MAX_WRITE_SAME_BYTES {
             return Err(Sense::INVALID_FIELD_IN_CDB.into());
         }
-        let range = self.transfer_range(blocks, &geometry)?;
         let taken = if kind.no_data_out { 0 } else { u64::from(geometry.logical_block) };
         let pattern = data.exactly(taken)?.to_vec();
+        if range.length == 0 {
+            return Ok(taken);
+        }
         let _held = self.ranges.shared(range).await;
         if pattern.iter().all(|&byte| byte == 0) {
-            self.device.write_zeroes(range, kind.unmap).await.map_err(write_failure(&geometry))?;
+            self.zero(range, kind.unmap, data.task, &geometry).await?;
         } else {
-            self.write_pattern(range, &pattern, &geometry).await?;
+            self.write_pattern(range, &pattern, Some(data.task), &geometry).await?;
         }
         if self.writes_through(&geometry) {
             self.device.flush().await.map_err(write_failure(&geometry))?;
@@ -100,10 +108,26 @@ impl<D: BlockDevice> Disk<D> {
         Ok(taken)
     }
 
+    /// Makes a range read as zeros, a part at a time.
+    async fn zero(&self, range: ByteRange, may_unmap: bool, task: &Task, geometry: &Geometry) -> Result<(), Failure> {
+        let mut start = range.start;
+        while start < range.end() {
+            if task.is_aborted() {
+                return Err(Failure::Aborted);
+            }
+            let part = ByteRange { start, length: ZERO_CHUNK.min(range.end() - start) };
+            self.device.write_zeroes(part, may_unmap).await.map_err(write_failure(geometry))?;
+            start = part.end();
+        }
+        Ok(())
+    }
+
+    /// Writes one block over and over; `task` can be aborted on the way.
     pub(super) async fn write_pattern(
         &self,
         range: ByteRange,
         pattern: &[u8],
+        task: Option<&Task>,
         geometry: &Geometry,
     ) -> Result<(), Failure> {
         let chunk = PATTERN_CHUNK.min(range.length);
@@ -113,6 +137,9 @@ impl<D: BlockDevice> Disk<D> {
         }
         let mut done = 0;
         while done < range.length {
+            if task.is_some_and(Task::is_aborted) {
+                return Err(Failure::Aborted);
+            }
             let length = chunk.min(range.length - done);
             let part = scratch.slice(0..length as usize);
             self.device.write(range.start + done, &part, false).await.map_err(write_failure(geometry))?;

@@ -116,7 +116,7 @@ impl<D: BlockDevice> Disk<D> {
                 if pattern.is_empty() {
                     self.device.write_zeroes(part, geometry.thin).await.map_err(write_failure(&geometry))?;
                 } else {
-                    self.write_pattern(part, &pattern, &geometry).await?;
+                    self.write_pattern(part, &pattern, None, &geometry).await?;
                 }
                 done += part.length;
             }

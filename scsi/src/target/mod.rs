@@ -153,6 +153,7 @@ impl<D: BlockDevice + 'static> Target<D> {
             out: command.data_out,
             into: command.data_in,
             truncate: command.short_buffer == ShortBuffer::Truncate,
+            task,
         };
         let success = match unit.disk.execute_hot(&cdb, data).await {
             Some(result) => result?,
