@@ -259,7 +259,8 @@ fn block_limits(geometry: &Geometry, atomic_write_bytes: u32) -> Vec<u8> {
     let logical = u64::from(geometry.logical_block);
     let blocks32 = |bytes: u64| ((bytes / logical) as u32).to_be_bytes();
     let mut body = vec![0; 0x3C];
-    // WSNZ 0: a WRITE SAME of 0 blocks goes on to the end of the disk.
+    // WSNZ: WRITE SAME of 0 blocks, which would go on to the end of the disk, is refused.
+    body[0] = 0x01;
     body[1] = MAX_COMPARE_AND_WRITE_BLOCKS as u8;
     let granularity = (geometry.physical_block / geometry.logical_block).max(1);
     body[2..4].copy_from_slice(&(granularity.min(0xFFFF) as u16).to_be_bytes());

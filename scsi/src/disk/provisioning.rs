@@ -84,18 +84,13 @@ impl<D: BlockDevice> Disk<D> {
         if kind.unmap && !geometry.thin {
             return Err(Sense::cdb_field(1, Some(3)).into());
         }
-        let mut range = self.check_range(blocks, &geometry)?;
-        if blocks.count == 0 {
-            range.length = geometry.bytes() - range.start;
-        }
-        if range.length > MAX_WRITE_SAME_BYTES {
+        let range = self.check_range(blocks, &geometry)?;
+        // No count at all: WSNZ in VPD B0.
+        if blocks.count == 0 || range.length > MAX_WRITE_SAME_BYTES {
             return Err(Sense::INVALID_FIELD_IN_CDB.into());
         }
         let taken = if kind.no_data_out { 0 } else { u64::from(geometry.logical_block) };
         let pattern = data.exactly(taken)?.to_vec();
-        if range.length == 0 {
-            return Ok(taken);
-        }
         let _held = self.ranges.shared(range).await;
         if pattern.iter().all(|&byte| byte == 0) {
             self.zero(range, kind.unmap, data.task, &geometry).await?;
