@@ -9,7 +9,7 @@ use std::time::Duration;
 use names_support::*;
 use vmfs_core::file::OpenMode;
 use vmfs_core::format::dirent::ObjectRef;
-use vmfs_core::sim::HostNo;
+use vmfs_core::sim::{Allowance, HostNo};
 use vmfs_core::units::CellSize;
 use vmfs_core::volume::{AttributeChange, Volume};
 
@@ -84,4 +84,43 @@ fn a_host_that_dies_anywhere_leaves_nothing_that_no_recovery_would_find() {
             assert!(micros < 30_000, "{op:?} never ends");
         }
     }
+}
+
+/// Punches a hole over two pointer cells while the path dies after `changes` changes of the LUN and comes back; true when the punch
+/// had ended before.
+fn is_cut_off_in_a_punch(changes: u64) -> bool {
+    let (sim, disks) = world(changes, 1, CellSize::B512);
+    let ended = sim.block_on(async {
+        let (volume, _) = mount(&sim, &disks, 1).await;
+        let file = create(&volume, volume.root(), b"file").await.unwrap().object;
+        let open = volume.open(file, WRITE).await.unwrap();
+        for at in [1, 58] {
+            volume.files().write(&open, at << 20, &[1; 4096]).await.unwrap();
+        }
+        volume.close(open).await.unwrap();
+        // Opened anew, so that each pointer cell is read on the way.
+        let open = volume.open(file, WRITE).await.unwrap();
+        let allowance = Allowance::unlimited();
+        disks[0].set_allowance(HostNo(1), &allowance);
+        allowance.end_after(changes);
+        let punched = volume.files().punch(&open, 0..60 << 20).await;
+        disks[0].set_allowance(HostNo(1), &Allowance::unlimited());
+        // What was taken away is free, or the slot is left for recovery: another host finds it all.
+        let closed = volume.close(open).await;
+        let left = volume.unmount().await;
+        assert!(punched.is_err() || (closed.is_ok() && left.is_ok()), "{closed:?}, {left:?}");
+        let (other, _) = mount(&sim, &disks, 2).await;
+        sim.sleep(Duration::from_secs(60)).await;
+        other.unmount().await.unwrap();
+        assert_eq!(fsck(&sim, &disks, true).await, Vec::new(), "after {changes} changes: {punched:?}");
+        punched.is_ok()
+    });
+    sim.end();
+    ended
+}
+
+#[test]
+fn a_punch_that_fails_half_way_frees_what_it_has_taken_or_leaves_it_to_recovery() {
+    let tried = (0..40).find(|changes| is_cut_off_in_a_punch(*changes));
+    assert!(tried.is_some_and(|tried| tried > 3), "{tried:?}");
 }

@@ -15,13 +15,15 @@ pub const fn seeds(sabotage: Sabotage) -> Option<u64> {
     use Sabotage::*;
     match sabotage {
         ImagesRecur | LockKept | PublishForgotten | UnitNotAssigned | BlockTakenTwice | ClaimSkipped | CellsAlike
-        | ArenaEmpty | LivingMarkDecided | TokenKept | UncleanForgotten | LinkReused | PoolKept | LockIgnored => {
-            Some(100)
-        }
-        FlushForgotten | UnlockFirst | DirtyJoined | WatchTooShort | ClaimIgnored | QuarantineSkipped | NoRestamp => {
-            Some(250)
-        }
-        GranulesWhole | CellsInDoubt | UnknownIsFailed | OneLunAsked | MiscompareIsLost | UnmapAfterFree => Some(500),
+        | ArenaEmpty | TokenKept | UncleanForgotten | LinkReused | PoolKept | LockIgnored | MiscompareIsLost
+        | UnknownIsFailed | GateIgnored | LeaseTooLong | AlwaysClean | CellsInDoubt | DropsOfTheLost
+        | StolenMarkKept => Some(100),
+        FlushForgotten | UnlockFirst | DirtyJoined | WatchTooShort | ClaimIgnored | QuarantineSkipped | SlotNotRead
+        | GateAfterWrite | UnmapAfterFree => Some(250),
+        NoRestamp | OneLunAsked | LivingMarkDecided => Some(500),
+        UnmapBeforeMark | BlocksForgotten => Some(1000),
+        GranulesWhole | LeaseFromAnswer => Some(1600),
+        GenerationIgnored => Some(2500),
         _ => None,
     }
 }

@@ -215,6 +215,8 @@ impl Plan {
             2 => scenario::late_death(rng, &mut plan),
             3 => scenario::stall(rng, &mut plan),
             4 => scenario::late_publication(rng, &mut plan),
+            5 => scenario::dispute_and_death(rng, &mut plan),
+            6 => scenario::sleeper(rng, &mut plan),
             _ => {}
         }
         plan

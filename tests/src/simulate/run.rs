@@ -33,6 +33,8 @@ const LONGEST_LATE_WRITE: Duration = Duration::from_millis(700);
 const LONGEST_OPERATION: Duration = Duration::from_secs(60);
 /// Steps after which a run goes round without end.
 const MOST_STEPS: u64 = 3_000_000;
+/// Mounts after which a host is taken for one that never lives.
+const MOST_MOUNTS: u32 = 20;
 /// Lines of a trace that are kept for each host.
 const LINES: usize = 400;
 
@@ -384,14 +386,15 @@ impl Run {
                     return;
                 }
             }
+            // One that cannot mount, for a LUN is lost, tries again, each time a little later: for longer than any blow takes.
             let back = match host.life.get() {
                 Life::Over(ms) => ms,
-                _ => 300,
+                _ => 300 * host.incarnations.get(),
             };
             self.end_incarnation(&host);
             self.sim.sleep(Duration::from_millis(back.into())).await;
-            if host.incarnations.get() > 20 {
-                return self.find(format!("host {} has mounted {} times and never lives", host.number, 20));
+            if host.incarnations.get() > MOST_MOUNTS {
+                return self.find(format!("host {} has mounted {MOST_MOUNTS} times and never lives", host.number));
             }
         }
     }

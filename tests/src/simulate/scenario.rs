@@ -121,6 +121,44 @@ pub fn late_publication(rng: &mut Rng, plan: &mut Plan) {
     plan.events = vec![Event { host: 0, moment, blow: Blow::Death(25_000) }];
 }
 
+/// A host stands still between two writes in place, for longer than its lease, and writes on before it has looked at anything: only its
+/// gate keeps it from what another host has taken meanwhile.
+pub fn sleeper(rng: &mut Rng, plan: &mut Plan) {
+    plan.rates = FaultRates::default();
+    plan.power_loss = false;
+    plan.fenced_by_time = true;
+    plan.hosts.truncate(2);
+    let (target, by_thread) = (Target::Disk(rng.below(2) as u8), rng.chance(600));
+    let place = Part::Write { sector: 16, count: 8, by_thread };
+    let mut parts = vec![place, Part::Flush];
+    parts.extend((0..20).flat_map(|_| [Part::Rest(rng.between(50, 500) as u32), place]));
+    set_work(plan, 0, vec![Step { pause_us: 0, operation: Operation::Use { target, write: true, parts } }]);
+    let parts = vec![place, Part::Flush, Part::Rest(4000), Part::Read { sector: 16, count: 8, by_thread }];
+    set_work(plan, 1, vec![Step { pause_us: 400_000, operation: Operation::Use { target, write: true, parts } }]);
+    let moment = if rng.chance(500) {
+        Moment::AfterRenewals(rng.between(2, 6) as u32)
+    } else {
+        Moment::At(rng.between(500_000, 3_000_000))
+    };
+    plan.events = vec![Event { host: 0, moment, blow: Blow::Pause(rng.between(5300, 9500) as u32) }];
+}
+
+/// All hosts make and remove names in one directory, and one of them dies: what it had dropped others may have marked too.
+pub fn dispute_and_death(rng: &mut Rng, plan: &mut Plan) {
+    plan.rates = FaultRates::default();
+    plan.power_loss = false;
+    for host in 0..plan.hosts.len() {
+        let steps = repeat_with(|| {
+            let place = 2 * rng.below(3) as Place;
+            let operation = if rng.chance(600) { Operation::Create(place) } else { Operation::Unlink(place) };
+            Step { pause_us: rng.below(300), operation }
+        });
+        set_work(plan, host, steps.take(8).collect());
+    }
+    let moment = Moment::AfterChanges(rng.between(5, 60) as u32);
+    plan.events = vec![Event { host: 0, moment, blow: Blow::Death(rng.between(10, 8000) as u32) }];
+}
+
 /// Nothing but a storage that does not answer, for longer than a lease, while all want the same.
 pub fn stall(rng: &mut Rng, plan: &mut Plan) {
     plan.rates = FaultRates::default();

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use engine::check::{Finding, Severity, Structure, check};
+use engine::check::{Finding, Severity, check};
 use engine::error::{FsError, FsErrorKind};
 use engine::file::OpenMode;
 use engine::format::heartbeat::SlotState;
@@ -32,11 +32,6 @@ const TAKEOVER_TRIES: u32 = 60;
 const TAKEOVER_PAUSE: Duration = Duration::from_millis(500);
 /// Looks, that far apart, within which all that is left behind is recovered.
 const RECOVERY_ROUNDS: u32 = 120;
-
-/// A unit that nothing reaches and nobody will free. Not held against a run in which a host was disturbed, for its cause is known: a
-/// host whose commit is about to lose takes the retiring mark of the one that won over to itself and then takes it off; if the winner
-/// dies before it has freed what it dropped, no mark leads a recovery to it. Space is lost, no promise about data or names.
-const KNOWN_LEAK: (Structure, &str) = (Structure::UnitTable, "which nothing reaches");
 
 /// Reads everything back and checks the LUNs.
 pub async fn verify(run: &Rc<Run>) {
@@ -149,8 +144,7 @@ async fn look_through(run: &Rc<Run>) {
         run.find(format!("the checker cannot look: {error}"));
     }
     let calm = run.is_calm() && !run.plan.nearly_full;
-    let known = |finding: &Finding| finding.structure == KNOWN_LEAK.0 && finding.found.contains(KNOWN_LEAK.1);
-    findings.retain(|finding| calm || (finding.severity == Severity::Error && !known(finding)));
+    findings.retain(|finding| calm || finding.severity == Severity::Error);
     for finding in findings.iter().take(3) {
         run.find(format!("the checker: {finding:?}"));
     }

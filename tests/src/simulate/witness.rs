@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use engine::format::heartbeat::{FenceGrade, Heartbeat, SlotState};
 use engine::format::layout::{ARENA_OFFSET, HEARTBEAT_OFFSET, LunLayout};
-use engine::format::root_cell::{HoldMode, Holder, ObjectState, RootCell};
+use engine::format::root_cell::{HoldMode, Holder, LunSet, ObjectState, RootCell};
 use engine::format::table_entry::{EntryKind, TableCell, TableEntry};
 use engine::format::{Cell, CellContext, CellKind};
 use engine::sim::{HostNo, MemoryDisk, Seen, Watcher};
@@ -459,13 +459,7 @@ impl Witness {
             if self.incarnations.get(&holder.incarnation) == Some(&host) {
                 continue;
             }
-            let alive = self.slots.iter().find(|(_, slot)| {
-                let has_dropped = slot.heartbeat.drop_acknowledged && slot.heartbeat.drop_lun == lock_lun;
-                slot.heartbeat.incarnation == holder.incarnation
-                    && slot.heartbeat.state == SlotState::Live
-                    && !has_dropped
-            });
-            if let Some(((lun, _), _)) = alive {
+            if let Some(lun) = self.lives_on(&holder, lock_lun, &root.luns) {
                 let victim = self.incarnations.get(&holder.incarnation);
                 let cause = format!("{host:?} takes the lock of {fd:#x} from {victim:?}, which lives on {lun}");
                 self.find(cause);
@@ -483,6 +477,22 @@ impl Witness {
             takers.extend(new.iter().filter_map(|h| self.incarnations.get(&h.incarnation)));
         }
         self.locks.insert(fd, Lock { seen: Some(counters), holders: root.lock.holders, takers });
+    }
+
+    /// A LUN on which the holder of a lock may still live, if there is one among those that the object may use. One that is over on the
+    /// lock's own LUN and has said on any other that it dropped that LUN's locks holds none of them, wherever else it lives.
+    fn lives_on(&self, holder: &Holder, lock_lun: u8, luns: &LunSet) -> Option<LunIndex> {
+        let may_live: Vec<(LunIndex, &Heartbeat)> = (self.slots.iter())
+            .filter(|((lun, _), _)| lun.get() == lock_lun || luns.contains(*lun))
+            .filter(|(_, slot)| slot.heartbeat.incarnation == holder.incarnation)
+            .filter(|(_, slot)| matches!(slot.heartbeat.state, SlotState::Live | SlotState::Breaking))
+            .map(|((lun, _), slot)| (*lun, &slot.heartbeat))
+            .collect();
+        let has_dropped = |heartbeat: &Heartbeat| {
+            heartbeat.state == SlotState::Live && heartbeat.drop_acknowledged && heartbeat.drop_lun == lock_lun
+        };
+        let excused = may_live.iter().any(|(_, heartbeat)| has_dropped(heartbeat));
+        may_live.into_iter().map(|(lun, _)| lun).find(|lun| lun.get() == lock_lun || !excused)
     }
 
     /// Pointers are changed by the holder of the lock only; others may re-stamp their cells.

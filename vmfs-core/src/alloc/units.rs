@@ -377,7 +377,10 @@ impl Units {
 
     /// Changes the entries of units, one compare-and-write a table cell, cells in parallel. Entries that do not name the use given
     /// (or, for `Assign`, the own pool) are left as they are, but an `Assign` that finds no own unit is an error.
-    pub async fn edit(&self, edits: &[(UnitUse, UnitEdit)]) -> Result<(), FsError> {
+    ///
+    /// Gives the units that somebody had marked before, where this host's mark took the place of that one: whose change comes to be is
+    /// not known, so what becomes of them is this host's to find out (`recover::settle_contested`).
+    pub async fn edit(&self, edits: &[(UnitUse, UnitEdit)]) -> Result<Vec<UnitUse>, FsError> {
         let mut by_cell: BTreeMap<CellAddress, CellEdits> = BTreeMap::new();
         for (unit, edit) in edits {
             self.know(unit.at).await?;
@@ -389,13 +392,21 @@ impl Units {
             if edits.iter().any(|(_, _, edit)| *edit == UnitEdit::Free) {
                 self.full.borrow_mut().remove(&place.at);
             }
+            let mut taken_over = vec![false; edits.len()];
             let edited = self.tables.edit(place, |table| {
-                edits.iter().try_for_each(|(nth, unit, edit)| apply(&mut table.entries[*nth], unit, *edit, by))
+                edits.iter().zip(&mut taken_over).try_for_each(|((nth, unit, edit), taken_over)| {
+                    let entry = &mut table.entries[*nth];
+                    // An edit may run again on what it has done itself: then this is said without need.
+                    *taken_over |= *edit == UnitEdit::Retire && is_marked(entry, unit);
+                    apply(entry, unit, *edit, by)
+                })
             });
             edited.await?;
-            Ok(())
+            let taken_over = edits.iter().zip(taken_over).filter(|(_, taken_over)| *taken_over);
+            Ok(taken_over.map(|((_, unit, _), _)| *unit).collect::<Vec<_>>())
         });
-        all_done(futures_util::future::join_all(each).await).map(|_: Vec<()>| ())
+        let taken_over: Vec<Vec<UnitUse>> = all_done(futures_util::future::join_all(each).await)?;
+        Ok(taken_over.into_iter().flatten().collect())
     }
 
     /// Whether the entry of a unit still is as this host's `Assign` left it, by what is on the LUN now.
@@ -407,7 +418,8 @@ impl Units {
         Ok(self.tables.read(place).await?.entries.get(nth) == Some(&used))
     }
 
-    /// Dropped units go to the own pool, or are freed when that is full enough.
+    /// Dropped units go to the own pool, or are freed when that is full enough: those that carry this host's mark. One whose mark
+    /// another host has taken over is that host's to decide.
     ///
     /// Gives those to call this with again, and the first error. One that may have become free is not among them: it could be in use
     /// again by then, even by the same owner. One that may be in the own pool is: nobody takes it from there but through
@@ -468,9 +480,8 @@ impl Units {
             let edited = self.tables.edit(place, |table| {
                 changed.clear();
                 for (nth, unit) in &units {
-                    let before = table.entries[*nth];
-                    apply(&mut table.entries[*nth], unit, edit, by)?;
-                    if table.entries[*nth] != before {
+                    if table.entries[*nth] == retiring(unit, by) {
+                        apply(&mut table.entries[*nth], unit, edit, by)?;
                         changed.push(unit.at);
                     }
                 }
@@ -614,19 +625,34 @@ fn pooled(by: SlotRef) -> TableEntry {
     TableEntry { kind: EntryKind::Pool, slot: by.slot, generation_low: by.generation.low(), ..TableEntry::FREE }
 }
 
-fn apply(entry: &mut TableEntry, unit: &UnitUse, edit: UnitEdit, by: SlotRef) -> Result<(), FsError> {
-    let used = TableEntry {
+fn used(unit: &UnitUse, by: SlotRef) -> TableEntry {
+    TableEntry {
         fd: unit.owner.get(),
         index: unit.index,
         kind: unit.kind,
         slot: by.slot,
         generation_low: by.generation.low(),
         was: EntryKind::Free,
-    };
-    let retiring = TableEntry { kind: EntryKind::Retiring, was: unit.kind, ..used };
-    let names = entry.fd == used.fd && entry.index == used.index;
-    let in_use = names && entry.kind == unit.kind;
-    let marked = names && entry.kind == EntryKind::Retiring && entry.was == unit.kind;
+    }
+}
+
+fn retiring(unit: &UnitUse, by: SlotRef) -> TableEntry {
+    TableEntry { kind: EntryKind::Retiring, was: unit.kind, ..used(unit, by) }
+}
+
+fn names(entry: &TableEntry, unit: &UnitUse) -> bool {
+    entry.fd == unit.owner.get() && entry.index == unit.index
+}
+
+/// Whether some host has marked this use of a unit.
+fn is_marked(entry: &TableEntry, unit: &UnitUse) -> bool {
+    names(entry, unit) && entry.kind == EntryKind::Retiring && entry.was == unit.kind
+}
+
+fn apply(entry: &mut TableEntry, unit: &UnitUse, edit: UnitEdit, by: SlotRef) -> Result<(), FsError> {
+    let (used, retiring) = (used(unit, by), retiring(unit, by));
+    let in_use = names(entry, unit) && entry.kind == unit.kind;
+    let marked = is_marked(entry, unit);
     match edit {
         UnitEdit::Assign if *entry == pooled(by) => *entry = used,
         UnitEdit::Assign if in_use => {}

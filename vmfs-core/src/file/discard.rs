@@ -249,14 +249,22 @@ impl Files {
         frozen: Option<Frozen<'_>>,
     ) -> Result<(), FsError> {
         let mut loot = Loot::default();
-        if let Some(unit) = unit {
-            self.take_from_cells(open, &range, keep_blocks, (pb, unit), &mut loot).await?;
+        let (mut range, mut failed) = (range, Ok(()));
+        if let Some(unit) = unit
+            && let Err((error, from)) = self.take_from_cells(open, &range, keep_blocks, (pb, unit), &mut loot).await
+        {
+            // What was taken until then is marked and nothing names it: it goes all the way, or nobody would ever free it.
+            range.end = range.end.min(from << self.context.block_size().shift());
+            failed = Err(error);
         }
-        self.take_from_map(open, &range, keep_blocks, &mut loot);
+        if range.start < range.end {
+            self.take_from_map(open, &range, keep_blocks, &mut loot);
+        }
         let certain = self.unmap(open, &loot).await;
         drop(frozen);
         open.blocks_delta.set(open.blocks_delta.get() - loot.dropped.len() as i64);
-        self.free_loot(open, loot, certain).await
+        let freed = self.free_loot(open, loot, certain).await;
+        failed.and(freed)
     }
 
     /// What a discard of `range` takes of a block.
@@ -269,6 +277,8 @@ impl Files {
         Taking { granules, drop_block: granules == Granules::ALL && !keep_blocks }
     }
 
+    /// Takes the pointers of a range, cell by cell. An error comes with the first block whose pointer may be there yet: those before
+    /// it are in `loot`.
     async fn take_from_cells(
         &self,
         open: &Rc<Open>,
@@ -276,39 +286,63 @@ impl Files {
         keep_blocks: bool,
         (pb, unit): (u32, UnitAddress),
         loot: &mut Loot,
-    ) -> Result<(), FsError> {
+    ) -> Result<(), (FsError, u64)> {
         let shift = self.context.block_size().shift();
         let blocks = range.start >> shift..((range.end - 1) >> shift) + 1;
-        let image = open.object.image();
         let (first_cell, last_cell) = (self.shape.place(blocks.start).cell, self.shape.place(blocks.end - 1).cell);
         for nth in first_cell..=last_cell {
             let first = self.shape.first_block(pb) + nth as u64 * self.shape.per_cell();
-            let at = self.space.units.cell_of(unit, nth)?;
-            let mut cell = self.pb_cell(open, &image, at, pb, true).await?;
-            for attempt in 0.. {
-                let taking = |block| self.taking(range, keep_blocks, block);
-                let Taken { payload, dropped, cleared } = without(self.shape, &cell, first, blocks.clone(), taking)
-                    .map_err(|cause| FsError::Corrupt {
-                        structure: format!("pointer block {pb} of {}", open.shared.fd),
-                        cause,
-                    })?;
-                let Some(payload) = payload else { break };
-                self.space.blocks.retire(open.shared.fd, &dropped).await?;
-                let changed = self.change_pb_cell(open, &image, &cell, payload).await;
-                if changed.as_ref().is_err_and(|error| !is_unknown(error)) {
-                    // The pointers stay: so do their blocks.
-                    self.space.blocks.keep(open.shared.fd, &dropped).await?;
+            let taken = self.take_from_cell(open, range, keep_blocks, (pb, unit, nth), loot).await;
+            taken.map_err(|error| (error, first))?;
+        }
+        Ok(())
+    }
+
+    async fn take_from_cell(
+        &self,
+        open: &Rc<Open>,
+        range: &Range<u64>,
+        keep_blocks: bool,
+        (pb, unit, nth): (u32, UnitAddress, usize),
+        loot: &mut Loot,
+    ) -> Result<(), FsError> {
+        let shift = self.context.block_size().shift();
+        let blocks = range.start >> shift..((range.end - 1) >> shift) + 1;
+        let first = self.shape.first_block(pb) + nth as u64 * self.shape.per_cell();
+        let (fd, image) = (open.shared.fd, open.object.image());
+        let at = self.space.units.cell_of(unit, nth)?;
+        let mut cell = self.pb_cell(open, &image, at, pb, true).await?;
+        for attempt in 0.. {
+            let taking = |block| self.taking(range, keep_blocks, block);
+            let corrupt = |cause| FsError::Corrupt { structure: format!("pointer block {pb} of {fd}"), cause };
+            let Taken { payload, dropped, cleared } =
+                without(self.shape, &cell, first, blocks.clone(), taking).map_err(corrupt)?;
+            let Some(payload) = payload else { break };
+            self.space.blocks.retire(fd, &dropped).await?;
+            let changed = self.change_pb_cell(open, &image, &cell, payload).await;
+            let stays = match &changed {
+                Ok(Ok(_)) => false,
+                Ok(Err(_)) => attempt == TRIES,
+                Err(error) => !is_unknown(error),
+            };
+            if stays {
+                // The pointers stay: so do their blocks.
+                self.space.blocks.keep(fd, &dropped).await?;
+            } else if changed.is_err() {
+                // Whether they stay only recovery finds out.
+                for (_, at) in &dropped {
+                    self.context.member(at.lun)?.set_unresolved();
                 }
-                match changed? {
-                    Ok(new) => {
-                        open.cells.borrow_mut().put(new, self.context.now());
-                        loot.dropped.extend(dropped);
-                        loot.cleared.extend(cleared);
-                        break;
-                    }
-                    Err(_) if attempt == TRIES => return Err(contended(open)),
-                    Err(current) => cell = current,
+            }
+            match changed? {
+                Ok(new) => {
+                    open.cells.borrow_mut().put(new, self.context.now());
+                    loot.dropped.extend(dropped);
+                    loot.cleared.extend(cleared);
+                    break;
                 }
+                Err(_) if attempt == TRIES => return Err(contended(open)),
+                Err(current) => cell = current,
             }
         }
         Ok(())

@@ -41,6 +41,17 @@ pub struct Change<'a> {
     pub freeing: bool,
 }
 
+/// What a commit has marked before it was sent.
+#[derive(Default)]
+struct Marks<'a> {
+    /// Units that it drops.
+    drops: &'a [UnitUse],
+    /// Those of them that another host may have marked before.
+    taken_over: &'a [UnitUse],
+    /// Blocks that it drops.
+    blocks: &'a [(u32, BlockAddress)],
+}
+
 /// What became of a change.
 #[derive(Debug)]
 #[must_use]
@@ -255,19 +266,22 @@ impl Objects {
             self.context.prove_live(luns)
         );
         let written = if active(Sabotage::CellsInDoubt) { Ok(true) } else { written };
-        let ready = edited.and(retired.map(|_| ())).and(live).and(written);
+        // After an error nobody can tell whose marks were there before.
+        let taken_over = edited.as_ref().map_or_else(|_| drops.clone(), Vec::clone);
+        let marks = Marks { drops: &drops, taken_over: &taken_over, blocks: drop_blocks };
+        let ready = edited.map(|_| ()).and(retired.map(|_| ())).and(live).and(written);
         match ready {
             Ok(true) => {}
             Ok(false) => {
                 // Some cell was not as remembered: all of them are given up.
                 self.give_up(&units).await;
-                self.undo(object.fd, Vec::new(), &drops, drop_blocks).await;
+                self.undo(object.fd, Vec::new(), &marks).await;
                 self.refresh(object).await?;
                 return Ok(Committed::Lost);
             }
             Err(error) => {
                 self.give_up(&units).await;
-                self.undo(object.fd, Vec::new(), &drops, drop_blocks).await;
+                self.undo(object.fd, Vec::new(), &marks).await;
                 return Err(error);
             }
         }
@@ -285,7 +299,7 @@ impl Objects {
                 Ok(Committed::Done)
             }
             Ok(CasOutcome::Lost(_)) => {
-                self.lost(object, units, &drops, drop_blocks).await?;
+                self.lost(object, units, &marks).await?;
                 Ok(Committed::Lost)
             }
             Ok(CasOutcome::Overtaken(current)) => {
@@ -311,7 +325,7 @@ impl Objects {
                 };
                 match never_was {
                     Some(true) => {
-                        self.lost(object, units, &drops, drop_blocks).await?;
+                        self.lost(object, units, &marks).await?;
                         Ok(Committed::Lost)
                     }
                     // It was there. What it dropped is this host's to free; its own units are whoever's who replaced them.
@@ -333,14 +347,16 @@ impl Objects {
                 }
             }
             Ok(CasOutcome::NotDone(error)) => {
-                self.undo(object.fd, units, &drops, drop_blocks).await;
+                self.undo(object.fd, units, &marks).await;
                 Err(error.into())
             }
             Ok(CasOutcome::Unknown(error)) => {
+                self.leave_to_recovery(&units, &drops, drop_blocks);
                 object.doubtful.set(true);
                 Err(error.into())
             }
             Err(error) => {
+                self.leave_to_recovery(&units, &drops, drop_blocks);
                 object.doubtful.set(true);
                 Err(error)
             }
@@ -362,16 +378,11 @@ impl Objects {
         self.defer(drops);
     }
 
-    async fn lost(
-        &self,
-        object: &Object,
-        units: Vec<PreparedUnit>,
-        drops: &[UnitUse],
-        drop_blocks: &[(u32, BlockAddress)],
-    ) -> Result<(), FsError> {
-        self.undo(object.fd, units, drops, drop_blocks).await;
+    async fn lost(&self, object: &Object, units: Vec<PreparedUnit>, marks: &Marks<'_>) -> Result<(), FsError> {
         if active(Sabotage::DropsOfTheLost) {
-            self.defer(drops.to_vec());
+            self.defer(marks.drops.to_vec());
+        } else {
+            self.undo(object.fd, units, marks).await;
         }
         match self.refresh(object).await {
             // The object is gone: the caller finds that out by itself.
@@ -391,17 +402,22 @@ impl Objects {
     }
 
     /// Takes a commit back that certainly did not and will not happen: its units, all written, go back to the pool, marks are
-    /// taken off.
-    async fn undo(&self, fd: FdId, units: Vec<PreparedUnit>, drops: &[UnitUse], blocks: &[(u32, BlockAddress)]) {
+    /// taken off. One that took the place of another host's mark stays until it was looked whether that host's change has dropped the
+    /// unit: without a mark nobody would find it, if that host died.
+    async fn undo(&self, fd: FdId, units: Vec<PreparedUnit>, marks: &Marks<'_>) {
+        let taken_over = if active(Sabotage::StolenMarkKept) { &[] } else { marks.taken_over };
+        let own = marks.drops.iter().filter(|unit| !taken_over.contains(unit));
         let edits: Vec<(UnitUse, UnitEdit)> = units
             .iter()
             .map(|unit| (unit.use_, UnitEdit::Recycle))
-            .chain(drops.iter().map(|unit| (*unit, UnitEdit::Keep)))
+            .chain(own.map(|unit| (*unit, UnitEdit::Keep)))
             .collect();
-        let (edited, kept) = futures_util::join!(self.space.units.edit(&edits), self.space.blocks.keep(fd, blocks));
-        if let Err(error) = edited.and(kept) {
+        let (edited, kept) =
+            futures_util::join!(self.space.units.edit(&edits), self.space.blocks.keep(fd, marks.blocks));
+        self.contest(taken_over.iter().copied());
+        if let Err(error) = edited.map(|_| ()).and(kept) {
             tracing::warn!(%fd, %error, "marks of a change that did not happen stay behind; recovery takes them off");
-            self.leave_to_recovery(&units, drops, blocks);
+            self.leave_to_recovery(&units, marks.drops, marks.blocks);
             return;
         }
         let fresh = units.into_iter().map(|unit| self.space.units.unprepare(unit, true)).collect();
@@ -495,7 +511,7 @@ impl Objects {
                 CasOutcome::Lost(_) | CasOutcome::Overtaken(_) => {
                     self.space.roots.forget_container(fd.container()).await;
                     if sound {
-                        self.undo(fd, Vec::from(units), &[], &[]).await;
+                        self.undo(fd, Vec::from(units), &Marks::default()).await;
                     } else {
                         self.leave_to_recovery(&units, &[], &[]);
                         edited?;

@@ -115,6 +115,8 @@ pub struct Objects {
     table: RefCell<HashMap<FdId, Weak<Object>>>,
     /// Units that commits dropped; given back in batches.
     dropped: RefCell<Vec<UnitUse>>,
+    /// Units whose mark this host took over from another one's with a change that then was lost.
+    contested: RefCell<Vec<UnitUse>>,
     /// Objects whose lock this host may hold without knowing it.
     doubtful_locks: RefCell<BTreeSet<FdId>>,
     /// Held while they are given back: who leaves must not take a set in work for an empty one.
@@ -135,6 +137,7 @@ impl Objects {
             space,
             table: RefCell::default(),
             dropped: RefCell::default(),
+            contested: RefCell::default(),
             doubtful_locks: RefCell::default(),
             releasing: Mutex::new(()),
             tidying: Mutex::new(()),
@@ -151,9 +154,9 @@ impl Objects {
         &self.space
     }
 
-    /// Units that wait to be given back.
+    /// Units that wait to be given back, or for a decision whether they are.
     pub fn deferred(&self) -> usize {
-        self.dropped.borrow().len()
+        self.dropped.borrow().len() + self.contested.borrow().len()
     }
 
     /// Those of them that do not lie on a lost LUN.
@@ -185,6 +188,16 @@ impl Objects {
         self.dropped.borrow_mut().extend(units);
     }
 
+    /// Notes units that carry this host's mark, of which only a look can tell whether anything reaches them.
+    pub(crate) fn contest(&self, units: impl IntoIterator<Item = UnitUse>) {
+        self.contested.borrow_mut().extend(units);
+    }
+
+    /// Takes the units that [`Objects::contest`] has noted.
+    pub(crate) fn take_contested(&self) -> Vec<UnitUse> {
+        self.contested.take()
+    }
+
     /// This incarnation as a lock holder on the LUN of an object.
     pub(crate) fn own_holder(&self, fd: FdId) -> Result<Holder, FsError> {
         Ok(Holder { slot: self.context.own_slot(fd.lun())?, incarnation: self.context.incarnation() })
@@ -194,6 +207,7 @@ impl Objects {
     pub fn forget(&self) {
         self.table.borrow_mut().clear();
         self.dropped.borrow_mut().clear();
+        self.contested.borrow_mut().clear();
         self.doubtful_locks.borrow_mut().clear();
         self.space.units.forget();
         self.space.roots.forget();

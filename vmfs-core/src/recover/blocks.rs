@@ -61,7 +61,7 @@ impl Recovery<'_> {
         let owned = |kind| matches!(kind, EntryKind::Data | EntryKind::Retiring);
         let object = match entries.iter().any(|(_, entry)| owned(entry.kind)) {
             false => None,
-            true => match self.owner(owner).await {
+            true => match self.reach.owner(owner).await {
                 // It cannot be told while the owner's LUN is away; it does not hold the slot.
                 Err(FsError::MissingLun { .. }) => return Ok(Vec::new()),
                 other => other?,
@@ -72,7 +72,7 @@ impl Recovery<'_> {
             let block = BlockNo::new(first.get() + nth as u64).expect("the layout has the block");
             let at = BlockAddress { lun: self.member.index, block };
             let reached = match &object {
-                Some(object) if owned(entry.kind) => self.reaches_block(object, entry.index, at).await?,
+                Some(object) if owned(entry.kind) => self.reach.reaches_block(object, entry.index, at).await?,
                 _ => false,
             };
             let after = match (entry.kind, reached) {

@@ -6,12 +6,16 @@
 //! makes every older compare-and-write to it void; then it is looked whether the thing is reachable; then it is freed or kept.
 
 mod blocks;
+mod contested;
 mod reach;
 mod roots;
 mod units;
 
 use std::rc::Rc;
 
+pub use contested::settle_contested;
+
+use self::reach::Reach;
 use crate::alloc::table::Tables;
 use crate::breaking;
 use crate::cas::{CasOutcome, CellChange};
@@ -23,7 +27,6 @@ use crate::format::heartbeat::{FenceGrade, Heartbeat, SlotState};
 use crate::format::layout::arena_cell;
 use crate::format::table_entry::{EntryKind, TableEntry};
 use crate::format::{Cell, CellKind};
-use crate::mapping::tree::Shape;
 use crate::object::Objects;
 use crate::sabotage::{Sabotage, active};
 use crate::slot;
@@ -64,7 +67,7 @@ struct Recovery<'a> {
     dead: SlotRef,
     /// The storage has proven that no write of the incarnation can arrive any more.
     fenced: bool,
-    shape: Shape,
+    reach: Reach<'a>,
     done: Recovered,
 }
 
@@ -84,7 +87,7 @@ pub async fn recover(
         member: member.clone(),
         dead,
         fenced: dirty.fence_grade == FenceGrade::A || active(Sabotage::QuarantineSkipped),
-        shape: Shape::new(parts.context.cell_size()),
+        reach: Reach::new(parts),
         done: Recovered::default(),
     };
     recovery.run().await?;

@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use super::Recovery;
+use super::Parts;
 use crate::cas::{CasOutcome, CellChange};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::CellKind;
@@ -12,7 +12,7 @@ use crate::format::body::Content;
 use crate::format::table_entry::EntryKind;
 use crate::format::unit::UnitRef;
 use crate::mapping::publish::pointers;
-use crate::mapping::tree::{InnerCache, InnerSource, Tree};
+use crate::mapping::tree::{InnerCache, InnerSource, Shape, Tree};
 use crate::object::{Image, Object, Objects};
 use crate::sabotage::{Sabotage, active};
 use crate::units::{BlockAddress, FdId, Link, UnitAddress};
@@ -33,7 +33,17 @@ impl InnerSource for Source<'_> {
     }
 }
 
-impl Recovery<'_> {
+/// Looks at what objects reach.
+pub(super) struct Reach<'a> {
+    parts: &'a Parts<'a>,
+    shape: Shape,
+}
+
+impl<'a> Reach<'a> {
+    pub(super) fn new(parts: &'a Parts<'a>) -> Reach<'a> {
+        Reach { parts, shape: Shape::new(parts.context.cell_size()) }
+    }
+
     /// The object that an entry names, after its root cell was re-stamped. `None`: there is none.
     pub(super) async fn owner(&self, stored: u64) -> Result<Option<Rc<Object>>, FsError> {
         let Some(fd) = FdId::from_stored(stored) else { return Ok(None) };
@@ -52,15 +62,15 @@ impl Recovery<'_> {
         let corrupt =
             |cause| FsError::Corrupt { structure: format!("pointer block {} of {}", place.pb, owner.fd), cause };
         for _ in 0..TRIES {
-            let cell = self.context().read_cell(address).await?;
+            let cell = self.parts.context.read_cell(address).await?;
             cell.expect_kind(CellKind::PointerBlock).map_err(corrupt)?;
             cell.expect_owner(owner.fd, image.link(), place.pb).map_err(corrupt)?;
-            let found = pointers(self.context().cell_size(), cell.payload()).map_err(corrupt)?;
-            self.context().prove_live([address.lun]).await?;
+            let found = pointers(self.parts.context.cell_size(), cell.payload()).map_err(corrupt)?;
+            self.parts.context.prove_live([address.lun]).await?;
             if active(Sabotage::RecoveryWithoutRestamp) {
                 return Ok(found.get(place.nth).copied().flatten().is_some_and(|pointer| pointer.at == at));
             }
-            match self.context().cas(&cell, CellChange::same(&cell)).await? {
+            match self.parts.context.cas(&cell, CellChange::same(&cell)).await? {
                 CasOutcome::Applied(_) => {
                     return Ok(found.get(place.nth).copied().flatten().is_some_and(|pointer| pointer.at == at));
                 }
@@ -95,7 +105,7 @@ impl Recovery<'_> {
         }
     }
 
-    fn source<'a>(&'a self, owner: &Object, image: &Image) -> Source<'a> {
+    fn source(&self, owner: &Object, image: &Image) -> Source<'_> {
         Source { objects: self.parts.objects, fd: owner.fd, link: image.link() }
     }
 

@@ -72,7 +72,7 @@ impl Recovery<'_> {
         owner: u64,
         entries: Vec<(usize, UnitAddress, TableEntry)>,
     ) -> Result<Vec<(usize, TableEntry, TableEntry)>, FsError> {
-        let object = match self.owner(owner).await {
+        let object = match self.reach.owner(owner).await {
             Err(FsError::MissingLun { .. }) => return Ok(Vec::new()),
             other => other?,
         };
@@ -80,7 +80,7 @@ impl Recovery<'_> {
         for (nth, at, entry) in entries {
             let kind = if entry.kind == EntryKind::Retiring { entry.was } else { entry.kind };
             let reached = match &object {
-                Some(object) => self.reaches_unit(object, (kind, entry.index), at).await?,
+                Some(object) => self.reach.reaches_unit(object, (kind, entry.index), at).await?,
                 None => false,
             };
             match (entry.kind, reached) {

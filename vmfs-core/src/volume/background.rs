@@ -96,16 +96,18 @@ async fn renewals(inner: &Rc<Inner>, member: &Rc<Member>) {
 
 async fn tidying(inner: &Rc<Inner>) {
     while sleep_or_asked(inner, TIDY_EVERY).await {
+        let _round = inner.rounds.read().await;
         if inner.context.fenced().is_some() || inner.closing.get() {
             continue;
         }
         let reaped = inner.reap().await;
         let tidied = inner.names.tidy().await;
+        let settled = inner.settle_contested().await;
         let recycled = inner.objects.tidy().await;
         let space = inner.objects.space();
         let topped_up = space.units.top_up(&space.blocks).await;
         let unlocked = inner.objects.release_doubtful_locks().await;
-        for error in [reaped, tidied, recycled, topped_up, unlocked].into_iter().filter_map(Result::err) {
+        for error in [reaped, tidied, settled, recycled, topped_up, unlocked].into_iter().filter_map(Result::err) {
             tracing::warn!(%error, "tidying up is tried again");
         }
     }

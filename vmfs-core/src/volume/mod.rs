@@ -43,7 +43,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, RwLock};
 
 use crate::context::Context;
 use crate::directory::Names;
@@ -115,6 +115,9 @@ struct Inner {
     reaping: Mutex<()>,
     /// Scrubs that have begun: the last one goes on.
     scrubs: Cell<u64>,
+    /// Shared by whatever in the background takes units or gives some back. Who leaves waits for it: nothing is to come to the pool
+    /// after that was emptied.
+    rounds: RwLock<()>,
     warnings: RefCell<Vec<String>>,
     /// Hosts that were taken over from.
     takeovers: RefCell<Vec<Takeover>>,

@@ -25,6 +25,7 @@ use crate::keeper::{Joining, SlotKeeper};
 use crate::lease;
 use crate::lun::Lun;
 use crate::object::Objects;
+use crate::sabotage::{Sabotage, active};
 use crate::slot::{self, HostIdentity, OwnSlot};
 use crate::units::{FdId, LunIndex, SlotId};
 
@@ -259,6 +260,7 @@ async fn assemble(
             missing,
             reaping: tokio::sync::Mutex::new(()),
             scrubs: Cell::new(0),
+            rounds: tokio::sync::RwLock::new(()),
             warnings: RefCell::new(warnings),
             takeovers: RefCell::default(),
             others_let_go: RefCell::default(),
@@ -290,6 +292,7 @@ pub(super) async fn unmount(inner: &Rc<Inner>) -> Result<(), FsError> {
     inner.stopping.set(true);
     let _nothing_is_formatted = inner.extending.lock().await;
     let _nothing_is_moved = inner.draining.lock().await;
+    let _no_more_rounds = inner.rounds.write().await;
     let mut result = inner.files.close_all().await;
     if !inner.info.read_only && inner.context.fenced().is_none() {
         result = result.and(finish(inner).await);
@@ -297,7 +300,7 @@ pub(super) async fn unmount(inner: &Rc<Inner>) -> Result<(), FsError> {
         let nothing_left = result.is_ok() && waiting == 0;
         inner.left.set(true);
         for member in inner.context.members() {
-            let clean = nothing_left && !member.is_unresolved();
+            let clean = (nothing_left && !member.is_unresolved()) || active(Sabotage::AlwaysClean);
             if !clean {
                 tracing::warn!(lun = %member.lun.name(), "the slot is left dirty: something stays behind for recovery");
             }
@@ -317,6 +320,7 @@ async fn finish(inner: &Rc<Inner>) -> Result<(), FsError> {
     for _ in 0..LAST_ROUNDS {
         result = inner.names.tidy().await;
         result = result.and(inner.reap().await);
+        result = result.and(inner.settle_contested().await);
         result = result.and(inner.objects.tidy().await);
         result = result.and(inner.objects.release_doubtful_locks().await);
         if result.is_ok() && inner.names.unfinished() == 0 {

@@ -15,6 +15,7 @@ use crate::format::body::Content;
 use crate::format::dirent::ObjectRef;
 use crate::format::root_cell::{HoldMode, ObjectState, ObjectType};
 use crate::object::Object;
+use crate::recover::{self, Parts};
 use crate::units::LunIndex;
 use crate::volume::NewObjectSpec;
 
@@ -179,6 +180,11 @@ impl Inner {
             }
         }
         result
+    }
+
+    /// Decides what becomes of units that other hosts may have dropped, whose marks this host has.
+    pub(super) async fn settle_contested(&self) -> Result<(), FsError> {
+        recover::settle_contested(&Parts { context: &self.context, objects: &self.objects, names: &self.names }).await
     }
 
     async fn free(&self, object: &Rc<Object>) -> Result<(), FsError> {

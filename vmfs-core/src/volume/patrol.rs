@@ -55,6 +55,7 @@ pub(super) async fn run(inner: &Rc<Inner>, member: &Rc<Member>) {
         {
             return;
         }
+        let _round = inner.rounds.read().await;
         if inner.context.fenced().is_some() || inner.closing.get() {
             continue;
         }
