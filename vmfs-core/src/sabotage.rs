@@ -113,6 +113,10 @@ sabotages! {
     ArenaEmpty, "arena-empty", "a place is listed before the first allocation or mark in it";
     /// That there is no name is believed at the first look.
     AbsenceBelieved, "absence-believed", "that there is no name takes a second look at the directory";
+    /// A move does not tell the old directory that the child is leaving.
+    LeavingUnsaid, "leaving-unsaid", "a move changes the old directory too, after it read the child and before it moves it";
+    /// A rename takes an entry that a move is about to leave.
+    LeavingIgnored, "leaving-ignored", "a rename of an entry that is about to be left changes the child first";
     /// The mark of a host that lives is taken for that of a dead one.
     LivingMarkDecided, "living-mark-decided", "only marks of incarnations that are over are decided by others";
     /// The token stays when a lock changes hands.

@@ -260,8 +260,12 @@ fn short_name() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn dirent(name: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Dirent> {
-    (name, object_type(), object_ref(), option::of(option::of(object_ref())))
-        .prop_map(|(name, object_type, child, pending)| Dirent { name, object_type, child, pending })
+    (name, object_type(), object_ref(), option::of(option::of(object_ref())), any::<bool>()).prop_map(
+        |(name, object_type, child, pending, leaving)| {
+            let leaving = leaving && pending.is_none();
+            Dirent { name, object_type, child, pending, leaving }
+        },
+    )
 }
 
 fn attributes() -> impl Strategy<Value = Attributes> {

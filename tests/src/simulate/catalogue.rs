@@ -23,7 +23,7 @@ pub const fn seeds(sabotage: Sabotage) -> Option<u64> {
         NoRestamp | OneLunAsked | LivingMarkDecided => Some(500),
         UnmapBeforeMark | BlocksForgotten => Some(1000),
         GranulesWhole | LeaseFromAnswer => Some(1600),
-        GenerationIgnored => Some(2500),
+        GenerationIgnored | LeavingUnsaid | LeavingIgnored => Some(2500),
         _ => None,
     }
 }

@@ -55,8 +55,7 @@ pub fn duel(rng: &mut Rng, plan: &mut Plan) {
     }
 }
 
-/// All hosts make, move and look up three names. They rename between the two directories only: a rename within one that meets a move out
-/// of it is a known gap (DESIGN.md, section 12).
+/// All hosts make, rename and look up three names, two of one directory and one of another: renames meet moves of the same object.
 pub fn names_in_dispute(rng: &mut Rng, plan: &mut Plan) {
     let place = |rng: &mut Rng| rng.below(3) as Place;
     for host in 0..plan.hosts.len() {
@@ -65,8 +64,8 @@ pub fn names_in_dispute(rng: &mut Rng, plan: &mut Plan) {
                 0..2 => Operation::Create(place(rng)),
                 2 => Operation::Unlink(place(rng)),
                 3..6 => {
-                    let there = rng.chance(500);
-                    Operation::Rename(there.into(), (!there).into())
+                    let from = place(rng);
+                    Operation::Rename(from, (from + rng.between(1, 2) as Place) % 3)
                 }
                 _ => Operation::Look(place(rng)),
             };

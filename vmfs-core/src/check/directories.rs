@@ -167,6 +167,9 @@ impl Checker<'_> {
     async fn check_plain(&mut self, found: &Found, entry: &Dirent, name: &str, shelf: &Shelf) {
         match self.worth(found.fd, entry.child).await {
             Worth::Counts(object_type) => {
+                if entry.leaving {
+                    self.leftover(found, name, "leaving: a move out of this directory", shelf);
+                }
                 if object_type != entry.object_type {
                     let what = format!("{:?} for {name:?}", entry.object_type).to_lowercase();
                     let expected = format!("{object_type:?}, as in {}", entry.child.fd).to_lowercase();

@@ -106,7 +106,13 @@ impl Names {
                 None => child.insert(self.make(directory, name, spec).await?).clone(),
             };
             let reference = object.reference();
-            let entry = Dirent { name: name.to_vec(), object_type: spec.object_type, child: reference, pending: None };
+            let entry = Dirent {
+                name: name.to_vec(),
+                object_type: spec.object_type,
+                child: reference,
+                pending: None,
+                leaving: false,
+            };
             match self.commit_edits(directory, &resolved.image, &[Edit::Set(entry)], &patience).await? {
                 Committed::Done => return Ok(Created::New(object)),
                 Committed::Lost => patience.lost(name).await?,

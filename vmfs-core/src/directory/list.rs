@@ -122,7 +122,7 @@ impl Names {
 
     /// An entry for the caller. Children are not read, but for a pending entry: only the moving child tells whether it is there.
     async fn shown_entry(&self, directory: &Found, cookie: u64, entry: Dirent) -> Result<Option<DirEntry>, FsError> {
-        let Dirent { name, object_type, child, pending } = entry;
+        let Dirent { name, object_type, child, pending, .. } = entry;
         if pending.is_none() {
             return Ok(Some(DirEntry { name, object: child, object_type, cookie }));
         }

@@ -8,6 +8,7 @@
 //! - A pending entry is decided by: read the directory, re-stamp the moving child, look at it, change the directory from the image
 //!   that was read. A mover reads the child, then changes the directory, then the child; after a loss it changes the directory again.
 //!   So either its change of the child is dead, or the directory is no longer the image that was read.
+//! - So is the entry that the mover leaves, when a rename takes it: the mover has changed that directory too, after it read the child.
 
 use std::rc::Rc;
 
@@ -217,6 +218,7 @@ impl Names {
                         object_type: object.image()?.root.object_type.unwrap_or(entry.object_type),
                         child: replaced,
                         pending: None,
+                        leaving: false,
                     }),
                 },
             }
@@ -227,6 +229,30 @@ impl Names {
         {
             // Its mark, if it is ours to decide, is decided by whoever needs it or by the tidying: it has lost or kept its name now.
             self.leave_for_later(Unfinished::Mark { parent: directory.reference(), child: replaced });
+        }
+        Ok(())
+    }
+
+    /// Makes void every move of `child` that began before its directory was read last. False: its root cell has changed since it was
+    /// found; it may have moved.
+    pub(super) async fn hold_here(&self, child: &Found) -> Result<bool, FsError> {
+        let image = child.image()?;
+        Ok(matches!(self.change_root(child, &image, |_| {}).await?, Committed::Done))
+    }
+
+    /// Takes the announcement of a move off an entry that was found in `image`, if the child is still there. Losing is no error: look
+    /// again.
+    pub(super) async fn settle_leaving(
+        &self,
+        directory: &Found,
+        image: &Rc<Image>,
+        entry: &Dirent,
+        child: &Found,
+        patience: &Patience,
+    ) -> Result<(), FsError> {
+        if self.hold_here(child).await? {
+            let edits = [Edit::Set(Dirent { leaving: false, ..entry.clone() })];
+            let _ = self.commit_edits(directory, image, &edits, patience).await?;
         }
         Ok(())
     }

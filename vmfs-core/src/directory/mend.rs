@@ -18,7 +18,7 @@ impl Names {
         child: ObjectRef,
         object_type: ObjectType,
     ) -> Result<(), FsError> {
-        let entry = Dirent { name: name.to_vec(), object_type, child, pending: None };
+        let entry = Dirent { name: name.to_vec(), object_type, child, pending: None, leaving: false };
         self.edit_entry(directory, Edit::Set(entry)).await
     }
 

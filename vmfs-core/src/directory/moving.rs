@@ -2,9 +2,10 @@
 //! Promises: the change of the child's root cell is the move; before it every host sees the old name, after it the new one.
 //! Must not know: the checks of rename(2) beyond those of a move.
 //!
-//! First the child is read; second a pending entry is committed to the new directory, and the old one is read again; third the child's
-//! root cell gets the new parent and a new link, and its body the new name as a hint; fourth the old entry goes and the pending one becomes plain. A loss at the third step
-//! begins again at the first, and the second is then done again too: a host that cancels the pending entry relies on it (`marks`).
+//! First the child is read; second a pending entry is committed to the new directory, and to the old one that the child is leaving; third
+//! the child's root cell gets the new parent and a new link, and its body the new name as a hint; fourth the old entry goes and the
+//! pending one becomes plain. A loss at the third step begins again at the first, and the second is then done again too: a host that
+//! cancels the pending entry relies on it (`marks`), and so does one that renames the child within the old directory.
 //!
 //! Out of a directory that is lost the same move goes without looking at the old entry. Whoever removes the child or moves it changes its
 //! root cell first, so only a rename within that directory, by a host that still sees it, can be passed over; its entry is dead then.
@@ -21,7 +22,17 @@ use crate::format::body::Body;
 use crate::format::dirent::{Dirent, ObjectRef};
 use crate::format::root_cell::{HoldMode, RootCell};
 use crate::object::{Change, Committed, HolderInfo, Image};
+use crate::sabotage::{Sabotage, active};
 use crate::volume::Renamed;
+
+/// What a move has told the directories, certainly or perhaps, and has to take back when it fails.
+#[derive(Default)]
+struct Announced {
+    /// The pending entry in the new directory.
+    pending: Option<Dirent>,
+    /// The old entry says that the child is leaving.
+    leaving: bool,
+}
 
 impl Names {
     pub(super) async fn move_across(
@@ -35,12 +46,17 @@ impl Names {
             self.objects.space().roots.note(from.fd).await?;
         }
         let mut patience = self.patience();
-        let mut pending = None;
-        let result = self.move_loop(rename, marked, &mut pending, &mut patience).await;
-        if result.is_err()
-            && let Some(entry) = pending
-        {
-            self.cancel(rename, &entry).await;
+        let mut announced = Announced::default();
+        let result = self.move_loop(rename, marked, &mut announced, &mut patience).await;
+        if result.is_err() {
+            if announced.pending.is_some() {
+                self.cancel(rename.to, rename.new_name).await;
+            }
+            if let Some(from) = rename.from
+                && announced.leaving
+            {
+                self.cancel(from, rename.name).await;
+            }
         }
         result
     }
@@ -49,14 +65,14 @@ impl Names {
         &self,
         rename: Rename<'_>,
         marked: &mut Option<ObjectRef>,
-        pending: &mut Option<Dirent>,
+        announced: &mut Announced,
         patience: &mut Patience,
     ) -> Result<Outcome, FsError> {
         loop {
-            if pending.is_some() && !self.own_pending(rename, pending.as_ref()).await? {
-                *pending = None;
+            if announced.pending.is_some() && !self.own_pending(rename, announced.pending.as_ref()).await? {
+                announced.pending = None;
             }
-            let Some(ends) = self.ends_of_move(rename, *marked, pending.as_ref(), patience).await? else {
+            let Some(ends) = self.ends_of_move(rename, *marked, announced.pending.as_ref(), patience).await? else {
                 patience.lost(rename.name).await?;
                 continue;
             };
@@ -79,15 +95,16 @@ impl Names {
                 object_type: ends.entry.object_type,
                 child: after,
                 pending: Some(target),
+                leaving: false,
             };
             if !self.insert_pending(rename, &ends, &entry, patience).await? {
                 continue;
             }
-            *pending = Some(entry.clone());
-            // The pending entry was written after the child was read; that the old name still means the child is read now.
+            announced.pending = Some(entry.clone());
+            // Both entries are written after the child was read, in each attempt anew.
             if let Some(from) = rename.from {
-                self.objects.refresh(from).await?;
-                if !self.still_named(from, rename.name, before).await? {
+                announced.leaving = true;
+                if !self.announce_leaving(from, rename.name, before, patience).await? {
                     continue;
                 }
             }
@@ -101,7 +118,6 @@ impl Names {
                 patience.lost(rename.name).await?;
                 continue;
             }
-            *pending = None;
             *marked = None;
             self.complete(rename, &ends, &entry, before, patience).await;
             return Ok(Outcome::Done(Renamed { before, after, replaced: target }));
@@ -194,9 +210,30 @@ impl Names {
         }
     }
 
-    async fn still_named(&self, from: &Found, name: &[u8], child: ObjectRef) -> Result<bool, FsError> {
+    /// Commits to the old directory that the child is about to leave it, by an image in which the old name still means the child.
+    /// False: look again.
+    async fn announce_leaving(
+        &self,
+        from: &Found,
+        name: &[u8],
+        child: ObjectRef,
+        patience: &mut Patience,
+    ) -> Result<bool, FsError> {
+        self.objects.refresh(from).await?;
         let found = self.resolve(from, name).await?;
-        Ok(matches!(found.meaning, Meaning::Object { child: found, .. } if found.reference() == child))
+        let entry = match found.meaning {
+            Meaning::Object { entry, child: named } if named.reference() == child && entry.pending.is_none() => entry,
+            _ => return Ok(false),
+        };
+        if active(Sabotage::LeavingUnsaid) {
+            return Ok(true);
+        }
+        let edits = [Edit::Set(Dirent { leaving: true, ..entry })];
+        if let Committed::Done = self.commit_edits(from, &found.image, &edits, patience).await? {
+            return Ok(true);
+        }
+        patience.lost(name).await?;
+        Ok(false)
     }
 
     /// After the child's root cell was changed by somebody: whether by this operation. Only one entry of the directory names the
@@ -285,12 +322,11 @@ impl Names {
         }
     }
 
-    /// Takes this operation's pending entry back.
-    async fn cancel(&self, rename: Rename<'_>, entry: &Dirent) {
-        if let Err(error) = self.finish_entry(rename.to, &entry.name).await {
-            tracing::warn!(name = %super::names::shown(&entry.name), %error, "a move that failed is tidied up later");
-            let (directory, name) = (rename.to.reference(), entry.name.clone());
-            self.leave_for_later(Unfinished::Entry { directory, name });
+    /// Takes back what this operation has announced in a directory.
+    async fn cancel(&self, directory: &Found, name: &[u8]) {
+        if let Err(error) = self.finish_entry(directory, name).await {
+            tracing::warn!(name = %super::names::shown(name), %error, "a move that failed is tidied up later");
+            self.leave_for_later(Unfinished::Entry { directory: directory.reference(), name: name.to_vec() });
         }
     }
 }

@@ -139,7 +139,7 @@ mod tests {
     fn entry(name: &[u8]) -> Dirent {
         let container = BlockAddress { lun: LunIndex::new(1).unwrap(), block: BlockNo::new(7).unwrap() };
         let child = ObjectRef { fd: FdId::new(container, 3).unwrap(), link: Link(1) };
-        Dirent { name: name.to_vec(), object_type: ObjectType::File, child, pending: None }
+        Dirent { name: name.to_vec(), object_type: ObjectType::File, child, pending: None, leaving: false }
     }
 
     #[test]

@@ -118,6 +118,7 @@ impl Names {
             // What its counter was only its root cell knows.
             child: ObjectRef { fd: *fd, link: Link(0) },
             pending: None,
+            leaving: false,
         });
         let unnamed = name_set(unnamed.collect())?;
         let directories = orphans.into_iter().map(|(fd, children)| Ok((fd, names_of(children)?)));
@@ -348,7 +349,13 @@ fn names_of(mut children: Vec<Orphan>) -> Result<NameSet, FsError> {
             own = [&name[..name.len().min(MAX_NAME - suffix.len())], &suffix].concat();
             number += 1;
         }
-        entries.push(Dirent { name: own, object_type: child.object_type, child: child.object, pending: None });
+        entries.push(Dirent {
+            name: own,
+            object_type: child.object_type,
+            child: child.object,
+            pending: None,
+            leaving: false,
+        });
     }
     name_set(entries)
 }

@@ -50,7 +50,7 @@ impl Names {
         }
     }
 
-    /// Takes what a move left half done out of a directory: pending entries are settled, entries that nothing stands behind go.
+    /// Takes what a move left half done out of a directory: what was announced is settled, entries that nothing stands behind go.
     pub async fn tidy_directory(&self, what: ObjectRef) -> Result<(), FsError> {
         let _guard = self.lock_directories(&[what.fd]).await;
         let directory = match self.load_directory(what).await {
@@ -78,7 +78,7 @@ impl Names {
                 None => match self.believed(entry.child, directory.fd).await {
                     // What cannot be read now is left as it is.
                     Err(FsError::MissingLun { .. }) => true,
-                    other => other?.is_some(),
+                    other => other?.is_some() && !entry.leaving,
                 },
             };
             if !is_sound {

@@ -13,6 +13,7 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::dirent::{Dirent, ObjectRef};
 use crate::format::root_cell::ObjectState;
 use crate::object::{Committed, Image};
+use crate::sabotage::{Sabotage, active};
 use crate::units::FdId;
 use crate::volume::{RenameFlags, Renamed};
 
@@ -230,7 +231,10 @@ impl Names {
                     continue;
                 }
             }
-            let entry = Dirent { name: rename.new_name.to_vec(), ..ends.entry.clone() };
+            if !self.stays(rename.to, &ends, &mut patience).await? {
+                continue;
+            }
+            let entry = Dirent { name: rename.new_name.to_vec(), leaving: false, ..ends.entry.clone() };
             let edits = [Edit::Remove(rename.name.to_vec()), Edit::Set(entry)];
             match self.commit_edits(rename.to, &ends.to, &edits, &patience).await? {
                 Committed::Done => {
@@ -247,6 +251,19 @@ impl Names {
             }
             patience.lost(rename.name).await?;
         }
+    }
+
+    /// Makes sure that no move which is under way takes the child out of the directory behind this rename's back: a host that moves it is
+    /// given time, then its change of the child is made void. The directory was read before. False: look again.
+    async fn stays(&self, directory: &Found, ends: &Ends, patience: &mut Patience) -> Result<bool, FsError> {
+        if !ends.entry.leaving || active(Sabotage::LeavingIgnored) {
+            return Ok(true);
+        }
+        if patience.courtesy().await {
+            self.objects.refresh(directory).await?;
+            return Ok(false);
+        }
+        self.hold_here(&ends.child).await
     }
 
     /// After a commit that may have been there and is not the newest: whether it was, as far as the names tell.

@@ -80,7 +80,9 @@ impl Names {
         let mut patience = self.patience();
         loop {
             let image = object.image()?;
-            if image.body.attributes.name == name {
+            // One that is on its way out is its remover's alone.
+            let stays = matches!(image.root.state, ObjectState::Live | ObjectState::Creating(_));
+            if !stays || image.body.attributes.name == name {
                 return Ok(());
             }
             let mut body = Body::clone(&image.body);
@@ -178,14 +180,19 @@ impl Names {
         Ok(())
     }
 
-    /// Takes a leftover out, settles a pending entry; anything else stays. The directory's lock is held.
+    /// Takes a leftover out, settles an entry of a move that was begun; anything else stays. The directory's lock is held.
     pub(super) async fn finish_entry(&self, directory: &Found, name: &[u8]) -> Result<(), FsError> {
         let mut patience = self.patience();
         loop {
             let resolved = self.resolve(directory, name).await?;
             match resolved.meaning {
                 Meaning::Nothing => return Ok(()),
-                Meaning::Object { entry, .. } if entry.pending.is_none() => return Ok(()),
+                Meaning::Object { entry, child } if entry.pending.is_none() => {
+                    if !entry.leaving {
+                        return Ok(());
+                    }
+                    self.settle_leaving(directory, &resolved.image, &entry, &child, &patience).await?;
+                }
                 Meaning::Dead(entry) if entry.pending.is_none() => {
                     let edits = [Edit::Remove(entry.name)];
                     if matches!(

@@ -92,7 +92,7 @@ impl Source for Store {
 fn entry(name: &[u8], link: u64) -> Dirent {
     let container = BlockAddress { lun: LunIndex::new(1).unwrap(), block: BlockNo::new(7).unwrap() };
     let child = ObjectRef { fd: FdId::new(container, 3).unwrap(), link: Link(link) };
-    Dirent { name: name.to_vec(), object_type: ObjectType::File, child, pending: None }
+    Dirent { name: name.to_vec(), object_type: ObjectType::File, child, pending: None, leaving: false }
 }
 
 fn long_name(n: u32) -> Vec<u8> {

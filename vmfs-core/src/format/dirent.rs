@@ -52,6 +52,9 @@ pub struct Dirent {
     pub child: ObjectRef,
     /// Set in a pending entry: the entry that this one replaces once the child has moved (`Some(None)`: none).
     pub pending: Option<Option<ObjectRef>>,
+    /// A move of the child to another directory has begun; never together with `pending`. The entry counts as before, but a rename
+    /// within this directory changes the child's root cell first.
+    pub leaving: bool,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -67,6 +70,7 @@ struct RawDirent {
 
 const _: () = assert!(size_of::<RawDirent>() == 20);
 const PENDING: u8 = 1;
+const LEAVING: u8 = 2;
 const NAME: &str = "directory entry";
 
 impl Dirent {
@@ -80,7 +84,11 @@ impl Dirent {
             fd: self.child.fd.get().into(),
             link: self.child.link.0.into(),
             object_type: self.object_type as u8,
-            flags: if self.pending.is_some() { PENDING } else { 0 },
+            flags: match (self.pending.is_some(), self.leaving) {
+                (true, _) => PENDING,
+                (false, true) => LEAVING,
+                (false, false) => 0,
+            },
             name_length: self.name.len() as u8,
             reserved: 0,
         };
@@ -98,7 +106,7 @@ impl Dirent {
         let child = ObjectRef { fd: fd_of(raw.fd.get())?, link: Link(raw.link.get()) };
         let object_type = value(ObjectType::from_stored(raw.object_type), NAME, "type", raw.object_type.into())?;
         let pending = match raw.flags {
-            0 => None,
+            0 | LEAVING => None,
             PENDING => {
                 let (replaced, tail) = prefix::<[U64; 2]>(rest, NAME)?;
                 rest = tail;
@@ -118,7 +126,8 @@ impl Dirent {
         if !is_name(name) {
             return Err(FormatError::Value { structure: NAME, field: "name", value: length as u64 });
         }
-        Ok((Dirent { name: name.to_vec(), object_type, child, pending }, rest))
+        let leaving = raw.flags == LEAVING;
+        Ok((Dirent { name: name.to_vec(), object_type, child, pending, leaving }, rest))
     }
 }
 

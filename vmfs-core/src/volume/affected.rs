@@ -159,7 +159,7 @@ impl Search<'_> {
             // It went away meanwhile, or is damaged.
             Err(_) => return Ok(()),
         };
-        for Dirent { name, object_type, child, pending } in entries {
+        for Dirent { name, object_type, child, pending, .. } in entries {
             let fd = child.fd;
             if pending.is_none() && self.is_lost(fd.lun()) && self.step() {
                 self.found.insert(fd, (Some(object_type), LostPart::RootCell));

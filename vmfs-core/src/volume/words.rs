@@ -241,6 +241,7 @@ fn numbered(lines: &mut Lines, all: impl Iterator<Item = Option<String>>) {
 
 fn dirent(entry: &Dirent) -> String {
     let pending = match &entry.pending {
+        None if entry.leaving => ", leaving".to_owned(),
         None => String::new(),
         Some(None) => ", pending".to_owned(),
         Some(Some(replaced)) => format!(", pending, replaces {}", object(replaced)),

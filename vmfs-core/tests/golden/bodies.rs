@@ -87,21 +87,32 @@ fn a_symlink_and_a_raw_device_have_their_bytes_where_the_text_says() {
     check(77, "00: 04 01\n 40: 03\n 4a: 6e 61 61", None, Content::Raw(raw));
 }
 
-/// A file entry `x` for FD 2:5:7 link 3, and a pending directory entry `yz` for FD 1:0:9 link 4 that replaces FD 1:0:8 link 6.
+/// A file entry `x` for FD 2:5:7 link 3, a pending directory entry `yz` for FD 1:0:9 link 4 that replaces FD 1:0:8 link 6, and a link's entry
+/// `l` for FD 1:0:8 link 2 that is about to leave.
 const ENTRIES: &str = "
     07 80 02 00 00 00 10 00 03 00 00 00 00 00 00 00 01 00 01 00 78
     09 00 00 00 00 00 08 00 04 00 00 00 00 00 00 00 03 01 02 00
-       08 00 00 00 00 00 08 00 06 00 00 00 00 00 00 00 79 7a";
+       08 00 00 00 00 00 08 00 06 00 00 00 00 00 00 00 79 7a
+    08 00 00 00 00 00 08 00 02 00 00 00 00 00 00 00 04 02 01 00 6c";
 
 fn entries() -> Vec<Dirent> {
-    let plain = Dirent { name: b"x".to_vec(), object_type: ObjectType::File, child: object(2, 5, 7, 3), pending: None };
+    let plain = Dirent {
+        name: b"x".to_vec(),
+        object_type: ObjectType::File,
+        child: object(2, 5, 7, 3),
+        pending: None,
+        leaving: false,
+    };
     let pending = Dirent {
         name: b"yz".to_vec(),
         object_type: ObjectType::Directory,
         child: object(1, 0, 9, 4),
         pending: Some(Some(object(1, 0, 8, 6))),
+        leaving: false,
     };
-    vec![plain, pending]
+    let child = object(1, 0, 8, 2);
+    let leaving = Dirent { name: b"l".to_vec(), object_type: ObjectType::Symlink, child, pending: None, leaving: true };
+    vec![plain, pending, leaving]
 }
 
 fn one_line(lines: &str) -> String {
@@ -110,8 +121,8 @@ fn one_line(lines: &str) -> String {
 
 #[test]
 fn a_small_directory_holds_its_entries_in_the_body() {
-    let lines = format!("00: 05\n 40: 02\n 4a: {}", one_line(ENTRIES));
-    check(133, &lines, None, Content::Entries(entries()));
+    let lines = format!("00: 05\n 40: 03\n 4a: {}", one_line(ENTRIES));
+    check(154, &lines, None, Content::Entries(entries()));
 }
 
 #[test]
@@ -124,7 +135,7 @@ fn a_large_directory_holds_references_to_buckets() {
 
 #[test]
 fn a_bucket_and_an_inner_unit_have_their_bytes_where_the_text_says() {
-    let image = typed(67, &format!("00: 02 00 00 00 05\n 08: {}", one_line(ENTRIES)));
+    let image = typed(88, &format!("00: 03 00 00 00 05\n 08: {}", one_line(ENTRIES)));
     assert_eq!(decode_bucket(&image).unwrap(), (5, entries()));
     assert_eq!(encode_bucket(5, &entries()), image);
     let image = typed(32, "10: 02 3b 50 00 00 00 00 02 78 56 34 12 10 00 00 00");
