@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CRATES: &[&str] = &["vmfs-core", "vmfs-fuse", "vmfs-mkfs", "lockd", "scsi", "vmm", "iscsi-target", "nfs-backend"];
+const CRATES: &[&str] =
+    &["vmfs-core", "vmfs-fuse", "vmfs-mkfs", "lockd", "scsi", "storage", "vmm", "iscsi-target", "nfs-backend"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above").to_owned()
@@ -70,6 +71,7 @@ fn the_vmm_and_the_target_write_no_metadata() {
     for name in ["vmm", "iscsi-target"] {
         assert!(!dependencies(name).iter().any(|d| d == "vmfs-fuse" || d == "vmfs-mkfs"), "{name} knows the mount");
     }
+    assert_never_says("storage/src", &["vmfs_core::format", "vmfs_core::cas", "vmfs_core::alloc", "vmfs_core::object"]);
     assert_never_says("vmm/src", &["vmfs_core::format", "vmfs_core::cas", "vmfs_core::alloc", "vmfs_core::object"]);
     assert_never_says("iscsi-target/src", &["vmfs_core::format", "vmfs_core::alloc", "vmfs_core::object"]);
 }

@@ -8,10 +8,10 @@ use crate::hba::pvscsi::{Attachment, OpenError, PvScsi};
 use crate::hba::{Adapter, AdapterError, InterruptLine};
 use crate::holders;
 use crate::memory::GuestRam;
-use crate::storage::{self, DiskSource, Storage, Supervisor};
 use crate::supervision::Supervision;
 use scsi::DiskOptions;
 use std::sync::Arc;
+use storage::{DiskSource, Storage, Supervisor};
 
 /// Starts an adapter with `disks` on it; `supervision` hears of disks that this host may not use.
 ///

@@ -22,6 +22,5 @@ pub mod memory;
 pub mod pci;
 pub mod platform;
 pub mod serial;
-pub mod storage;
 pub mod supervision;
 pub mod vcpu;

@@ -3,10 +3,10 @@
 //! Must not know locks, leases, or how disks are stored.
 
 use crate::control::{Control, Outcome};
-use crate::storage::Supervisor;
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
+use storage::Supervisor;
 
 /// The link from a machine's disks to its vCPUs.
 #[derive(Default)]

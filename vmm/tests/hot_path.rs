@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use scsi::DiskOptions;
+use storage::DiskSource;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::hba::pvscsi::{Attachment, OpenError, PvScsi};
 use vmm::hba::{GuestMemory, HostBusAdapter, InterruptLine};
-use vmm::storage::{self, DiskSource};
 use vmm::supervision::Supervision;
 
 /// Counts the allocations of all threads but the guest's.

@@ -10,8 +10,8 @@ use vmfs_core::gate::GateState;
 
 use super::moving::OWN_ALIGNMENT;
 use super::{VmfsDisk, blocking};
-use crate::storage::file::failure;
-use crate::storage::ring::Padding;
+use crate::file::failure;
+use crate::ring::Padding;
 
 /// The most bytes of one first write.
 const FILL_AT_MOST: usize = 16 << 20;

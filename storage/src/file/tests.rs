@@ -8,10 +8,21 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::storage::{DiskSource, OpenError, Storage};
-use crate::supervision::Supervision;
+use crate::{DiskSource, OpenError, Storage};
 
 const LENGTH: usize = 1 << 20;
+
+/// For disks that nobody has to be told of.
+struct Nobody;
+
+impl crate::Supervisor for Nobody {
+    fn freeze(&self, _: &Path) {}
+    fn thaw(&self, _: &Path) {}
+    fn lost(&self, _: &Path, _: &str) {}
+    fn is_ending(&self) -> bool {
+        false
+    }
+}
 
 /// A folder with an image of 1 MiB.
 fn image() -> (TempDir, PathBuf) {
@@ -26,7 +37,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 }
 
 async fn open(source: DiskSource) -> Result<Storage, OpenError> {
-    crate::storage::open(source, std::sync::Arc::new(Supervision::default())).await
+    crate::open(source, std::sync::Arc::new(Nobody)).await
 }
 
 fn source(path: &Path) -> DiskSource {

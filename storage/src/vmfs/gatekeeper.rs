@@ -13,7 +13,7 @@ use scsi::StorageError;
 use tokio::sync::Notify;
 use vmfs_core::gate::GateState;
 
-use crate::storage::supervisor::Supervisor;
+use crate::supervisor::Supervisor;
 
 /// How often the gate is looked at when no request does it. Leases are counted in seconds.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

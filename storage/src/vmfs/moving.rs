@@ -10,8 +10,8 @@ use vmfs_core::gate::GateState;
 
 use super::VmfsDisk;
 use super::stretch::{Batch, Piece};
-use crate::storage::file::failure;
-use crate::storage::ring::{Padding, Transfer};
+use crate::file::failure;
+use crate::ring::{Padding, Transfer};
 
 /// Alignment of our own buffers: enough for every LUN.
 pub(super) const OWN_ALIGNMENT: usize = 4096;

@@ -19,8 +19,8 @@ use vmfs_core::env::Instant;
 use vmfs_core::gate::GatePage;
 use vmfs_core::units::{Generation, LunIndex};
 
-use crate::storage::Supervisor;
-use crate::storage::vmfs::{Appearance, VmfsDisk};
+use crate::Supervisor;
+use crate::vmfs::{Appearance, VmfsDisk};
 
 /// Bytes of a granule.
 pub const GRANULE: u64 = 16 << 10;

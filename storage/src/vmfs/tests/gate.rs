@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::world::{GRANULE, How, World};
 use super::{bytes, range, read, run};
-use crate::storage::vmfs::VmfsDisk;
+use crate::vmfs::VmfsDisk;
 
 /// Long enough for several looks at the gate.
 async fn a_while() {

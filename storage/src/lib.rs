@@ -1,6 +1,8 @@
-//! Owns: what is behind a guest's disks: the choice of a back end for a path, and the enum over them.
-//! Promises: a disk is opened exclusively for writing; errors name the file, the cause and the next step.
-//! Must not know: adapters, SCSI commands, guest memory.
+//! What is behind a SCSI disk: the choice of a back end for a path, and the enum over them.
+//!
+//! A guest's adapters and the iSCSI target use it alike. A disk is opened exclusively for writing; errors name the file, the cause and the
+//! next step. Nothing here knows adapters, SCSI commands or guest memory.
+#![deny(unsafe_code)]
 
 mod file;
 mod identity;

@@ -1,0 +1,583 @@
+//! Owns: the full feature phase of a session (RFC 7143, 4.2, 11.3 to 11.19).
+//! Promises: each command gets one response, or none if it was aborted; the answer to a task management function comes when the
+//! commands that it ended no longer touch the initiator's data.
+//! Must not know: which targets there are; what CDBs mean.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::net::Shutdown;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use scsi::{
+    Command, Completion, DataBuffer, Lun, NexusId, ShortBuffer, Task, TaskAttribute, TaskManagement,
+    TaskManagementResponse, TransportId,
+};
+use tokio::sync::Notify;
+use tokio_uring::net::TcpStream;
+
+use super::Entrance;
+use super::collecting::{Collecting, Flaw};
+use super::inbox::{Arrived, Broken, Inbox};
+use super::numbers::{DEPTH, Numbers, Turn};
+use super::outbox::Outbox;
+use crate::login::Login;
+use crate::login::parameters::Parameters;
+use crate::pdu::{
+    DataIn, DataOut, Header, LoginRequest, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut, ReadyToTransfer,
+    Reject, RejectReason, Request, Residual, ScsiCommand, ScsiResponse, TaskManagementAnswer, TaskRequest, TextRequest,
+    TextResponse,
+};
+use crate::server::{Server, TargetEntry};
+use crate::text;
+
+/// The longest transfer of one command that is given a buffer.
+const LONGEST_TRANSFER: u32 = 32 << 20;
+/// Silence after which the initiator is pinged.
+const QUIET: Duration = Duration::from_secs(20);
+/// Silence after which it is given up.
+const DEAD: Duration = Duration::from_secs(60);
+
+/// What the next PDU means for the connection.
+enum Next {
+    GoOn,
+    Close,
+}
+
+/// A session, which has one connection.
+pub struct Session {
+    /// The initiator's name.
+    pub initiator: String,
+    /// Its part of the session identifier.
+    pub isid: [u8; 6],
+    /// The target's part.
+    pub tsih: u16,
+    connection: u16,
+    /// Where it came in.
+    pub entrance: Entrance,
+    /// What it uses; none: it only asks what there is.
+    pub target: Option<Rc<TargetEntry>>,
+    /// When it began.
+    pub since: Instant,
+    /// Commands so far.
+    pub commands: Cell<u64>,
+    /// Bytes read so far.
+    pub bytes_read: Cell<u64>,
+    /// Bytes written so far.
+    pub bytes_written: Cell<u64>,
+    server: Rc<Server>,
+    nexus: NexusId,
+    agreed: Parameters,
+    stream: Rc<TcpStream>,
+    outbox: Rc<Outbox>,
+    numbers: Numbers,
+    /// Writes whose data are still coming, with their places in the task set.
+    collecting: RefCell<HashMap<u32, (Collecting, Task)>>,
+    /// Tags of the commands that the device server works on.
+    running: RefCell<HashSet<u32>>,
+    /// Tells that one of them is over.
+    over: Notify,
+    next_transfer_tag: Cell<u32>,
+    /// The rest of a text answer, and the tag by which it is asked for.
+    rest: RefCell<Option<(u32, Vec<u8>)>>,
+    heard: Cell<Instant>,
+    is_gone: Cell<bool>,
+    gone: Notify,
+}
+
+impl Session {
+    /// Begins after a login.
+    pub(super) async fn begin(
+        server: &Rc<Server>,
+        stream: Rc<TcpStream>,
+        outbox: Rc<Outbox>,
+        login: &Login,
+        first: &LoginRequest,
+        numbers: Numbers,
+        entrance: Entrance,
+    ) -> Rc<Session> {
+        let session = Rc::new(Session {
+            initiator: login.initiator.clone().unwrap_or_default(),
+            isid: first.isid,
+            tsih: first.tsih,
+            connection: first.connection,
+            entrance,
+            target: login.target.as_deref().and_then(|name| server.target(name)),
+            since: Instant::now(),
+            commands: Cell::new(0),
+            bytes_read: Cell::new(0),
+            bytes_written: Cell::new(0),
+            server: server.clone(),
+            nexus: server.next_nexus(),
+            agreed: login.parameters.clone(),
+            stream,
+            outbox,
+            numbers,
+            collecting: RefCell::default(),
+            running: RefCell::default(),
+            over: Notify::new(),
+            next_transfer_tag: Cell::new(0),
+            rest: RefCell::default(),
+            heard: Cell::new(Instant::now()),
+            is_gone: Cell::new(false),
+            gone: Notify::new(),
+        });
+        if let Some(target) = &session.target {
+            let port = TransportId::Iscsi { name: session.initiator.clone(), isid: Some(first.isid) };
+            target.units.attach(session.nexus, port, entrance.portal);
+        }
+        server.enter(session.clone());
+        let target = session.target.as_ref().map_or("discovery", |target| &target.name);
+        tracing::info!(peer = %entrance.peer, initiator = %session.initiator, target, tsih = first.tsih, "a session begins");
+        tokio_uring::spawn(session.clone().watch());
+        session
+    }
+
+    /// Serves requests until the connection ends.
+    pub(super) async fn run(self: &Rc<Self>, inbox: &mut Inbox) {
+        loop {
+            let arrived = match inbox.next().await {
+                Ok(arrived) => arrived,
+                Err(error) => {
+                    if !matches!(error, Broken::Closed) {
+                        tracing::warn!(peer = %self.entrance.peer, initiator = %self.initiator, %error, "a connection is dropped");
+                    }
+                    return;
+                }
+            };
+            self.heard.set(Instant::now());
+            match self.take(&arrived) {
+                Next::GoOn => {}
+                Next::Close => return,
+            }
+            self.outbox.room().await;
+        }
+    }
+
+    /// Ends: commands under way are waited for, their answers are not sent.
+    pub(super) async fn end(&self) {
+        // What is to be sent still goes out, and nobody waits for room any more.
+        self.outbox.close();
+        if let Some(target) = &self.target {
+            target.units.nexus_loss(self.nexus).await;
+        }
+        self.collecting.borrow_mut().clear();
+        while !self.running.borrow().is_empty() {
+            self.over.notified().await;
+        }
+        self.server.leave(self);
+        self.is_gone.set(true);
+        self.gone.notify_waiters();
+        tracing::info!(peer = %self.entrance.peer, initiator = %self.initiator, tsih = self.tsih, "a session ends");
+    }
+
+    /// Closes the connection from outside and waits until the session is over.
+    pub async fn close(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+        while !self.is_gone.get() {
+            let gone = self.gone.notified();
+            if self.is_gone.get() {
+                break;
+            }
+            gone.await;
+        }
+    }
+
+    /// Asks the initiator to log out (11.9, event 1).
+    pub fn ask_to_leave(&self, seconds: u16) {
+        let message = crate::pdu::AsyncMessage { event: 1, seconds };
+        self.outbox.push(message.encode(self.numbers.with_status()), &[]);
+    }
+
+    /// Pings an initiator that is silent, and gives one up that stays so.
+    async fn watch(self: Rc<Self>) {
+        while !self.is_gone.get() {
+            tokio::time::sleep(QUIET / 2).await;
+            self.purge();
+            let silent = self.heard.get().elapsed();
+            if silent > DEAD {
+                tracing::warn!(peer = %self.entrance.peer, initiator = %self.initiator, "no answer to pings: the connection is dropped");
+                let _ = self.stream.shutdown(Shutdown::Both);
+                return;
+            }
+            if silent > QUIET && !self.is_gone.get() {
+                let ping = NopIn { lun: [0; 8], tag: NO_TAG, transfer_tag: self.transfer_tag() };
+                self.outbox.push(ping.encode(self.numbers.without_status()), &[]);
+            }
+        }
+    }
+
+    fn transfer_tag(&self) -> u32 {
+        let tag = self.next_transfer_tag.get();
+        self.next_transfer_tag.set(if tag == NO_TAG - 1 { 0 } else { tag + 1 });
+        tag
+    }
+
+    fn take(self: &Rc<Self>, arrived: &Arrived<'_>) -> Next {
+        let request = match Request::decode(&arrived.header) {
+            Ok(request) => request,
+            Err(reason) => return self.reject(&arrived.header, reason),
+        };
+        if let Some(number) = request.number()
+            && !arrived.header.is_immediate()
+        {
+            match self.numbers.take(number) {
+                Turn::Now => {}
+                Turn::Outside => return Next::GoOn,
+                Turn::Gap => {
+                    tracing::warn!(peer = %self.entrance.peer, number, "a command number was left out: the connection is dropped");
+                    return Next::Close;
+                }
+            }
+        }
+        if !arrived.is_sound {
+            return self.unsound(&arrived.header, &request);
+        }
+        let is_discovery = self.target.is_none();
+        match request {
+            Request::Nop(nop) => self.nop(&nop, arrived.data),
+            Request::Text(text) => return self.text(&arrived.header, &text, arrived.data),
+            Request::Logout(logout) => return self.log_out(&logout),
+            Request::Login(_) => return self.reject(&arrived.header, RejectReason::Protocol),
+            _ if is_discovery => return self.reject(&arrived.header, RejectReason::Protocol),
+            Request::Command(command) => return self.command(&arrived.header, command, arrived.data),
+            Request::Data(out) => self.data(&out, arrived.data),
+            Request::Task(task) => {
+                tokio_uring::spawn(self.clone().manage(task));
+            }
+        }
+        Next::GoOn
+    }
+
+    fn reject(&self, header: &Header, reason: RejectReason) -> Next {
+        tracing::debug!(peer = %self.entrance.peer, opcode = header.opcode(), ?reason, "a PDU is rejected");
+        self.outbox.push(Reject(reason).encode(self.numbers.with_status()), &header.0);
+        Next::GoOn
+    }
+
+    /// The data's digest is wrong: the PDU is rejected, and the command that they belong to ends (7.8, at error recovery level 0).
+    fn unsound(&self, header: &Header, request: &Request) -> Next {
+        let next = self.reject(header, RejectReason::DataDigest);
+        match request {
+            Request::Command(command) => self.fail(command.tag, command.expected, 0, Flaw::Digest),
+            Request::Data(out) => {
+                let collecting = self.collecting.borrow_mut().remove(&out.tag);
+                if let Some((write, _task)) = collecting {
+                    self.numbers.end();
+                    self.fail(out.tag, write.command.expected, write.wishes(), Flaw::Digest);
+                }
+            }
+            _ => {}
+        }
+        next
+    }
+
+    /// A command whose data are flawed.
+    fn fail(&self, tag: u32, expected: u32, data_count: u32, flaw: Flaw) {
+        let (code, qualifier) = flaw.sense();
+        // Fixed format, current error, ABORTED COMMAND (SPC-4, 4.5.3).
+        let sense = [0x70, 0, 0x0B, 0, 0, 0, 0, 10, 0, 0, 0, 0, code, qualifier, 0, 0, 0, 0];
+        let residual = Residual::of(expected, 0, 0);
+        self.respond(ScsiResponse { tag, response: 0, status: 0x02, data_count, residual }, &sense);
+    }
+
+    fn respond(&self, response: ScsiResponse, sense: &[u8]) {
+        let header = response.encode(self.numbers.with_status());
+        if sense.is_empty() {
+            return self.outbox.push(header, &[]);
+        }
+        self.outbox.push_with(header, 2 + sense.len(), |data| {
+            data[..2].copy_from_slice(&(sense.len() as u16).to_be_bytes());
+            data[2..].copy_from_slice(sense);
+        });
+    }
+
+    fn nop(&self, nop: &NopOut, data: &[u8]) {
+        if nop.tag == NO_TAG {
+            return;
+        }
+        let most = data.len().min(self.agreed.initiator_segment as usize);
+        let answer = NopIn { lun: nop.lun, tag: nop.tag, transfer_tag: NO_TAG };
+        self.outbox.push(answer.encode(self.numbers.with_status()), &data[..most]);
+    }
+
+    fn log_out(&self, logout: &LogoutRequest) -> Next {
+        let response = match logout.reason {
+            0 => 0,
+            1 if logout.connection == self.connection => 0,
+            1 => 1,
+            _ => 2,
+        };
+        let answer = LogoutResponse { tag: logout.tag, response };
+        self.outbox.push(answer.encode(self.numbers.with_status()), &[]);
+        if response == 0 { Next::Close } else { Next::GoOn }
+    }
+
+    /// SendTargets is all that may be asked here (RFC 7143, 6.4 and appendix C).
+    fn text(&self, header: &Header, request: &TextRequest, data: &[u8]) -> Next {
+        let held = self.rest.take();
+        let rest = match held {
+            Some((tag, rest)) if request.transfer_tag == tag => rest,
+            _ if request.transfer_tag != NO_TAG => return self.reject(header, RejectReason::InvalidField),
+            _ if request.continues => return self.reject(header, RejectReason::NotSupported),
+            _ => {
+                let Ok(pairs) = text::parse(data) else { return self.reject(header, RejectReason::InvalidField) };
+                let mut answer = Vec::new();
+                for (key, value) in pairs {
+                    match (key, value, &self.target) {
+                        ("SendTargets", "All", None) => {
+                            self.server.list(&self.initiator, None, self.entrance, &mut answer)
+                        }
+                        ("SendTargets", "", Some(target)) => {
+                            self.server.list(&self.initiator, Some(&target.name), self.entrance, &mut answer);
+                        }
+                        ("SendTargets", "All" | "", _) => text::push(&mut answer, key, "Reject"),
+                        ("SendTargets", name, _) => {
+                            self.server.list(&self.initiator, Some(name), self.entrance, &mut answer)
+                        }
+                        _ => text::push(&mut answer, key, "NotUnderstood"),
+                    }
+                }
+                answer
+            }
+        };
+        let most = self.agreed.initiator_segment as usize;
+        let (now, later) = rest.split_at(rest.len().min(most));
+        let transfer_tag = if later.is_empty() { NO_TAG } else { self.transfer_tag() };
+        let is_last = later.is_empty();
+        let answer = TextResponse { is_final: is_last, continues: !is_last, tag: request.tag, transfer_tag };
+        self.outbox.push(answer.encode(self.numbers.with_status()), now);
+        if !is_last {
+            *self.rest.borrow_mut() = Some((transfer_tag, later.to_vec()));
+        }
+        Next::GoOn
+    }
+
+    fn command(self: &Rc<Self>, header: &Header, command: ScsiCommand, data: &[u8]) -> Next {
+        let is_known =
+            self.collecting.borrow().contains_key(&command.tag) || self.running.borrow().contains(&command.tag);
+        if is_known || command.tag == NO_TAG {
+            return self.reject(header, RejectReason::TaskInProgress);
+        }
+        // Immediate commands are outside of the window, but not beyond what this target takes (4.2.2.1).
+        if header.is_immediate() && self.numbers.active() >= DEPTH {
+            return self.reject(header, RejectReason::ImmediateCommand);
+        }
+        self.commands.set(self.commands.get() + 1);
+        if command.reads && command.writes && command.expected > 0 {
+            // Data both ways at once: no command of ours has them.
+            let residual = Residual::of(command.expected, 0, 0);
+            self.respond(ScsiResponse { tag: command.tag, response: 1, status: 0, data_count: 0, residual }, &[]);
+            return Next::GoOn;
+        }
+        let length = command.expected.min(LONGEST_TRANSFER) as usize;
+        if !command.writes {
+            if !data.is_empty() {
+                self.fail(command.tag, command.expected, 0, Flaw::Unexpected);
+                return Next::GoOn;
+            }
+            let room = if command.reads { DataBuffer::zeroed(length, 4096) } else { DataBuffer::empty() };
+            self.numbers.begin();
+            self.start(command, self.enter(&command), DataBuffer::empty(), room, 0);
+            return Next::GoOn;
+        }
+        match Collecting::begin(command, data, &self.agreed, DataBuffer::zeroed(length, 4096)) {
+            Err(flaw) => self.fail(command.tag, command.expected, 0, flaw),
+            Ok(write) => {
+                self.numbers.begin();
+                self.go_on(write, self.enter(&command));
+            }
+        }
+        Next::GoOn
+    }
+
+    /// Takes a command's place in the task set of its unit.
+    fn enter(&self, command: &ScsiCommand) -> Task {
+        let attribute = match command.attribute {
+            2 => TaskAttribute::Ordered,
+            3 => TaskAttribute::HeadOfQueue,
+            4 => TaskAttribute::Aca,
+            // Untagged (0), simple (1); 5 to 7 are reserved.
+            _ => TaskAttribute::Simple,
+        };
+        let target = self.target.as_ref().expect("a discovery session has no commands");
+        target.units.enter(self.nexus, Lun::from_sam(command.lun), command.tag.into(), attribute)
+    }
+
+    fn data(self: &Rc<Self>, out: &DataOut, data: &[u8]) {
+        // Data of a command that has ended meanwhile are taken and forgotten.
+        let found = self.collecting.borrow_mut().remove(&out.tag);
+        let Some((mut write, task)) = found else { return };
+        match write.take(out, data) {
+            Ok(()) => self.go_on(write, task),
+            Err(flaw) => {
+                tracing::info!(peer = %self.entrance.peer, ?flaw, "the data of a write are flawed");
+                self.numbers.end();
+                self.fail(out.tag, write.command.expected, write.wishes(), flaw);
+            }
+        }
+    }
+
+    /// Asks for more data, or starts a command whose data are complete.
+    fn go_on(self: &Rc<Self>, mut write: Collecting, task: Task) {
+        // One that was aborted meanwhile ends at once, with an answer if there is to be one.
+        if write.is_complete() || task.is_aborted() {
+            let (buffer, wishes) = (write.buffer.clone(), write.wishes());
+            return self.start(write.command, task, buffer, DataBuffer::empty(), wishes);
+        }
+        while let Some(wish) = write.wish(self.transfer_tag()) {
+            let ready = ReadyToTransfer {
+                lun: write.command.lun,
+                tag: write.command.tag,
+                transfer_tag: wish.transfer_tag,
+                number: wish.number,
+                offset: wish.offset,
+                length: wish.length,
+            };
+            self.outbox.push(ready.encode(self.numbers.without_status()), &[]);
+        }
+        self.collecting.borrow_mut().insert(write.command.tag, (write, task));
+    }
+
+    /// Ends writes that were aborted while their data were awaited.
+    fn purge(self: &Rc<Self>) {
+        let aborted: Vec<u32> =
+            self.collecting.borrow().iter().filter(|(_, (_, task))| task.is_aborted()).map(|(tag, _)| *tag).collect();
+        for tag in aborted {
+            let found = self.collecting.borrow_mut().remove(&tag);
+            if let Some((write, task)) = found {
+                self.go_on(write, task);
+            }
+        }
+    }
+
+    fn start(self: &Rc<Self>, command: ScsiCommand, task: Task, out: DataBuffer, room: DataBuffer, wishes: u32) {
+        self.running.borrow_mut().insert(command.tag);
+        let session = self.clone();
+        tokio_uring::spawn(async move {
+            session.carry_out(&command, &task, &out, &room, wishes).await;
+            drop(task);
+            session.running.borrow_mut().remove(&command.tag);
+            session.numbers.end();
+            session.over.notify_one();
+        });
+    }
+
+    async fn carry_out(&self, command: &ScsiCommand, task: &Task, out: &DataBuffer, room: &DataBuffer, wishes: u32) {
+        let Some(target) = &self.target else { return };
+        let done = target
+            .units
+            .run(
+                task,
+                &Command {
+                    nexus: self.nexus,
+                    lun: Lun::from_sam(command.lun),
+                    tag: command.tag.into(),
+                    attribute: TaskAttribute::Simple,
+                    short_buffer: ShortBuffer::Truncate,
+                    cdb: &command.cdb[..cdb_length(command.cdb[0])],
+                    data_out: out,
+                    data_in: room,
+                },
+            )
+            .await;
+        if done.aborted {
+            return;
+        }
+        let count = if command.writes { &self.bytes_written } else { &self.bytes_read };
+        count.set(count.get() + done.transferred);
+        let residual = Residual::of(command.expected, done.transferred, done.overflow);
+        let mut sent = wishes;
+        if command.reads && done.transferred > 0 {
+            sent = self.send_data(command.tag, room, &done, residual, task).await;
+            if done.sense.is_none() || task.is_aborted() {
+                return;
+            }
+        }
+        let sense = done.sense.as_ref().map_or(&[][..], |sense| sense.as_bytes());
+        let status = done.status as u8;
+        self.respond(ScsiResponse { tag: command.tag, response: 0, status, data_count: sent, residual }, sense);
+    }
+
+    /// Sends what a command has read, and with the last piece its status if there is no sense. Returns the number of PDUs.
+    async fn send_data(&self, tag: u32, room: &DataBuffer, done: &Completion, residual: Residual, task: &Task) -> u32 {
+        let total = done.transferred as u32;
+        let (segment, burst) = (self.agreed.initiator_segment, self.agreed.burst);
+        let (mut offset, mut number, mut burst_end) = (0, 0, burst.min(total));
+        while offset < total {
+            self.outbox.room().await;
+            if task.is_aborted() {
+                return number;
+            }
+            let length = segment.min(burst_end - offset);
+            let is_last = offset + length == total;
+            let status = (is_last && done.sense.is_none()).then_some((done.status as u8, residual));
+            let is_final = offset + length == burst_end;
+            let sequence = if status.is_some() { self.numbers.with_status() } else { self.numbers.without_status() };
+            let header = DataIn { is_final, tag, number, offset, status }.encode(sequence);
+            let start = offset as usize;
+            self.outbox.push_with(header, length as usize, |data| room.copy_to(start, data));
+            offset += length;
+            number += 1;
+            if is_final {
+                burst_end = burst_end.saturating_add(burst).min(total);
+            }
+        }
+        number
+    }
+
+    async fn manage(self: Rc<Self>, request: TaskRequest) {
+        /// Response codes (11.6.1).
+        const COMPLETE: u8 = 0;
+        const NO_TASK: u8 = 1;
+        const NO_LUN: u8 = 2;
+        const NO_REASSIGNMENT: u8 = 4;
+        const NOT_SUPPORTED: u8 = 5;
+        let Some(target) = &self.target else { return };
+        let lun = Lun::from_sam(request.lun);
+        let function = match request.function {
+            1 => Ok(TaskManagement::AbortTask { lun, tag: request.referenced.into() }),
+            2 => Ok(TaskManagement::AbortTaskSet { lun }),
+            3 => Ok(TaskManagement::ClearAca { lun }),
+            4 => Ok(TaskManagement::ClearTaskSet { lun }),
+            5 => Ok(TaskManagement::LogicalUnitReset { lun }),
+            6 | 7 => Ok(TaskManagement::TargetReset),
+            8 => Err(NO_REASSIGNMENT),
+            _ => Err(NOT_SUPPORTED),
+        };
+        let response = match function {
+            Err(refusal) => refusal,
+            Ok(function) => match target.units.manage(self.nexus, function).await {
+                TaskManagementResponse::Complete | TaskManagementResponse::Succeeded => COMPLETE,
+                TaskManagementResponse::TaskDoesNotExist => NO_TASK,
+                TaskManagementResponse::IncorrectLun => NO_LUN,
+            },
+        };
+        self.purge();
+        let answer = TaskManagementAnswer { tag: request.tag, response };
+        self.outbox.push(answer.encode(self.numbers.with_status()), &[]);
+        // A cold reset takes all sessions of the target along (11.5.1).
+        if request.function == 7 && response == COMPLETE {
+            for session in self.server.sessions() {
+                if session.target.as_ref().is_some_and(|its| Rc::ptr_eq(its, target)) {
+                    session.hang_up();
+                }
+            }
+        }
+    }
+
+    /// Closes the connection once everything was sent.
+    fn hang_up(&self) {
+        self.outbox.close();
+    }
+}
+
+/// Length of a CDB by its group code (SPC-4, 4.2.5.1); of groups without a fixed one: all that there is.
+fn cdb_length(opcode: u8) -> usize {
+    match opcode >> 5 {
+        0 => 6,
+        1 | 2 => 10,
+        5 => 12,
+        _ => 16,
+    }
+}

@@ -1,0 +1,63 @@
+//! Owns: a disk as a LUN shows it: with the block size and the thinness that the administrator wants.
+//! Promises: what the storage holds is not changed by how it is shown.
+//! Must not know: targets, sessions.
+
+use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, StorageError};
+use storage::Storage;
+
+/// A disk of the storage, as it is shown.
+pub struct ShownDisk {
+    storage: Storage,
+    logical_block: Option<u32>,
+    thin: bool,
+}
+
+impl ShownDisk {
+    /// Shows `storage` in blocks of `logical_block` bytes (none: its own), as thin only if it is and `thin` says so.
+    pub fn new(storage: Storage, logical_block: Option<u32>, thin: bool) -> Self {
+        Self { storage, logical_block, thin }
+    }
+}
+
+impl BlockDevice for ShownDisk {
+    fn geometry(&self) -> Geometry {
+        let own = self.storage.geometry();
+        let logical_block = self.logical_block.unwrap_or(own.logical_block).max(own.logical_block);
+        Geometry {
+            logical_block,
+            physical_block: own.physical_block.max(logical_block),
+            blocks: (own.bytes() / u64::from(logical_block)).max(1),
+            thin: own.thin && self.thin,
+            unmap_granularity: own.unmap_granularity.max(logical_block),
+            ..own
+        }
+    }
+
+    fn identity(&self) -> &Identity {
+        self.storage.identity()
+    }
+
+    async fn read(&self, position: u64, buffer: &DataBuffer) -> Result<(), StorageError> {
+        self.storage.read(position, buffer).await
+    }
+
+    async fn write(&self, position: u64, buffer: &DataBuffer, force_unit_access: bool) -> Result<(), StorageError> {
+        self.storage.write(position, buffer, force_unit_access).await
+    }
+
+    async fn flush(&self) -> Result<(), StorageError> {
+        self.storage.flush().await
+    }
+
+    async fn unmap(&self, ranges: &[ByteRange]) -> Result<(), StorageError> {
+        self.storage.unmap(ranges).await
+    }
+
+    async fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> Result<(), StorageError> {
+        self.storage.write_zeroes(range, may_unmap && self.thin).await
+    }
+
+    async fn block_status(&self, range: ByteRange) -> Result<BlockStatus, StorageError> {
+        self.storage.block_status(range).await
+    }
+}
