@@ -135,11 +135,10 @@ fn libiscsis_suite_finds_nothing_wrong_with_a_thin_lun() {
 }
 
 #[test]
-fn libiscsis_suite_finds_nothing_else_wrong_with_a_removable_lun() {
+fn libiscsis_suite_finds_nothing_wrong_with_a_removable_lun() {
     let target = Target::start(",thin,removable");
     let (passed, failed) = conformance(&target, "ALL");
-    // It wants that what prevents removal prevents loading too, and that a unit whose motor was stopped is ready all the same.
-    assert_eq!(failed, [WRONG_ITSELF, "PreventAllow.Eject", "StartStopUnit.NoLoej"], "failed");
+    assert_eq!(failed, [WRONG_ITSELF], "failed");
     assert!(passed >= PASSED, "{passed} passed, at least {PASSED} should");
     target.stop();
 }

@@ -88,8 +88,9 @@ impl<D: BlockDevice> Disk<D> {
         if load_eject && !self.is_removable() {
             return Err(Sense::cdb_field(4, Some(1)).into());
         }
-        let ejects = load_eject && !start;
-        if ejects && !self.prevents.borrow().is_empty() {
+        // Neither out nor, once it is out, in again.
+        let moves = load_eject && !(start && self.loaded.get());
+        if moves && !self.prevents.borrow().is_empty() {
             return Err(Sense::REMOVAL_PREVENTED.into());
         }
         if !load_eject && !self.loaded.get() {
@@ -102,7 +103,8 @@ impl<D: BlockDevice> Disk<D> {
         if load_eject {
             self.loaded.set(start);
         }
-        self.stopped.set(!start && !load_eject);
+        // A drive that can be emptied starts by itself again when it is used.
+        self.stopped.set(!start && !load_eject && !self.is_removable());
         Ok(0)
     }
 

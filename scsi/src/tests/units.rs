@@ -160,8 +160,15 @@ fn a_medium_is_ejected_unless_an_initiator_that_is_still_there_forbids_it() {
     assert_eq!(fixture.check_with(&read_10(0, 1), &[0; 512]), (2, 0x3A, 2));
     assert_eq!(fixture.check(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]), (2, 0x3A, 2));
     assert_eq!(fixture.input(&[0x12, 0, 0, 0, 36, 0], 36).len(), 36);
+    // What forbids removal forbids loading.
+    assert_eq!(fixture.output(&[0x1E, 0, 0, 0, 1, 0], &[]).status, Status::Good);
+    assert_eq!(fixture.check(&load), (5, 0x53, 2));
+    assert_eq!(fixture.output(&[0x1E, 0, 0, 0, 0, 0], &[]).status, Status::Good);
     assert_eq!(fixture.output(&load, &[]).status, Status::Good);
     assert_eq!(fixture.input(&read_10(0, 1), 512).len(), 512);
+    // To stop the motor neither moves the medium nor keeps it from being used.
+    assert_eq!(fixture.output(&[0x1B, 0, 0, 0, 0, 0], &[]).status, Status::Good);
+    assert_eq!(fixture.input(&[0; 6], 0), []);
     // A power condition does not move the medium.
     assert_eq!(fixture.output(&[0x1B, 0, 0, 0, 0x32, 0], &[]).status, Status::Good);
     assert_eq!(fixture.input(&[0; 6], 0), []);
