@@ -206,6 +206,22 @@ fn what_is_written_is_read_back_by_every_way_of_sending_it() {
 }
 
 #[test]
+fn an_initiator_port_has_one_session_however_often_it_logs_in() {
+    let target = Target::start("");
+    let _first = Raw::log_in(&target.portals[0]);
+    let connections: Vec<_> = std::thread::scope(|scope| {
+        let logins: Vec<_> = (0..8).map(|_| scope.spawn(|| open(&target.portals[0]))).collect();
+        // One whose place was taken at once may not even have heard its answer.
+        logins.into_iter().filter_map(|login| login.join().unwrap().ok()).collect()
+    });
+    assert!(connections.iter().all(|(_, answer)| answer[36] == 0), "each login is answered well");
+    // Each took the place of the one before it (RFC 7143, 6.3.5).
+    wait_for("one session", || target.status()["targets"][0]["sessions"].as_array().unwrap().len() == 1);
+    drop(connections);
+    target.stop();
+}
+
+#[test]
 fn garbage_ends_its_own_connection_and_no_other() {
     let target = Target::start("");
     let mut session = Raw::log_in(&target.portals[0]);
@@ -256,19 +272,27 @@ struct Raw {
     tag: u32,
 }
 
+/// Logs in as the one initiator port that these tests have; gives the connection and the response.
+fn open(portal: &str) -> std::io::Result<(TcpStream, [u8; 48])> {
+    let mut stream = TcpStream::connect(portal)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let keys = format!("InitiatorName=iqn.2026-01.test:raw\0TargetName={NAME}\0InitialR2T=Yes\0ImmediateData=Yes\0");
+    let mut header = [0; 48];
+    header[0] = 0x43;
+    header[1] = 0x87;
+    header[8] = 0x40;
+    header[27] = 1;
+    send(&mut stream, header, keys.as_bytes());
+    let mut answer = [0; 48];
+    stream.read_exact(&mut answer)?;
+    let length = u32::from_be_bytes([0, answer[5], answer[6], answer[7]]) as usize;
+    stream.read_exact(&mut vec![0; length.next_multiple_of(4)])?;
+    Ok((stream, answer))
+}
+
 impl Raw {
     fn log_in(portal: &str) -> Raw {
-        let mut stream = TcpStream::connect(portal).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let keys =
-            format!("InitiatorName=iqn.2026-01.test:raw\0TargetName={NAME}\0InitialR2T=Yes\0ImmediateData=Yes\0");
-        let mut header = [0; 48];
-        header[0] = 0x43;
-        header[1] = 0x87;
-        header[8] = 0x40;
-        header[27] = 1;
-        send(&mut stream, header, keys.as_bytes());
-        let (answer, _) = receive(&mut stream);
+        let (stream, answer) = open(portal).unwrap();
         assert_eq!((answer[0], answer[1] & 0x83, answer[36]), (0x23, 0x83, 0), "{answer:?}");
         let mut raw = Raw { stream, number: 1, tag: 0 };
         // The first command hears that power is on.
