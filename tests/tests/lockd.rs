@@ -233,7 +233,7 @@ fn a_lun_that_is_added_has_its_slot_kept_by_lockd_as_well_across_its_restart() {
     writer.wait_for_progress();
     writer.end_and_verify(&mount.at("on the new one/file"));
     mount.unmount();
-    assert_eq!(lockd.slots(), 0);
+    wait_for("it keeps no slot", || lockd.slots() == 0);
     run(command("fsck.vmfs").arg("-n").args(luns.images()).arg(&new));
 }
 

@@ -182,10 +182,14 @@ fn dropped_unit(owner: FdId, (place, reference): &(UnitPlace, UnitRef)) -> UnitU
     UnitUse { at: reference.at, owner, kind, index }
 }
 
-/// Whether an image may be changed by adding or removing names.
+/// Whether an image may be changed by adding or removing names. `Busy`: a host is about to remove the directory, or died over it, which its
+/// recovery decides; `NotFound`: it has lost its name.
 pub(super) fn expect_live(image: &Image) -> Result<(), FsError> {
     match image.root.state {
         ObjectState::Live | ObjectState::Creating(_) => Ok(()),
-        _ => Err(FsError::refused(FsErrorKind::NotFound, "the directory is being removed")),
+        ObjectState::Unlinking(_) => {
+            Err(FsError::refused(FsErrorKind::Busy, "a host is about to remove the directory; try again"))
+        }
+        _ => Err(FsError::refused(FsErrorKind::NotFound, "the directory has been removed")),
     }
 }
