@@ -236,8 +236,8 @@ impl Names {
     /// Makes void every move of `child` that began before its directory was read last. False: its root cell has changed since it was
     /// found; it may have moved.
     pub(super) async fn hold_here(&self, child: &Found) -> Result<bool, FsError> {
-        let image = child.image()?;
-        Ok(matches!(self.change_root(child, &image, |_| {}).await?, Committed::Done))
+        child.image()?;
+        self.restamp(child).await
     }
 
     /// Takes the announcement of a move off an entry that was found in `image`, if the child is still there. Losing is no error: look
