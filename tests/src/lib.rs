@@ -11,5 +11,6 @@ pub mod history;
 pub mod machines;
 pub mod program;
 pub mod random;
+pub mod raw_initiator;
 pub mod simulate;
 pub mod storm;

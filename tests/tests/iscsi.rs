@@ -11,8 +11,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tests::harness::{folder, program, refused, run, signal, system, text, wait_for};
 use tests::random::Random;
+use tests::raw_initiator::{RawInitiator, open};
 
 const NAME: &str = "iqn.2026-01.test:disk";
+const HOST: &str = "iqn.2026-01.test:host";
 
 /// A running target with one LUN of 100 MiB.
 struct Target {
@@ -69,14 +71,18 @@ impl Drop for Target {
 }
 
 fn launch(folder: &TempDir, options: &str, portals: &[String]) -> (Child, Vec<String>) {
-    let control = folder.path().join("control");
     let disk = folder.path().join("disk.img");
+    let mut arguments: Vec<String> =
+        portals.iter().flat_map(|portal| ["--portal".to_owned(), portal.clone()]).collect();
+    arguments.extend(["--target".to_owned(), format!("{NAME}={}{options}", disk.display())]);
+    launch_with(folder, &arguments)
+}
+
+/// Starts a daemon and gives the addresses where it listens.
+fn launch_with(folder: &TempDir, arguments: &[String]) -> (Child, Vec<String>) {
+    let control = folder.path().join("control");
     let mut command = Command::new(program("iscsi-target"));
-    command.arg("serve").arg("--control").arg(&control).arg("--state-dir").arg(folder.path());
-    for portal in portals {
-        command.args(["--portal", portal]);
-    }
-    command.arg("--target").arg(format!("{NAME}={}{options}", disk.display()));
+    command.arg("serve").arg("--control").arg(&control).arg("--state-dir").arg(folder.path()).args(arguments);
     let log = fs::File::create(folder.path().join("log")).unwrap();
     let daemon = command.stderr(log).spawn().expect("iscsi-target starts");
     let ask = || {
@@ -175,18 +181,83 @@ fn initiators_find_the_target_by_each_of_its_portals() {
     target.stop();
 }
 
+/// The example of the manual page, with its places put in.
+const CONFIG: &str = include_str!("../../docs/man/iscsi-target.8");
+
+#[test]
+fn the_example_of_the_manual_page_lets_in_who_proves_itself_by_chap_and_nobody_else() {
+    let folder = folder();
+    let image = folder.path().join("disk.img");
+    fs::File::create(&image).unwrap().set_len(100 << 20).unwrap();
+    let second = folder.path().join("second.img");
+    fs::File::create(&second).unwrap().set_len(100 << 20).unwrap();
+    let example = CONFIG.split(".Bd -literal\n").nth(1).unwrap().split(".Ed").next().unwrap();
+    let example = example
+        .replace("10.0.0.1:3260", "127.0.0.1:0")
+        .replace("10.0.1.1:3260", "127.0.0.1:0")
+        .replace("iqn.2026-01.com.example:host-a", HOST)
+        .replace("/srv/lun0.img", image.to_str().unwrap())
+        .replace("/dev/sdb", second.to_str().unwrap());
+    let config = folder.path().join("config.toml");
+    fs::write(&config, example).unwrap();
+    let (daemon, portals) = launch_with(&folder, &["--config".to_owned(), config.to_str().unwrap().to_owned()]);
+    let target = Target { folder, options: String::new(), daemon, portals };
+    let ask = |credentials: &str, proof: &str, who: &str| {
+        let url = format!("iscsi://{credentials}{}/iqn.2026-01.com.example:ds1/1{proof}", target.portals[1]);
+        system("iscsi-readcapacity16").args(["-i", who, &url]).output().unwrap()
+    };
+    let right = "host%at-least-12-characters@";
+    for proof in ["", "?target_user=ds1&target_password=another-one-of-12"] {
+        let told = ask(right, proof, HOST);
+        assert!(told.status.success() && text(&told).contains("BYTES:4096"), "{}", text(&told));
+    }
+    for (credentials, proof, who) in [
+        ("", "", HOST),
+        ("host%not-that-secret@", "", HOST),
+        ("guest%at-least-12-characters@", "", HOST),
+        (right, "?target_user=ds1&target_password=not-the-targets", HOST),
+        (right, "", "iqn.2026-01.test:stranger"),
+    ] {
+        let told = ask(credentials, proof, who);
+        assert!(!told.status.success(), "{credentials} {proof} {who}: {}", text(&told));
+    }
+    target.stop();
+}
+
+#[test]
+fn digests_are_right_and_a_wrong_one_is_noticed() {
+    let target = Target::start("");
+    let mut session = RawInitiator::log_in(&target.portals[0], NAME, "HeaderDigest=CRC32C\0DataDigest=CRC32C\0");
+    let data: Vec<u8> = (0..2048u32).map(|n| (n * 3) as u8).collect();
+    session.check_write(&[0x2A, 0, 0, 0, 0, 8, 0, 0, 4, 0], &data);
+    assert_eq!(session.check_read(&[0x28, 0, 0, 0, 0, 8, 0, 0, 4, 0], 2048), data);
+
+    // RFC 7143, 7.8: data whose digest is wrong are rejected, and their command ends; the session goes on.
+    session.wire.spoil_data = true;
+    let (status, _) = session.command(&[0x2A, 0, 0, 0, 0, 8, 0, 0, 1, 0], 0x20, &[0xEE; 512], 512);
+    assert_eq!((status, session.rejected), (0x02, Some(0x02)));
+    session.wire.spoil_data = false;
+    assert_eq!(session.check_read(&[0x28, 0, 0, 0, 0, 8, 0, 0, 1, 0], 512), data[..512], "nothing was written");
+
+    // A header whose digest is wrong ends the connection.
+    session.wire.spoil_header = true;
+    assert!(session.is_hung_up_on());
+    wait_for("the session to end", || target.status()["targets"][0]["sessions"].as_array().unwrap().is_empty());
+    target.stop();
+}
+
 #[test]
 fn reservations_are_there_again_after_a_crash() {
     let mut target = Target::start("");
     // REGISTER with a key.
-    let mut session = Raw::log_in(&target.portals[0]);
+    let mut session = RawInitiator::log_in(&target.portals[0], NAME, "");
     let mut parameters = [0u8; 24];
     parameters[8..16].copy_from_slice(&0xFEED_u64.to_be_bytes());
     // APTPL.
     parameters[20] = 1;
     session.check_write(&[0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0], &parameters);
     target.crash();
-    let mut session = Raw::log_in(&target.portals[0]);
+    let mut session = RawInitiator::log_in(&target.portals[0], NAME, "");
     let keys = session.check_read(&[0x5E, 0, 0, 0, 0, 0, 0, 0, 255, 0], 255);
     assert_eq!(keys[8..16], 0xFEED_u64.to_be_bytes(), "{keys:?}");
     target.stop();
@@ -195,7 +266,7 @@ fn reservations_are_there_again_after_a_crash() {
 #[test]
 fn what_is_written_is_read_back_by_every_way_of_sending_it() {
     let target = Target::start("");
-    let mut session = Raw::log_in(&target.portals[0]);
+    let mut session = RawInitiator::log_in(&target.portals[0], NAME, "");
     let data: Vec<u8> = (0..8192u32).map(|n| (n * 7) as u8).collect();
     session.check_write(&[0x2A, 0, 0, 0, 0, 8, 0, 0, 16, 0], &data);
     assert_eq!(session.check_read(&[0x28, 0, 0, 0, 0, 8, 0, 0, 16, 0], 8192), data);
@@ -208,9 +279,9 @@ fn what_is_written_is_read_back_by_every_way_of_sending_it() {
 #[test]
 fn an_initiator_port_has_one_session_however_often_it_logs_in() {
     let target = Target::start("");
-    let _first = Raw::log_in(&target.portals[0]);
+    let _first = RawInitiator::log_in(&target.portals[0], NAME, "");
     let connections: Vec<_> = std::thread::scope(|scope| {
-        let logins: Vec<_> = (0..8).map(|_| scope.spawn(|| open(&target.portals[0]))).collect();
+        let logins: Vec<_> = (0..8).map(|_| scope.spawn(|| open(&target.portals[0], NAME, ""))).collect();
         // One whose place was taken at once may not even have heard its answer.
         logins.into_iter().filter_map(|login| login.join().unwrap().ok()).collect()
     });
@@ -224,7 +295,7 @@ fn an_initiator_port_has_one_session_however_often_it_logs_in() {
 #[test]
 fn garbage_ends_its_own_connection_and_no_other() {
     let target = Target::start("");
-    let mut session = Raw::log_in(&target.portals[0]);
+    let mut session = RawInitiator::log_in(&target.portals[0], NAME, "");
     let mut random = Random::new(5);
     for round in 0..60 {
         let mut stream = TcpStream::connect(&target.portals[round % 2]).unwrap();
@@ -263,118 +334,4 @@ fn what_cannot_be_served_is_named() {
     let taken = serve(&["--portal", &target.portals[0], "--target", "iqn.2026-01.test:a=/dev/zero"]);
     assert!(taken.contains(&target.portals[0]), "{taken}");
     target.stop();
-}
-
-/// A minimal initiator: one command at a time, data asked for by R2T or immediate.
-struct Raw {
-    stream: TcpStream,
-    number: u32,
-    tag: u32,
-}
-
-/// Logs in as the one initiator port that these tests have; gives the connection and the response.
-fn open(portal: &str) -> std::io::Result<(TcpStream, [u8; 48])> {
-    let mut stream = TcpStream::connect(portal)?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    let keys = format!("InitiatorName=iqn.2026-01.test:raw\0TargetName={NAME}\0InitialR2T=Yes\0ImmediateData=Yes\0");
-    let mut header = [0; 48];
-    header[0] = 0x43;
-    header[1] = 0x87;
-    header[8] = 0x40;
-    header[27] = 1;
-    send(&mut stream, header, keys.as_bytes());
-    let mut answer = [0; 48];
-    stream.read_exact(&mut answer)?;
-    let length = u32::from_be_bytes([0, answer[5], answer[6], answer[7]]) as usize;
-    stream.read_exact(&mut vec![0; length.next_multiple_of(4)])?;
-    Ok((stream, answer))
-}
-
-impl Raw {
-    fn log_in(portal: &str) -> Raw {
-        let (stream, answer) = open(portal).unwrap();
-        assert_eq!((answer[0], answer[1] & 0x83, answer[36]), (0x23, 0x83, 0), "{answer:?}");
-        let mut raw = Raw { stream, number: 1, tag: 0 };
-        // The first command hears that power is on.
-        raw.command(&[0; 6], 0, &[], 0);
-        raw
-    }
-
-    /// Sends a command and serves it to its end: status and data.
-    fn command(&mut self, cdb: &[u8], flags: u8, out: &[u8], expected: u32) -> (u8, Vec<u8>) {
-        self.tag += 1;
-        let mut header = [0; 48];
-        header[0] = 0x01;
-        header[1] = 0x81 | flags;
-        header[16..20].copy_from_slice(&self.tag.to_be_bytes());
-        header[20..24].copy_from_slice(&expected.to_be_bytes());
-        header[24..28].copy_from_slice(&self.number.to_be_bytes());
-        header[32..32 + cdb.len()].copy_from_slice(cdb);
-        self.number += 1;
-        let immediate = out.len().min(512);
-        send(&mut self.stream, header, &out[..immediate]);
-        let mut data = vec![0; if flags & 0x40 != 0 { expected as usize } else { 0 }];
-        let mut most = 0;
-        loop {
-            let (answer, bytes) = receive(&mut self.stream);
-            let word = |at: usize| u32::from_be_bytes(answer[at..at + 4].try_into().unwrap());
-            match answer[0] & 0x3F {
-                0x31 => self.data_out(word(20), word(40), &out[word(40) as usize..(word(40) + word(44)) as usize]),
-                0x25 => {
-                    let at = word(40) as usize;
-                    data[at..at + bytes.len()].copy_from_slice(&bytes);
-                    most = most.max(at + bytes.len());
-                    if answer[1] & 1 != 0 {
-                        data.truncate(most);
-                        return (answer[3], data);
-                    }
-                }
-                0x21 => return (answer[3], data),
-                other => panic!("an answer of kind {other:#x}"),
-            }
-        }
-    }
-
-    fn data_out(&mut self, transfer_tag: u32, offset: u32, data: &[u8]) {
-        // In pieces of 1000 bytes: the last one is final.
-        let pieces = data.chunks(1000).count();
-        for (nth, piece) in data.chunks(1000).enumerate() {
-            let mut header = [0; 48];
-            header[0] = 0x05;
-            header[1] = if nth + 1 == pieces { 0x80 } else { 0 };
-            header[16..20].copy_from_slice(&self.tag.to_be_bytes());
-            header[20..24].copy_from_slice(&transfer_tag.to_be_bytes());
-            header[36..40].copy_from_slice(&(nth as u32).to_be_bytes());
-            header[40..44].copy_from_slice(&(offset + nth as u32 * 1000).to_be_bytes());
-            send(&mut self.stream, header, piece);
-        }
-    }
-
-    fn check_write(&mut self, cdb: &[u8], data: &[u8]) {
-        assert_eq!(self.command(cdb, 0x20, data, data.len() as u32).0, 0, "status of {cdb:02x?}");
-    }
-
-    fn check_read(&mut self, cdb: &[u8], expected: u32) -> Vec<u8> {
-        let (status, data) = self.command(cdb, 0x40, &[], expected);
-        assert_eq!(status, 0, "status of {cdb:02x?}");
-        data
-    }
-}
-
-fn send(stream: &mut TcpStream, mut header: [u8; 48], data: &[u8]) {
-    header[5..8].copy_from_slice(&(data.len() as u32).to_be_bytes()[1..]);
-    let mut bytes = header.to_vec();
-    bytes.extend_from_slice(data);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    stream.write_all(&bytes).unwrap();
-}
-
-fn receive(stream: &mut TcpStream) -> ([u8; 48], Vec<u8>) {
-    let mut header = [0; 48];
-    stream.read_exact(&mut header).expect("an answer");
-    let length = u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize;
-    let mut data = vec![0; length.next_multiple_of(4)];
-    stream.read_exact(&mut data).expect("its data");
-    data.truncate(length);
-    (header, data)
 }
