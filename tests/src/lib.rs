@@ -8,6 +8,7 @@ pub mod crash;
 pub mod faults;
 pub mod harness;
 pub mod history;
+pub mod lockd;
 pub mod machines;
 pub mod program;
 pub mod random;

@@ -1,126 +1,30 @@
 //! Promises of vmfs-lockd with real processes: mounts and guests stand still while it is away and go on with nothing lost; it outlives its own
 //! death; who was taken over stays out.
 
-use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use tests::harness::{Luns, Mount, command, refused, run, signal};
-use vmfs_core::cas::CellIo;
-use vmfs_core::env::Env;
-use vmfs_core::format::CellContext;
-use vmfs_core::format::header::LeaseTimes;
-use vmfs_core::gate::GatePage;
-use vmfs_core::lun::{Lun, OpenLun, open_lun};
-use vmfs_core::real_env::RealEnv;
-use vmfs_core::slot::{self, HostIdentity};
-use vmfs_core::units::{CellSize, LunIndex, Uuid};
-
-/// Nothing that a test waits for takes as long.
-const PATIENCE: Duration = Duration::from_secs(90);
-
-#[track_caller]
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < PATIENCE, "it never came to this: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// A running vmfs-lockd with a folder of its own.
-struct Lockd {
-    child: Child,
-    folder: PathBuf,
-}
-
-impl Lockd {
-    fn start(luns: &Luns) -> Lockd {
-        let folder = luns.beside("run");
-        fs::DirBuilder::new().mode(0o700).recursive(true).create(&folder).unwrap();
-        Lockd { child: Lockd::spawn(&folder), folder }
-    }
-
-    fn spawn(folder: &Path) -> Child {
-        let log = File::options().create(true).append(true).open(folder.join("log")).unwrap();
-        let mut lockd = command("vmfs-lockd");
-        lockd.arg("--folder").arg(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let child = lockd.spawn().unwrap();
-        wait_for("vmfs-lockd answers", || facts(folder).is_some_and(|facts| facts["process"] == child.id()));
-        child
-    }
-
-    /// SIGKILL.
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn start_again(&mut self) {
-        self.child = Lockd::spawn(&self.folder);
-    }
-
-    fn stop(&self) {
-        signal(self.child.id(), libc::SIGSTOP);
-    }
-
-    fn go_on(&self) {
-        signal(self.child.id(), libc::SIGCONT);
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("log")).unwrap()
-    }
-
-    fn option(&self) -> String {
-        format!("lockd={}", self.folder.join("lockd.sock").display())
-    }
-
-    /// How many slots it keeps.
-    fn slots(&self) -> usize {
-        let facts = facts(&self.folder).expect("vmfs-lockd answers");
-        let mounts = facts["mounts"].as_array().unwrap();
-        mounts.iter().map(|mount| mount["slots"].as_array().unwrap().len()).sum()
-    }
-}
-
-impl Drop for Lockd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn facts(folder: &Path) -> Option<Value> {
-    let out = command("vmfs-lockd").args(["status", "--json", "--folder"]).arg(folder).output().unwrap();
-    out.status.success().then(|| serde_json::from_slice(&out.stdout).unwrap())
-}
-
-fn status(mount: &Mount) -> Value {
-    let said = run(command("vmfs").args(["status", "--json"]).arg(mount.path()));
-    serde_json::from_str::<Value>(&said).unwrap()[0].clone()
-}
+use tests::harness::{Luns, Mount, command, refused, run, signal, wait_for};
+use tests::lockd::Lockd;
 
 /// The mount's slots with their generations, one a LUN.
 fn own_slots(mount: &Mount) -> Vec<String> {
-    let status = status(mount);
+    let status = mount.status();
     status["luns"].as_array().unwrap().iter().map(|lun| lun["slot"].as_str().unwrap().to_owned()).collect()
 }
 
 /// The shortest time for which the mount's leases are still good, in milliseconds.
 fn lease_left(mount: &Mount) -> u64 {
-    let status = status(mount);
+    let status = mount.status();
     status["luns"].as_array().unwrap().iter().map(|lun| lun["lease_left_ms"].as_u64().unwrap()).min().unwrap()
 }
 
@@ -193,7 +97,7 @@ fn a_lockd_that_is_killed_and_started_again_within_the_lease_goes_on_with_the_sa
     let luns = Luns::formatted(2, 128, &["--lease", "fast"]);
     let mut lockd = Lockd::start(&luns);
     let mount = luns.mount_with(1, &["-o", &lockd.option()]);
-    let kept_by = |mount: &Mount| status(mount)["slots_kept_by"].as_str().unwrap().to_owned();
+    let kept_by = |mount: &Mount| mount.status()["slots_kept_by"].as_str().unwrap().to_owned();
     assert!(kept_by(&mount).starts_with("vmfs-lockd at "), "{}", kept_by(&mount));
     let slots = own_slots(&mount);
     let writer = Writer::start(&mount.at("file"));
@@ -458,87 +362,4 @@ fn the_service_manager_hears_that_lockd_is_ready_lives_while_its_renewals_come_t
     signal(lockd.child.id(), libc::SIGTERM);
     wait_for("it stops", || heard().as_deref() == Some("STOPPING=1"));
     assert_eq!(lockd.child.wait().unwrap().code(), Some(0));
-}
-
-/// Hosts of this very process that keep a slot on each LUN, until this is dropped.
-struct OtherHosts {
-    end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl OtherHosts {
-    fn start(images: &[PathBuf], volume: Uuid, hosts: u8) -> OtherHosts {
-        let end = Arc::new(AtomicBool::new(false));
-        let (images, ended) = (images.to_owned(), end.clone());
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let thread = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, async move {
-                let env: Rc<dyn Env> = Rc::new(RealEnv);
-                for (image, nth) in images.iter().zip(1..) {
-                    let lun: Rc<dyn Lun> = open_lun(image.to_str().unwrap(), OpenLun::default()).unwrap();
-                    let index = LunIndex::new(nth).unwrap();
-                    for host in 1..=hosts {
-                        let context = CellContext { volume, cell_size: CellSize::B512 };
-                        let io = CellIo::new(context, env.clone());
-                        let identity =
-                            HostIdentity { host: Uuid([host; 16]), boot: Uuid([1; 16]), name: format!("h{host}") };
-                        let lease = LeaseTimes::DEFAULT;
-                        let own = slot::join(&io, &lun, index, &identity, host.into(), lease, None).await.unwrap();
-                        let lun = lun.clone();
-                        tokio::task::spawn_local(async move {
-                            let error = slot::keep(&io, &lun, &RefCell::new(own), &GatePage::in_process()).await;
-                            panic!("host {host}: {error}");
-                        });
-                    }
-                }
-                ready.send(()).unwrap();
-                while !ended.load(Ordering::Relaxed) {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            });
-        });
-        is_ready.recv().unwrap();
-        OtherHosts { end, thread: Some(thread) }
-    }
-}
-
-impl Drop for OtherHosts {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        let ended = self.thread.take().unwrap().join();
-        assert!(ended.is_ok() || thread::panicking());
-    }
-}
-
-/// Processor time of a process so far, from proc_pid_stat(5), whose unit is 1/100 s.
-fn processor_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
-}
-
-/// Prints a figure: `cargo test -p tests --test lockd -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement of a minute"]
-fn heartbeats_of_eight_luns_and_64_hosts_are_measured() {
-    const WINDOW: Duration = Duration::from_secs(45);
-    let luns = Luns::formatted(8, 128, &[]);
-    let lockd = Lockd::start(&luns);
-    let mount = luns.mount_with(100, &["-o", &lockd.option()]);
-    let volume = Uuid::parse(status(&mount)["volume"].as_str().unwrap()).unwrap();
-    let _others = OtherHosts::start(luns.images(), volume, 63);
-    let used = || (processor_seconds(lockd.child.id()), processor_seconds(mount.pid()));
-    let before = used();
-    thread::sleep(WINDOW);
-    let after = used();
-    let percent = |seconds: f64| seconds * 100.0 / WINDOW.as_secs_f64();
-    println!(
-        "8 LUNs, 64 hosts, default lease: vmfs-lockd {:.2} % of a core, an idle mount.vmfs {:.2} %",
-        percent(after.0 - before.0),
-        percent(after.1 - before.1)
-    );
-    let hosts = |lun: &Value| lun["hosts"].as_array().unwrap().iter().filter(|host| host["state"] == "Live").count();
-    assert!(status(&mount)["luns"].as_array().unwrap().iter().all(|lun| hosts(lun) == 64));
 }
