@@ -3,13 +3,13 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tests::harness::{folder, program, refused, run, signal, system, text, wait_for};
+use tests::harness::{Luns, folder, program, refused, run, signal, system, text, wait_for};
 use tests::random::Random;
 use tests::raw_initiator::{RawInitiator, open};
 
@@ -222,6 +222,40 @@ fn the_example_of_the_manual_page_lets_in_who_proves_itself_by_chap_and_nobody_e
         assert!(!told.status.success(), "{credentials} {proof} {who}: {}", text(&told));
     }
     target.stop();
+}
+
+#[test]
+fn a_disk_of_a_volume_is_served_under_its_lock_and_its_data_are_seen_by_the_mount() {
+    let luns = Luns::formatted(2, 256, &[]);
+    let (mount, other) = (luns.mount(1), luns.mount(2));
+    let disk = mount.at("disk.vmdk");
+    run(Command::new(program("vmfs")).args(["disk", "create", "-s", "64M", "-d", "thin"]).arg(&disk));
+    let lun = |disk: &Path| {
+        [
+            "--portal".to_owned(),
+            "127.0.0.1:0".to_owned(),
+            "--target".to_owned(),
+            format!("{NAME}={},thin", disk.display()),
+        ]
+    };
+    let folder = folder();
+    let (daemon, portals) = launch_with(&folder, &lun(&disk));
+    let target = Target { folder, options: String::new(), daemon, portals };
+    let data: Vec<u8> = (0..16_384u32).map(|n| (n * 5) as u8).collect();
+    let mut session = RawInitiator::log_in(&target.portals[0], NAME, "");
+    session.check_write(&[0x2A, 0, 0, 0, 8, 0, 0, 0, 32, 0], &data);
+    // SYNCHRONIZE CACHE.
+    assert_eq!(session.command(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], 0, &[], 0).0, 0);
+    let mut command = Command::new(program("iscsi-target"));
+    command.arg("serve").arg("--control").arg(luns.beside("control")).args(lun(&other.at("disk.vmdk")));
+    let refusal = refused(&mut command, 1);
+    assert!(refusal.contains("disk-flat.vmdk") && refusal.contains("held by one host"), "{refusal}");
+    target.stop();
+    let file = fs::read(other.at("disk-flat.vmdk")).unwrap();
+    assert!(file[2048 * 512..][..data.len()] == data);
+    mount.unmount();
+    other.unmount();
+    luns.assert_clean();
 }
 
 #[test]
