@@ -6,10 +6,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use iscsi::login::MAX_NAME;
+use iscsi::login::chap::Credentials;
 use serde::Deserialize;
-
-use crate::login::MAX_NAME;
-use crate::login::chap::Credentials;
 
 /// Shortest secret (RFC 7143, 9.2.1: at least 96 bits).
 const SHORTEST_SECRET: usize = 12;

@@ -9,6 +9,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use iscsi::login::chap::Credentials;
+use iscsi::login::{Admission, Doorkeeper, FORBIDDEN, Login, NOT_FOUND, Status};
+use iscsi::text;
 use scsi::{BlockDevice, Disk, DiskOptions, Lun, NexusId, Target, TargetPort};
 use serde::Serialize;
 use storage::{DiskSource, OpenError, Supervisor};
@@ -16,10 +19,7 @@ use storage::{DiskSource, OpenError, Supervisor};
 use crate::config::{Config, LunConfig, TargetConfig};
 use crate::connection::{Entrance, Session};
 use crate::disk::ShownDisk;
-use crate::login::chap::Credentials;
-use crate::login::{Admission, Doorkeeper, FORBIDDEN, Login, NOT_FOUND, Status};
 use crate::reservations::{FileStore, RecordError};
-use crate::text;
 
 /// Sessions that may be open at once.
 pub const MOST_SESSIONS: usize = 1024;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const CRATES: &[&str] =
-    &["vmfs-core", "vmfs-fuse", "vmfs-mkfs", "lockd", "scsi", "storage", "vmm", "iscsi-target", "nfs-backend"];
+    &["vmfs-core", "vmfs-fuse", "vmfs-mkfs", "lockd", "scsi", "storage", "vmm", "iscsi", "iscsi-target", "nfs-backend"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above").to_owned()
@@ -80,5 +80,12 @@ fn the_vmm_and_the_target_write_no_metadata() {
 fn the_device_server_knows_no_transport() {
     for foreign in ["vm-memory", "tokio-uring", "kvm-ioctls", "vmfs-core", "lockd"] {
         assert!(!dependencies("scsi").iter().any(|d| d == foreign), "scsi depends on {foreign}");
+    }
+}
+
+#[test]
+fn the_protocol_of_iscsi_knows_neither_its_daemon_nor_what_it_carries() {
+    for other in CRATES.iter().filter(|name| **name != "scsi") {
+        assert!(!dependencies("iscsi").iter().any(|d| d == other), "iscsi depends on {other}");
     }
 }

@@ -4,10 +4,9 @@
 
 use std::collections::VecDeque;
 
+use iscsi::login::parameters::Parameters;
+use iscsi::pdu::{DataOut, NO_TAG, ScsiCommand};
 use scsi::DataBuffer;
-
-use crate::login::parameters::Parameters;
-use crate::pdu::{DataOut, NO_TAG, ScsiCommand};
 
 /// What is wrong with the data of a command, as additional sense code and qualifier with ABORTED COMMAND (SPC-4, table F.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,11 +4,10 @@
 
 use std::rc::Rc;
 
+use iscsi::login::parameters::OWN_SEGMENT;
+use iscsi::pdu::{DIGEST, Digests, HEADER, Header, digest, padded};
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
-
-use crate::login::parameters::OWN_SEGMENT;
-use crate::pdu::{DIGEST, Digests, HEADER, Header, digest, padded};
 
 /// Bytes that one PDU takes at most: header, additional headers, data, digests.
 const LONGEST: usize = HEADER + 255 * 4 + DIGEST + OWN_SEGMENT as usize + DIGEST;

@@ -12,10 +12,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use iscsi::login::{self, Login};
+use iscsi::pdu::{LoginRequest, LoginResponse, Request, Sequence};
 use tokio_uring::net::TcpStream;
 
-use crate::login::{self, Login};
-use crate::pdu::{LoginRequest, LoginResponse, Request, Sequence};
 use crate::server::{Joined, Server};
 use inbox::{Broken, Inbox};
 use numbers::Numbers;

@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 
-use crate::pdu::Sequence;
+use iscsi::pdu::Sequence;
 
 /// Commands of one session that may be under way.
 pub const DEPTH: u32 = 128;

@@ -5,11 +5,10 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use iscsi::pdu::{self, Digests, HEADER};
 use tokio::sync::Notify;
 use tokio_uring::buf::BoundedBuf;
 use tokio_uring::net::TcpStream;
-
-use crate::pdu::{self, Digests, HEADER};
 
 /// Bytes that may wait before data have to: control PDUs are never held up.
 const PLENTY: usize = 1 << 20;

@@ -9,6 +9,14 @@ use std::net::Shutdown;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use iscsi::login::Login;
+use iscsi::login::parameters::Parameters;
+use iscsi::pdu::{
+    AsyncMessage, DataIn, DataOut, Header, LoginRequest, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut,
+    ReadyToTransfer, Reject, RejectReason, Request, Residual, ScsiCommand, ScsiResponse, TaskManagementAnswer,
+    TaskRequest, TextRequest, TextResponse,
+};
+use iscsi::text;
 use scsi::{
     Command, Completion, DataBuffer, Lun, NexusId, ShortBuffer, Task, TaskAttribute, TaskManagement,
     TaskManagementResponse, TransportId,
@@ -21,15 +29,7 @@ use super::collecting::{Collecting, Flaw};
 use super::inbox::{Arrived, Broken, Inbox};
 use super::numbers::{DEPTH, Numbers, Turn};
 use super::outbox::Outbox;
-use crate::login::Login;
-use crate::login::parameters::Parameters;
-use crate::pdu::{
-    DataIn, DataOut, Header, LoginRequest, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut, ReadyToTransfer,
-    Reject, RejectReason, Request, Residual, ScsiCommand, ScsiResponse, TaskManagementAnswer, TaskRequest, TextRequest,
-    TextResponse,
-};
 use crate::server::{Server, TargetEntry};
-use crate::text;
 
 /// The longest transfer of one command that is given a buffer.
 const LONGEST_TRANSFER: u32 = 32 << 20;
@@ -185,7 +185,7 @@ impl Session {
 
     /// Asks the initiator to log out (11.9, event 1).
     pub fn ask_to_leave(&self, seconds: u16) {
-        let message = crate::pdu::AsyncMessage { event: 1, seconds };
+        let message = AsyncMessage { event: 1, seconds };
         self.outbox.push(message.encode(self.numbers.with_status()), &[]);
     }
 
