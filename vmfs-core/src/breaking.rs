@@ -15,7 +15,7 @@ use crate::context::{Context, Member};
 use crate::error::FsError;
 use crate::format::Cell;
 use crate::format::heartbeat::{Breaker, FenceGrade, Heartbeat, SlotState};
-use crate::lun::Fencing;
+use crate::lun::{Fencing, PathOwner};
 use crate::sabotage::{Sabotage, active};
 use crate::slot;
 use crate::units::{LunIndex, SlotId};
@@ -84,7 +84,7 @@ pub async fn breaker_lives(context: &Context, member: &Member, heartbeat: &Heart
 /// taken over: look again.
 pub async fn fence(context: &Context, member: &Member, number: SlotId, cell: &Cell) -> Result<Option<Cell>, FsError> {
     let found = slot::decode(cell)?;
-    let fence_grade = match member.lun.fence(number).await? {
+    let fence_grade = match member.lun.fence(PathOwner { slot: number, key: found.reservation_key }).await? {
         Fencing::Proven => FenceGrade::A,
         Fencing::TimeOnly => FenceGrade::C,
         Fencing::NotYet => return Ok(None),

@@ -149,6 +149,9 @@ async fn renewals(kept: Kept<'_>) -> Option<FsError> {
                 if pace.ended(true) {
                     tracing::info!(lun = member.lun.name(), "the lease is renewed again");
                 }
+                if let Err(error) = slot::tend_paths(&member.lun, member.index).await {
+                    return Some(error);
+                }
             }
             Ok(false) => return None,
             Err(error) if is_over(&error) => return Some(error),
@@ -213,7 +216,12 @@ pub async fn watch_renewed_elsewhere(kept: Kept<'_>) -> Option<FsError> {
             return None;
         }
         match context.prove_live([member.index]).await {
-            Ok(()) => context.note_answer(member),
+            Ok(()) => {
+                context.note_answer(member);
+                if let Err(error) = slot::tend_paths(&member.lun, member.index).await {
+                    return Some(error);
+                }
+            }
             Err(error) if is_over(&error) => return Some(error),
             Err(error) => {
                 tracing::warn!(lun = member.lun.name(), %error, "the own slot could not be looked at; trying again");

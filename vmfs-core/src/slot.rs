@@ -9,13 +9,13 @@ use crate::cas::{CasOutcome, CellChange, CellIo};
 use crate::env::Instant;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::arena::Arena;
-use crate::format::header::LeaseTimes;
-use crate::format::heartbeat::{FenceGrade, Heartbeat, SlotState};
+use crate::format::header::{LeaseTimes, LockMode};
+use crate::format::heartbeat::{FenceGrade, Heartbeat, SlotState, reservation_key};
 use crate::format::layout::{self, FIXED_STRIDE};
 use crate::format::{Cell, CellKind, FormatError};
 use crate::gate::GatePage;
 use crate::lease;
-use crate::lun::{Lun, LunError};
+use crate::lun::{Lun, LunError, LunErrorKind, PathOwner};
 use crate::sabotage::{Sabotage, active};
 use crate::units::{Generation, LunIndex, SLOTS, SlotId, SlotRef, Uuid};
 
@@ -117,6 +117,7 @@ pub async fn join(
             incarnation,
             beat: 1,
             lease,
+            reservation_key: path_key(io, lun, SlotRef { slot, generation }),
             live_since_s: u64::try_from(io.env().wall_ns() / 1_000_000_000).unwrap_or(0),
             host_name: identity.name.clone(),
             ..Heartbeat::free()
@@ -150,6 +151,46 @@ pub async fn join(
         FsErrorKind::Busy,
         format!("{}: other hosts took every slot that was tried, {TRIES} times; try again", lun.name()),
     ))
+}
+
+/// The key of an incarnation's paths: a LUN that is shared by SCSI commands has reservations, a file has none.
+fn path_key(io: &CellIo, lun: &Rc<dyn Lun>, owner: SlotRef) -> u64 {
+    match lun.lock_mode() {
+        LockMode::CompareAndWrite => reservation_key(io.context().volume, owner),
+        LockMode::SingleMachine => 0,
+    }
+}
+
+/// The own slot as the LUN's means of fencing know it.
+pub fn path_owner(io: &CellIo, own: &OwnSlot) -> PathOwner {
+    // Also of a slot that somebody else joined: the key follows from it.
+    PathOwner { slot: own.slot.slot, key: reservation_key(io.context().volume, own.slot) }
+}
+
+/// Marks the paths of a LUN that carry plain writes as the own slot's, then reads the slot live: a breaker that claimed it meanwhile either
+/// waits for the end of these paths or was faster, and then the mark is taken off again.
+pub async fn mark_paths(io: &CellIo, lun: &Rc<dyn Lun>, own: &OwnSlot) -> Result<(), FsError> {
+    lun.mark_paths(path_owner(io, own)).await?;
+    let live = check_live(io, lun, own).await;
+    if live.is_err() {
+        lun.unmark_paths().await;
+    }
+    live.map(|_| ())
+}
+
+/// As [`Lun::tend`]. What could not be looked at is looked at the next time; an error is the end of this incarnation.
+pub async fn tend_paths(lun: &Rc<dyn Lun>, index: LunIndex) -> Result<(), FsError> {
+    match lun.tend().await {
+        Err(error) if error.kind == LunErrorKind::Fenced => {
+            tracing::error!(lun = lun.name(), %error, "the storage does not let this host write any more");
+            Err(FsError::Fenced { lun: index })
+        }
+        Err(error) => {
+            tracing::debug!(lun = lun.name(), %error, "the reservation could not be looked at; trying again");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 fn may_join(heartbeat: &Heartbeat) -> bool {

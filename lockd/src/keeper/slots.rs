@@ -10,7 +10,7 @@ use vmfs_core::cas::CellIo;
 use vmfs_core::env::{Env, Instant};
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::format::CellContext;
-use vmfs_core::format::header::{LeaseTimes, LunHeader};
+use vmfs_core::format::header::{LeaseTimes, LockMode, LunHeader};
 use vmfs_core::format::layout;
 use vmfs_core::keeper::{Joining, adopt_joined};
 use vmfs_core::lun::{Fencing, Lun, OpenLun, open_lun};
@@ -103,7 +103,13 @@ pub async fn join(
 ) -> Result<Opened, FsError> {
     let (io, lun, index) = open(mount, place).await?;
     let own = slot::join(&io, &lun, index, &host_of(mount), mount.incarnation, lease, prefer).await?;
-    Ok(Opened { io, lun, own })
+    let mut opened = Opened { io, lun, own };
+    if let Err(error) = opened.register().await {
+        // Nothing was done in it.
+        opened.leave(true).await.ok();
+        return Err(error);
+    }
+    Ok(opened)
 }
 
 /// Looks at a slot that was joined before this daemon began. Fenced: it is not the mount's any more.
@@ -126,10 +132,20 @@ pub async fn resume(
         prefer: None,
     };
     let own = adopt_joined(&joining, slot, Instant(0)).await?;
-    Ok(Opened { io, lun, own })
+    let opened = Opened { io, lun, own };
+    opened.register().await?;
+    Ok(opened)
 }
 
 impl Opened {
+    /// Registers this daemon's paths to a LUN that refuses who is not. It sends no plain writes, so there is nothing to be drained on others.
+    async fn register(&self) -> Result<(), FsError> {
+        match self.lun.lock_mode() {
+            LockMode::CompareAndWrite => slot::mark_paths(&self.io, &self.lun, &self.own).await,
+            LockMode::SingleMachine => Ok(()),
+        }
+    }
+
     /// Slot and generation.
     pub fn slot(&self) -> SlotRef {
         self.own.slot
@@ -143,18 +159,21 @@ impl Opened {
     /// Renews; gives the end of the lease.
     pub async fn renew(&mut self) -> Result<Instant, FsError> {
         slot::renew(&self.io, &self.lun, &mut self.own).await?;
+        slot::tend_paths(&self.lun, self.own.lun).await?;
         Ok(self.own.lease_until)
     }
 
     /// Leaves the slot, free or dirty.
     pub async fn leave(&mut self, clean: bool) -> Result<(), FsError> {
-        slot::leave(&self.io, &self.lun, &mut self.own, clean).await
+        slot::leave(&self.io, &self.lun, &mut self.own, clean).await?;
+        self.lun.unmark_paths().await;
+        Ok(())
     }
 
     /// Makes the slot of a mount that is gone dirty, if it is proven that nothing of it, or of its VMMs, is in flight.
     pub async fn make_dirty(&mut self) -> Result<Drain, FsError> {
         let slot = self.own.slot.slot;
-        match self.lun.fence(slot).await? {
+        match self.lun.fence(slot::path_owner(&self.io, &self.own)).await? {
             Fencing::NotYet => return Ok(Drain::NotYet),
             Fencing::TimeOnly => return Ok(Drain::TimeOnly),
             Fencing::Proven => {}

@@ -105,6 +105,13 @@ pub struct Breaker {
     pub beat: u64,
 }
 
+/// The reservation key of an incarnation's paths (SPC-4, 5.13): slot and generation below, above them 16 bits of the volume's UUID (its
+/// eight pairs of bytes, exclusive or), so that registrations of an earlier volume on the LUN are told apart.
+pub fn reservation_key(volume: Uuid, owner: SlotRef) -> u64 {
+    let folded = volume.0.chunks_exact(2).fold(0, |folded, pair| folded ^ u16::from_be_bytes([pair[0], pair[1]]));
+    u64::from(folded) << 48 | owner.pack()
+}
+
 /// The decoded payload of a heartbeat cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {

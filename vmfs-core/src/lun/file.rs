@@ -21,7 +21,7 @@ use super::drain;
 use super::range_lock::RangeLocks;
 use super::raw_file::{Durability, RawFile};
 use super::sys::{LockKind, ofd_lock};
-use super::{CompareAndWrite, Compared, DataLun, Fencing, Lun, LunError, LunErrorKind};
+use super::{CompareAndWrite, Compared, DataLun, Fencing, Lun, LunError, LunErrorKind, PathOwner};
 use crate::buf::AlignedBuf;
 use crate::env::LocalFuture;
 use crate::format::header::{DeviceIdentity, LockMode};
@@ -281,13 +281,13 @@ impl Lun for FileLun {
         self.data.clone()
     }
 
-    fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {
-        hold_drain_byte(&self.shared.raw, slot)?;
-        self.data.hold_drain_byte(slot)
+    fn mark_paths(&self, owner: PathOwner) -> LocalFuture<'_, Result<(), LunError>> {
+        let marked = hold_drain_byte(&self.shared.raw, owner.slot).and_then(|()| self.data.hold_drain_byte(owner.slot));
+        Box::pin(std::future::ready(marked))
     }
 
-    fn fence(&self, slot: SlotId) -> LocalFuture<'_, Result<Fencing, LunError>> {
-        Box::pin(std::future::ready(self.take_drain_range(slot)))
+    fn fence(&self, victim: PathOwner) -> LocalFuture<'_, Result<Fencing, LunError>> {
+        Box::pin(std::future::ready(self.take_drain_range(victim.slot)))
     }
 
     fn end_fence(&self, slot: SlotId) {

@@ -90,22 +90,68 @@ pub trait Lun {
     /// The data path, for threads that move file data without the actor.
     fn data(&self) -> Arc<dyn DataLun>;
 
-    /// Marks every path of this LUN that carries plain writes as one of `slot`'s, before it carries any. An error of kind `Fenced`: a
-    /// breaker was faster.
-    fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {
-        self.data().hold_drain_byte(slot)
+    /// Marks every path of this LUN that carries plain writes as one of `owner`'s, before it carries any. An error of kind `Fenced`: a
+    /// breaker was faster. The caller reads the slot live afterwards.
+    fn mark_paths(&self, owner: PathOwner) -> LocalFuture<'_, Result<(), LunError>> {
+        Box::pin(std::future::ready(self.data().hold_drain_byte(owner.slot)))
     }
 
-    /// Keeps the incarnation that lived in `slot` from writing to this LUN, by the LUN's own means, until [`Lun::end_fence`]. The slot
-    /// has been claimed before. The default has no means: time has to do.
-    fn fence(&self, slot: SlotId) -> LocalFuture<'_, Result<Fencing, LunError>> {
-        let _ = slot;
+    /// Takes the mark off: the slot was left, nothing is in flight, nothing follows. The default has nothing that would stay behind.
+    fn unmark_paths(&self) -> LocalFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// Looks whether what [`Lun::mark_paths`] left with the LUN still stands, and mends what the LUN has forgotten; called every H. An
+    /// error of kind `Fenced`: a breaker took it away. The default keeps nothing there.
+    fn tend(&self) -> LocalFuture<'_, Result<(), LunError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// The LUN's reservation as it was last seen; `None`: this kind of LUN has none.
+    fn reservation(&self) -> Option<Reservation> {
+        None
+    }
+
+    /// Keeps an incarnation from writing to this LUN, by the LUN's own means, until [`Lun::end_fence`]. Its slot has been claimed
+    /// before. The default has no means: time has to do.
+    fn fence(&self, victim: PathOwner) -> LocalFuture<'_, Result<Fencing, LunError>> {
+        let _ = victim;
         Box::pin(std::future::ready(Ok(Fencing::TimeOnly)))
     }
 
     /// The slot may be joined again: gives back what [`Lun::fence`] holds.
     fn end_fence(&self, slot: SlotId) {
         let _ = slot;
+    }
+}
+
+/// An incarnation's place on a LUN, as the LUN's own means of fencing know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathOwner {
+    /// Its slot.
+    pub slot: SlotId,
+    /// The reservation key under which its paths are registered (SPC-4, 5.13); 0: none.
+    pub key: u64,
+}
+
+/// A LUN's persistent reservation (SPC-4, 5.13).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reservation {
+    /// Type of the reservation in force (SPC-4, table 70); `None`: there is none.
+    pub kind: Option<u8>,
+    /// Keys of all registrations, one for each path.
+    pub keys: Vec<u64>,
+    /// The key of this host's paths; 0 when they are not registered.
+    pub own: u64,
+    /// It survives a loss of power of the storage.
+    pub persists: bool,
+}
+
+impl Reservation {
+    /// Whether the storage refuses the writes of everybody who is not registered: types 5 to 8 (write exclusive or exclusive access, for
+    /// registrants).
+    pub fn keeps_out(&self) -> bool {
+        matches!(self.kind, Some(5..=8))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::header::BEING_REPAIRED;
 use crate::format::heartbeat::{Breaker, FenceGrade, Heartbeat, SlotState};
 use crate::lease;
-use crate::lun::{Fencing, Lun};
+use crate::lun::{Fencing, Lun, PathOwner};
 use crate::slot;
 use crate::units::{LunIndex, SLOTS, SlotId, SlotRef};
 
@@ -87,7 +87,7 @@ pub(super) async fn fence_all(ground: &mut Ground, incarnation: u64) -> Result<V
         let state = if found.state == SlotState::Live { SlotState::Breaking } else { found.state };
         let claimed = Heartbeat { state, breaker, ..found.clone() };
         let cell = ground.replace(&path, &cell, CellChange::payload(&cell, claimed.encode())).await?;
-        let fence_grade = match path.fence(number).await? {
+        let fence_grade = match path.fence(PathOwner { slot: number, key: found.reservation_key }).await? {
             Fencing::Proven => FenceGrade::A,
             Fencing::TimeOnly => FenceGrade::C,
             Fencing::NotYet => return Err(still_there(ground, lun, number, &found)?),

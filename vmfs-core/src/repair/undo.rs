@@ -10,7 +10,7 @@ use crate::buf::AlignedBuf;
 use crate::env::LocalFuture;
 use crate::error::FsError;
 use crate::format::header::{DeviceIdentity, LockMode};
-use crate::lun::{CompareAndWrite, Compared, DataLun, Fencing, Lun, LunError, LunErrorKind};
+use crate::lun::{CompareAndWrite, Compared, DataLun, Fencing, Lun, LunError, LunErrorKind, PathOwner, Reservation};
 use crate::units::{CellSize, SlotId};
 
 /// Keeps what a repair overwrites.
@@ -134,12 +134,24 @@ impl Lun for UndoLun {
         self.inner.data()
     }
 
-    fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {
-        self.inner.hold_drain_byte(slot)
+    fn mark_paths(&self, owner: PathOwner) -> LocalFuture<'_, Result<(), LunError>> {
+        self.inner.mark_paths(owner)
     }
 
-    fn fence(&self, slot: SlotId) -> LocalFuture<'_, Result<Fencing, LunError>> {
-        self.inner.fence(slot)
+    fn unmark_paths(&self) -> LocalFuture<'_, ()> {
+        self.inner.unmark_paths()
+    }
+
+    fn tend(&self) -> LocalFuture<'_, Result<(), LunError>> {
+        self.inner.tend()
+    }
+
+    fn reservation(&self) -> Option<Reservation> {
+        self.inner.reservation()
+    }
+
+    fn fence(&self, victim: PathOwner) -> LocalFuture<'_, Result<Fencing, LunError>> {
+        self.inner.fence(victim)
     }
 
     fn end_fence(&self, slot: SlotId) {

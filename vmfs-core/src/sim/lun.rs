@@ -17,7 +17,7 @@ use futures_util::future::join;
 use crate::buf::AlignedBuf;
 use crate::env::LocalFuture;
 use crate::format::header::{DeviceIdentity, LockMode};
-use crate::lun::{Compared, DataLun, Fencing, Lun, LunError, LunErrorKind};
+use crate::lun::{Compared, DataLun, Fencing, Lun, LunError, LunErrorKind, PathOwner};
 use crate::units::{CellSize, SlotId};
 
 /// A sender waits up to this long before it gives up a command whose answer does not come.
@@ -329,13 +329,13 @@ impl Lun for MemoryLun {
         self.data.clone()
     }
 
-    fn fence(&self, slot: SlotId) -> LocalFuture<'_, Result<Fencing, LunError>> {
+    fn fence(&self, victim: PathOwner) -> LocalFuture<'_, Result<Fencing, LunError>> {
         Box::pin(async move {
             self.sim.sleep(self.some_latency()).await;
             let effect = Effect::Flush { data: false };
             match self.disk.refusal(self.host, false) {
                 Some(kind) => Err(self.error(kind, &effect, "the simulated path of this host is cut or fenced")),
-                None => Ok(self.disk.fence(slot)),
+                None => Ok(self.disk.fence(victim.slot)),
             }
         })
     }

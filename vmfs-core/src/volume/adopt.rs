@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::Inner;
 use super::members::{self, Probed};
-use super::mount::{FIRST_SCAN_CELLS, former_selves, mark_path};
+use super::mount::{FIRST_SCAN_CELLS, former_selves};
 use crate::context::Member;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::header::MemberState;
@@ -15,7 +15,7 @@ use crate::format::member;
 use crate::keeper::Joining;
 use crate::lease;
 use crate::lun::Lun;
-use crate::slot::OwnSlot;
+use crate::slot::{self, OwnSlot};
 use crate::units::LunIndex;
 
 pub(super) async fn adopt(inner: &Rc<Inner>, lun: Rc<dyn Lun>) -> Result<LunIndex, FsError> {
@@ -151,7 +151,7 @@ async fn join(inner: &Inner, probed: &Probed) -> Result<OwnSlot, FsError> {
     };
     let mut own = inner.keeper.join(joining).await?;
     let ready = async {
-        mark_path(io, lun, &own).await?;
+        slot::mark_paths(io, lun, &own).await?;
         let mut warnings = Vec::new();
         let former = former_selves(io, probed, &inner.host, incarnation, &mut warnings).await?;
         inner.warnings.borrow_mut().extend(warnings);
@@ -163,6 +163,7 @@ async fn join(inner: &Inner, probed: &Probed) -> Result<OwnSlot, FsError> {
         Err(error) => {
             // Nothing was done in it.
             inner.keeper.leave(io, lun, &mut own, true).await.ok();
+            lun.unmark_paths().await;
             Err(error)
         }
     }

@@ -182,22 +182,17 @@ pub(super) async fn former_selves(
 /// Marks the paths that carry plain writes as the slots'.
 async fn mark_paths(io: &CellIo, probed: &[Probed], slots: &[OwnSlot]) -> Result<(), FsError> {
     for own in slots {
-        mark_path(io, lun_of(probed, own), own).await?;
+        slot::mark_paths(io, lun_of(probed, own), own).await?;
     }
     Ok(())
-}
-
-/// Marks the path that carries plain writes as the slot's, then reads the slot live: a breaker that claimed it meanwhile either waits
-/// for the end of this path or was faster.
-pub(super) async fn mark_path(io: &CellIo, lun: &Rc<dyn Lun>, own: &OwnSlot) -> Result<(), FsError> {
-    lun.hold_drain_byte(own.slot.slot)?;
-    slot::check_live(io, lun, own).await.map(|_| ())
 }
 
 /// Leaves slots that were just joined, as far as that works: nothing was done in them.
 async fn leave_all(io: &CellIo, keeper: &dyn SlotKeeper, probed: &[Probed], slots: &mut [OwnSlot]) {
     for own in slots {
-        keeper.leave(io, lun_of(probed, own), own, true).await.ok();
+        let lun = lun_of(probed, own);
+        keeper.leave(io, lun, own, true).await.ok();
+        lun.unmark_paths().await;
     }
 }
 
@@ -341,5 +336,10 @@ async fn leave(
         return Ok(());
     };
     context.gate().poison(member.index, own.slot.generation);
-    keeper.leave(&context.io, &member.lun, &mut own, clean).await
+    let left = keeper.leave(&context.io, &member.lun, &mut own, clean).await;
+    // What stays behind may still be on its way: then the mark stays too, and with it the means to fence it.
+    if clean && left.is_ok() {
+        member.lun.unmark_paths().await;
+    }
+    left
 }
