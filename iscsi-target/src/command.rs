@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::connection::{Entrance, serve as serve_connection};
+use crate::memory::Pool;
 use crate::server::Server;
 
 /// Where the daemon answers `status`.
@@ -52,7 +53,7 @@ enum Command {
         #[arg(long, value_name = "ADDR:PORT")]
         portal: Vec<SocketAddr>,
         /// A LUN: its target's name and its path; a name given again gets the next LUN, from 0 on.
-        /// Options: thin, readonly, removable, blocksize=512|4096
+        /// Options: thin, readonly, removable, direct, blocksize=512|4096
         #[arg(long, value_name = "IQN=PATH[,OPTION...]")]
         target: Vec<String>,
         /// The same and more (CHAP, who may use what) from a TOML file
@@ -64,6 +65,9 @@ enum Command {
         /// Socket for `status`
         #[arg(long, value_name = "SOCKET", default_value = CONTROL)]
         control: PathBuf,
+        /// Memory for the data of commands under way, of all sessions together, in MiB; a session has at most a quarter of it
+        #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(128..1 << 20))]
+        memory: u32,
         /// Log more
         #[arg(short, long)]
         verbose: bool,
@@ -91,10 +95,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match arguments.command {
-        Command::Serve { portal, target, config, state_dir, control, verbose } => {
+        Command::Serve { portal, target, config, state_dir, control, memory, verbose } => {
             log(verbose);
             let config = configuration(portal, &target, config.as_deref());
-            config.and_then(|config| serve(&config, state_dir.as_deref(), &control))
+            let memory = Pool::new((memory as usize) << 20);
+            config.and_then(|config| serve(&config, state_dir.as_deref(), &control, memory))
         }
         Command::Status { json, control } => status(&control, json),
     };
@@ -136,7 +141,7 @@ fn configuration(portals: Vec<SocketAddr>, targets: &[String], file: Option<&Pat
 /// A connection that was accepted.
 type Accepted = (std::net::TcpStream, Entrance);
 
-fn serve(config: &Config, state: Option<&Path>, control: &Path) -> Result<(), String> {
+fn serve(config: &Config, state: Option<&Path>, control: &Path, memory: Rc<Pool>) -> Result<(), String> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| format!("signals: {error}"))?;
     let mut listeners = Vec::new();
     for portal in &config.portals {
@@ -149,7 +154,7 @@ fn serve(config: &Config, state: Option<&Path>, control: &Path) -> Result<(), St
     let portals = portals.map_err(|error| error.to_string())?;
     let socket = control_socket(control)?;
     let served = tokio_uring::start(async {
-        let server = Server::open(config, portals.clone(), state).await.map_err(|error| error.to_string())?;
+        let server = Server::open(config, portals.clone(), state, memory).await.map_err(|error| error.to_string())?;
         let (accepted, mut accepting) = mpsc::unbounded_channel::<Accepted>();
         for (nth, listener) in listeners.into_iter().enumerate() {
             let (accepted, local) = (accepted.clone(), portals[nth]);
@@ -176,8 +181,10 @@ fn serve(config: &Config, state: Option<&Path>, control: &Path) -> Result<(), St
         loop {
             tokio::select! {
                 Some((stream, entrance)) = accepting.recv() => {
-                    let stream = tokio_uring::net::TcpStream::from_std(stream);
-                    tokio_uring::spawn(serve_connection(server.clone(), stream, entrance));
+                    match tokio::net::TcpStream::from_std(stream) {
+                        Ok(stream) => drop(tokio_uring::spawn(serve_connection(server.clone(), stream, entrance))),
+                        Err(error) => tracing::warn!(%error, peer = %entrance.peer, "a connection cannot be served"),
+                    }
                 }
                 Some(stream) = asking.recv() => answer(&server, stream),
                 _ = &mut has_ended => break,
@@ -201,6 +208,10 @@ fn accept(listener: &TcpListener, portal: u16, bound: SocketAddr, accepted: &mps
         match listener.accept() {
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true);
+                if let Err(error) = stream.set_nonblocking(true) {
+                    tracing::warn!(%error, %peer, "a connection cannot be served");
+                    continue;
+                }
                 let local = stream.local_addr().unwrap_or(bound);
                 if accepted.send((stream, Entrance { peer, local, portal })).is_err() {
                     return;

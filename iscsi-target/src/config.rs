@@ -56,7 +56,7 @@ pub struct ChapConfig {
 }
 
 /// One LUN.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LunConfig {
     /// An image file, a block device, or a disk file of a mounted volume.
@@ -70,6 +70,9 @@ pub struct LunConfig {
     /// The medium can be taken out and put in again by initiators.
     #[serde(default)]
     pub removable: bool,
+    /// An image file is read and written past the page cache.
+    #[serde(default)]
+    pub direct: bool,
     /// Logical block in bytes: 512 or 4096.
     pub blocksize: Option<u32>,
 }
@@ -94,7 +97,7 @@ pub enum ConfigError {
         source: toml::de::Error,
     },
     /// A target's argument cannot be understood.
-    #[error("--target {argument}: {cause}; write IQN=PATH[,thin][,readonly][,removable][,blocksize=4096]")]
+    #[error("--target {argument}: {cause}; write IQN=PATH[,thin][,readonly][,removable][,direct][,blocksize=4096]")]
     Argument {
         /// What was given.
         argument: String,
@@ -134,12 +137,13 @@ impl Config {
         let (name, rest) = argument.split_once('=').ok_or_else(|| wrong("there is no '='"))?;
         let mut parts = rest.split(',');
         let path = parts.next().filter(|path| !path.is_empty()).ok_or_else(|| wrong("there is no path"))?;
-        let mut lun = LunConfig { path: path.into(), thin: false, readonly: false, removable: false, blocksize: None };
+        let mut lun = LunConfig { path: path.into(), ..LunConfig::default() };
         for option in parts {
             match option.split_once('=') {
                 None if option == "thin" => lun.thin = true,
                 None if option == "readonly" => lun.readonly = true,
                 None if option == "removable" => lun.removable = true,
+                None if option == "direct" => lun.direct = true,
                 Some(("blocksize", size)) => {
                     lun.blocksize = Some(size.parse().map_err(|_| wrong(&format!("{size:?} is no block size")))?);
                 }

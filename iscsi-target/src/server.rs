@@ -19,6 +19,7 @@ use storage::{DiskSource, OpenError, Supervisor};
 use crate::config::{Config, LunConfig, TargetConfig};
 use crate::connection::{Entrance, Session};
 use crate::disk::ShownDisk;
+use crate::memory::Pool;
 use crate::reservations::{FileStore, RecordError};
 
 /// Sessions that may be open at once.
@@ -59,6 +60,7 @@ pub struct Server {
     targets: Vec<Rc<TargetEntry>>,
     sessions: RefCell<Vec<Rc<Session>>>,
     portals: Vec<std::net::SocketAddr>,
+    memory: Rc<Pool>,
     last_tsih: Cell<u16>,
     last_nexus: Cell<u32>,
     since: Instant,
@@ -86,7 +88,7 @@ impl Supervisor for Log {
 }
 
 impl Server {
-    /// Opens all disks. It listens on `portals`.
+    /// Opens all disks. It listens on `portals`, and the data of all commands are in `memory`.
     ///
     /// # Errors
     /// [`ServeError`] of the first disk that cannot be had.
@@ -94,6 +96,7 @@ impl Server {
         config: &Config,
         portals: Vec<std::net::SocketAddr>,
         state: Option<&Path>,
+        memory: Rc<Pool>,
     ) -> Result<Rc<Server>, ServeError> {
         let mut targets = Vec::new();
         for target in &config.targets {
@@ -103,10 +106,16 @@ impl Server {
             targets,
             sessions: RefCell::default(),
             portals,
+            memory,
             last_tsih: Cell::new(0),
             last_nexus: Cell::new(0),
             since: Instant::now(),
         }))
+    }
+
+    /// The memory that all sessions share.
+    pub fn memory(&self) -> &Rc<Pool> {
+        &self.memory
     }
 
     /// The target of this name.
@@ -265,7 +274,7 @@ async fn open_target(config: &TargetConfig, ports: u16, state: Option<&Path>) ->
     units.set_ports((1..=ports).map(port).collect());
     units.set_device_name(Some(config.name.clone()));
     for (number, lun) in config.luns.iter().enumerate() {
-        let source = DiskSource { path: lun.path.clone(), read_only: lun.readonly, serial: None };
+        let source = DiskSource { path: lun.path.clone(), read_only: lun.readonly, cached: !lun.direct, serial: None };
         let storage = storage::open(source, Arc::new(Log)).await?;
         let shown = ShownDisk::new(storage, lun.blocksize, lun.thin);
         let options = DiskOptions { removable: lun.removable, ..DiskOptions::default() };

@@ -165,6 +165,11 @@ impl DataBuffer {
         self.length == 0
     }
 
+    /// Does nobody else hold this memory, or a slice of it? Then whoever asks may lend it to another command.
+    pub fn is_unique(&self) -> bool {
+        Arc::strong_count(&self.list) == 1
+    }
+
     /// The fast path: the one segment that holds all of it, if there is just one. `None` for an empty buffer.
     pub fn as_single(&self) -> Option<Segment> {
         let segment = self.list.segments.get(self.first)?;

@@ -1,6 +1,6 @@
 //! Owns: a disk on one file or block device.
-//! Promises: O_DIRECT where the file allows it, one mode for the whole life of the disk; misaligned guest memory is bounced,
-//! never refused.
+//! Promises: O_DIRECT where the file allows it, if the page cache is not asked for; one mode for the whole life of the disk;
+//! misaligned guest memory is bounced, never refused.
 //! Must not know: descriptors, guests, the cluster.
 
 use std::fs::{File, OpenOptions};
@@ -32,15 +32,17 @@ pub struct FileDisk {
     length: u64,
     /// What direct I/O asks of memory (address) and lengths; 1 for buffered I/O.
     alignment: usize,
+    /// By way of the page cache, and at once where that needs no wait.
+    cached: bool,
     regular: bool,
 }
 
 impl FileDisk {
-    /// Opens a file; the exclusive lock (flock) of a writer keeps every other opener out.
+    /// Opens a file; the exclusive lock (flock) of a writer keeps every other opener out. `cached`: see [`crate::DiskSource`].
     ///
     /// # Errors
     /// [`OpenError`]
-    pub fn open(path: &Path, read_only: bool) -> Result<Self, OpenError> {
+    pub fn open(path: &Path, read_only: bool, cached: bool) -> Result<Self, OpenError> {
         // Looked at before it is opened: to open a pipe would wait for its other end.
         let metadata = path.metadata().map_err(OpenError::system("find", path))?;
         let regular = metadata.is_file();
@@ -49,7 +51,8 @@ impl FileDisk {
         }
         let plain = open_with(path, read_only, 0).map_err(OpenError::system("open", path))?;
         let logical = if regular { 512 } else { device_block(&plain).map_err(OpenError::system("examine", path))? };
-        let (file, alignment) = choose_mode(plain, path, read_only, logical);
+        let cached = cached && regular;
+        let (file, alignment) = if cached { (plain, 1) } else { choose_mode(plain, path, read_only, logical) };
         lock(&file, path, read_only)?;
         let length = (&file).seek(SeekFrom::End(0)).map_err(OpenError::system("measure", path))?;
         let blocks = length / u64::from(logical);
@@ -76,6 +79,7 @@ impl FileDisk {
             geometry,
             length,
             alignment,
+            cached,
             regular,
         })
     }
@@ -125,6 +129,9 @@ impl BlockDevice for FileDisk {
 
     async fn read(&self, position: u64, buffer: &DataBuffer) -> Result<(), StorageError> {
         self.geometry.check_read(position, buffer.len() as u64)?;
+        if self.cached && self.ring.read_now(position, buffer) {
+            return Ok(());
+        }
         if self.fits_direct(buffer) {
             return self.ring.transfer(Transfer::Read, position, buffer).await.map_err(failure(position));
         }
@@ -136,6 +143,9 @@ impl BlockDevice for FileDisk {
 
     async fn write(&self, position: u64, buffer: &DataBuffer, force_unit_access: bool) -> Result<(), StorageError> {
         self.geometry.check_write(position, buffer.len() as u64)?;
+        if self.cached && !force_unit_access && self.ring.write_now(position, buffer) {
+            return Ok(());
+        }
         let way = if force_unit_access { Transfer::DurableWrite } else { Transfer::Write };
         if self.fits_direct(buffer) {
             return self.ring.transfer(way, position, buffer).await.map_err(failure(position));

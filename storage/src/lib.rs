@@ -30,6 +30,9 @@ pub struct DiskSource {
     pub path: PathBuf,
     /// Refuse all writes.
     pub read_only: bool,
+    /// An image file is read and written by way of the page cache: written data are durable after a flush, as on a disk with a write
+    /// cache. Nothing happens to block devices and disks of a volume.
+    pub cached: bool,
     /// The serial number that the guest sees, if not the disk's own.
     pub serial: Option<String>,
 }
@@ -149,7 +152,7 @@ pub async fn open(source: DiskSource, supervisor: Arc<dyn Supervisor>) -> Result
         warn_of_hidden(&flat.path, disk.hidden_bytes(), disk.geometry().bytes(), disk.alignment());
         return Ok(Storage::Vmfs(disk));
     }
-    let disk = FileDisk::open(&flat.path, read_only)?;
+    let disk = FileDisk::open(&flat.path, read_only, source.cached)?;
     let disk = match flat.length {
         Some(length) => disk.limited_to(length, &flat.path)?,
         None => disk,

@@ -1,12 +1,16 @@
 //! Owns: reads, writes, flushes and allocation calls by the thread's io_uring, over data buffers, without a copy.
 //! Promises: the file and the memory stay alive until the kernel has finished with them, even if nobody waits any more.
 //! Must not know: disks, alignment, errors' meaning. No type of the ring's library leaves this file.
+//! Unsafe: the kernel is handed addresses of data buffers (`preadv2`, `pwritev2`).
 
-use std::cell::RefCell;
+#![allow(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, squeue, types};
 use scsi::DataBuffer;
@@ -14,6 +18,12 @@ use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
 /// The most segments of one operation: UIO_MAXIOV.
 const MAX_SEGMENTS: usize = 1024;
+/// The most bytes of a transfer that is done at once: copying more takes the thread longer than passing it on.
+const MOST_AT_ONCE: usize = 512 << 10;
+/// A write into the page cache that took this long was made to wait, by the disk or for memory.
+const LONG: Duration = Duration::from_millis(5);
+/// Time after one for which writes go by the ring, so that they hold up nobody else of this thread.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What must outlive an operation: the file, the memory, and the list that the kernel reads it from.
 struct Held {
@@ -60,15 +70,55 @@ pub(super) struct RingFile {
     file: Rc<File>,
     /// Lists of former operations, to be used again: in the steady state nothing is allocated.
     spare: RefCell<Vec<Vec<libc::iovec>>>,
+    /// Until then no write is done at once.
+    busy_until: Cell<Option<Instant>>,
 }
 
 impl RingFile {
     pub(super) fn new(file: File) -> Self {
-        Self { file: Rc::new(file), spare: RefCell::new(Vec::new()) }
+        Self { file: Rc::new(file), spare: RefCell::new(Vec::new()), busy_until: Cell::new(None) }
     }
 
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Reads all of `buffer` if all of it is in the page cache. `false`: it is not, and the buffer's content is undefined.
+    pub(super) fn read_now(&self, position: u64, buffer: &DataBuffer) -> bool {
+        buffer.len() <= MOST_AT_ONCE && self.now(Transfer::Read, position, buffer)
+    }
+
+    /// Writes all of `buffer` into the page cache, as long as such writes do not have to wait. `false`: it has to be written by
+    /// [`RingFile::transfer`]; a part of it may have been written already.
+    pub(super) fn write_now(&self, position: u64, buffer: &DataBuffer) -> bool {
+        if buffer.len() > MOST_AT_ONCE {
+            return false;
+        }
+        let start = Instant::now();
+        if self.busy_until.get().is_some_and(|end| start < end) {
+            return false;
+        }
+        let is_done = self.now(Transfer::Write, position, buffer);
+        self.busy_until.set((start.elapsed() > LONG).then(|| Instant::now() + PATIENCE));
+        is_done
+    }
+
+    fn now(&self, way: Transfer, position: u64, buffer: &DataBuffer) -> bool {
+        let Ok(position) = libc::off64_t::try_from(position) else { return false };
+        let mut vectors = self.spare.borrow_mut().pop().unwrap_or_default();
+        extend(&mut vectors, buffer);
+        let (fd, list, count) = (self.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int);
+        // SAFETY: the list and the segments that it names live until the call has returned, and no Rust reference to them exists
+        // (contract of `SegmentList::push`).
+        let moved = unsafe {
+            match way {
+                Transfer::Read => libc::preadv2(fd, list, count, position, libc::RWF_NOWAIT),
+                _ => libc::pwritev2(fd, list, count, position, 0),
+            }
+        };
+        vectors.clear();
+        self.spare.borrow_mut().push(vectors);
+        usize::try_from(moved).is_ok_and(|moved| moved == buffer.len())
     }
 
     /// Moves all of `buffer` from or to byte `position`.

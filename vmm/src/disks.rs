@@ -49,7 +49,7 @@ fn refuse_doubles(disks: &[PlacedDisk]) -> Result<()> {
 
 fn attachment(placed: PlacedDisk, supervisor: Arc<dyn Supervisor>) -> Attachment<Storage> {
     let PlacedDisk { target, disk } = placed;
-    let source = DiskSource { path: disk.path, read_only: disk.readonly, serial: disk.serial };
+    let source = DiskSource { path: disk.path, read_only: disk.readonly, cached: false, serial: disk.serial };
     let open =
         move || async move { storage::open(source, supervisor).await.map_err(|cause| Box::new(cause) as OpenError) };
     Attachment::new(target, DiskOptions::default(), open)

@@ -70,7 +70,7 @@ struct Guest {
 impl Guest {
     fn new(path: std::path::PathBuf) -> Self {
         let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
-        let source = DiskSource { path, read_only: false, serial: None };
+        let source = DiskSource { path, read_only: false, cached: false, serial: None };
         let disk = Attachment::new(0, DiskOptions::default(), move || async move {
             storage::open(source, Arc::new(Supervision::default())).await.map_err(|error| Box::new(error) as OpenError)
         });

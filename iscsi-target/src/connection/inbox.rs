@@ -6,8 +6,7 @@ use std::rc::Rc;
 
 use iscsi::login::parameters::OWN_SEGMENT;
 use iscsi::pdu::{DIGEST, Digests, HEADER, Header, digest, padded};
-use tokio_uring::buf::BoundedBuf;
-use tokio_uring::net::TcpStream;
+use tokio::net::TcpStream;
 
 /// Bytes that one PDU takes at most: header, additional headers, data, digests.
 const LONGEST: usize = HEADER + 255 * 4 + DIGEST + OWN_SEGMENT as usize + DIGEST;
@@ -60,7 +59,7 @@ impl Inbox {
         self.bytes.reserve(LONGEST);
     }
 
-    /// The next PDU. Dropping the future loses nothing but the bytes of one read.
+    /// The next PDU. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Arrived<'_>, Broken> {
         let checked = |on: bool| if on { DIGEST } else { 0 };
         self.want(HEADER).await?;
@@ -96,13 +95,10 @@ impl Inbox {
             if self.bytes.capacity() - self.bytes.len() < missing {
                 self.bytes.reserve(missing);
             }
-            let (end, capacity) = (self.bytes.len(), self.bytes.capacity());
-            let buffer = std::mem::take(&mut self.bytes);
-            let (read, slice) = self.stream.read(buffer.slice(end..capacity)).await;
-            self.bytes = slice.into_inner();
-            match read {
+            match self.stream.try_read_buf(&mut self.bytes) {
                 Ok(0) => return Err(Broken::Closed),
                 Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.stream.readable().await?,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Err(Broken::Closed),
                 Err(error) => return Err(error.into()),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use iscsi::login::{self, Login};
 use iscsi::pdu::{LoginRequest, LoginResponse, Request, Sequence};
-use tokio_uring::net::TcpStream;
+use tokio::net::TcpStream;
 
 use crate::server::{Joined, Server};
 use inbox::{Broken, Inbox};
@@ -39,10 +39,10 @@ pub struct Entrance {
 /// Serves a connection to its end.
 pub async fn serve(server: Rc<Server>, stream: TcpStream, entrance: Entrance) {
     let stream = Rc::new(stream);
-    let outbox = Rc::new(Outbox::default());
+    let outbox = Rc::new(Outbox::new(stream.clone()));
     let sender = tokio_uring::spawn({
-        let (outbox, stream) = (outbox.clone(), stream.clone());
-        async move { outbox.send(stream).await }
+        let outbox = outbox.clone();
+        async move { outbox.send().await }
     });
     let mut inbox = Inbox::new(stream.clone());
     let peer = entrance.peer;

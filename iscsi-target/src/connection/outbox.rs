@@ -1,31 +1,130 @@
 //! Owns: what a connection has still to send, and the sending.
-//! Promises: PDUs go out whole and in the order of their numbers; whoever has much to send waits for room.
+//! Promises: PDUs go out whole and in the order of their numbers, as many in one call as there are; data go out from where they were
+//! read, without a copy; whoever has much to send waits for room.
 //! Must not know: what PDUs mean.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, IoSlice};
 use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use iscsi::pdu::{self, Digests, HEADER};
-use tokio::sync::Notify;
-use tokio_uring::buf::BoundedBuf;
-use tokio_uring::net::TcpStream;
+
+use crate::memory::Memory;
 
 /// Bytes that may wait before data have to: control PDUs are never held up.
 const PLENTY: usize = 1 << 20;
 /// A buffer that has become larger than this is not kept.
 const KEPT: usize = 4 << 20;
+/// Pieces that go out in one call.
+const PIECES: usize = 64;
+/// Time for the rest to go out when the connection is closed.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// A piece of the stream.
+enum Piece {
+    /// So many of the queue's own bytes.
+    Own(usize),
+    /// Bytes of a command's memory.
+    Data { memory: Memory, start: usize, length: usize },
+}
+
+/// The stream from its first byte that was not sent yet.
+#[derive(Default)]
+struct Queue {
+    own: Vec<u8>,
+    /// Bytes of `own` that have been sent.
+    own_sent: usize,
+    pieces: VecDeque<Piece>,
+    /// Bytes of all pieces.
+    length: usize,
+}
 
 /// PDUs on their way out.
-#[derive(Default)]
 pub struct Outbox {
-    waiting: RefCell<Vec<u8>>,
+    stream: Rc<TcpStream>,
+    queue: RefCell<Queue>,
     digests: Cell<Digests>,
     is_closed: Cell<bool>,
     something: Notify,
     room: Notify,
 }
 
+impl Queue {
+    /// Adds what `add` puts into the own bytes.
+    fn own(&mut self, add: impl FnOnce(&mut Vec<u8>)) {
+        let before = self.own.len();
+        add(&mut self.own);
+        let added = self.own.len() - before;
+        self.length += added;
+        match self.pieces.back_mut() {
+            Some(Piece::Own(length)) => *length += added,
+            _ => self.pieces.push_back(Piece::Own(added)),
+        }
+    }
+
+    /// The next bytes, in as many slices as `into` takes.
+    fn slices<'a>(&'a self, into: &mut [IoSlice<'a>; PIECES]) -> usize {
+        let mut own = self.own_sent;
+        let mut count = 0;
+        for (piece, slice) in self.pieces.iter().zip(into.iter_mut()) {
+            *slice = IoSlice::new(match piece {
+                Piece::Own(length) => {
+                    own += length;
+                    &self.own[own - length..own]
+                }
+                Piece::Data { memory, start, length } => memory.bytes(*start, *length),
+            });
+            count += 1;
+        }
+        count
+    }
+
+    /// `sent` bytes have gone out.
+    fn advance(&mut self, mut sent: usize) {
+        self.length -= sent;
+        while let Some(piece) = self.pieces.front_mut() {
+            let (Piece::Own(length) | Piece::Data { length, .. }) = piece;
+            let part = sent.min(*length);
+            *length -= part;
+            sent -= part;
+            let is_over = *length == 0;
+            match piece {
+                Piece::Own(_) => self.own_sent += part,
+                Piece::Data { start, .. } => *start += part,
+            }
+            if !is_over {
+                break;
+            }
+            self.pieces.pop_front();
+        }
+        if self.pieces.is_empty() {
+            self.own_sent = 0;
+            self.own.clear();
+            if self.own.capacity() > KEPT {
+                self.own = Vec::new();
+            }
+        }
+    }
+}
+
 impl Outbox {
+    /// An empty one.
+    pub fn new(stream: Rc<TcpStream>) -> Self {
+        Self {
+            stream,
+            queue: RefCell::default(),
+            digests: Cell::default(),
+            is_closed: Cell::new(false),
+            something: Notify::new(),
+            room: Notify::new(),
+        }
+    }
+
     /// From now on PDUs have these digests.
     pub fn set_digests(&self, digests: Digests) {
         self.digests.set(digests);
@@ -33,24 +132,27 @@ impl Outbox {
 
     /// Adds a PDU.
     pub fn push(&self, header: [u8; HEADER], data: &[u8]) {
-        pdu::append(&mut self.waiting.borrow_mut(), header, data, self.digests.get());
+        self.queue.borrow_mut().own(|own| pdu::append(own, header, data, self.digests.get()));
         self.something.notify_one();
     }
 
-    /// Adds a PDU whose `length` bytes of data are put in by `fill`.
-    pub fn push_with(&self, mut header: [u8; HEADER], length: usize, fill: impl FnOnce(&mut [u8])) {
-        let mut waiting = self.waiting.borrow_mut();
-        pdu::begin(&mut waiting, &mut header, length, self.digests.get());
-        let start = waiting.len();
-        waiting.resize(start + length, 0);
-        fill(&mut waiting[start..]);
-        pdu::finish(&mut waiting, start, self.digests.get());
+    /// Adds a PDU whose data are `length` bytes of `memory`.
+    pub fn push_data(&self, mut header: [u8; HEADER], memory: &Memory, start: usize, length: usize) {
+        let digests = self.digests.get();
+        let mut queue = self.queue.borrow_mut();
+        queue.own(|own| pdu::begin(own, &mut header, length, digests));
+        queue.pieces.push_back(Piece::Data { memory: memory.clone(), start, length });
+        queue.length += length;
+        if digests.data || pdu::padded(length) != length {
+            let data = memory.bytes(start, length);
+            queue.own(|own| pdu::finish_after(own, data, digests));
+        }
         self.something.notify_one();
     }
 
     /// Waits until there is room for more data, or the connection is over.
     pub async fn room(&self) {
-        while self.waiting.borrow().len() > PLENTY && !self.is_closed.get() {
+        while self.queue.borrow().length > PLENTY && !self.is_closed.get() {
             self.room.notified().await;
         }
     }
@@ -62,34 +164,65 @@ impl Outbox {
         self.room.notify_waiters();
     }
 
-    /// Sends until the outbox is closed and empty, or the connection breaks.
-    pub async fn send(&self, stream: Rc<TcpStream>) {
-        let mut sending = Vec::new();
-        loop {
-            if self.waiting.borrow().is_empty() {
-                if self.is_closed.get() {
-                    break;
+    /// Sends what the socket takes at once. `false`: it takes no more at the moment, or nothing any more.
+    pub fn flush(&self) -> bool {
+        let mut queue = self.queue.borrow_mut();
+        // Wakes others, which run later.
+        self.room.notify_waiters();
+        while queue.length > 0 {
+            let mut slices = [IoSlice::new(&[]); PIECES];
+            let count = queue.slices(&mut slices);
+            match self.stream.try_write_vectored(&slices[..count]) {
+                Ok(sent) => queue.advance(sent),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    if error.kind() != ErrorKind::WouldBlock {
+                        tracing::debug!(%error, "the connection broke while something was sent");
+                        self.is_closed.set(true);
+                        *queue = Queue::default();
+                        self.something.notify_one();
+                    }
+                    return false;
                 }
+            }
+        }
+        true
+    }
+
+    /// Sends until the outbox is closed and empty, or the connection breaks.
+    pub async fn send(&self) {
+        loop {
+            if self.flush() && !self.is_closed.get() {
                 self.something.notified().await;
                 continue;
             }
-            std::mem::swap(&mut sending, &mut self.waiting.borrow_mut());
-            let length = sending.len();
-            let (sent, slice) = stream.write_all(sending.slice(0..length)).await;
-            sending = slice.into_inner();
-            sending.clear();
-            if sending.capacity() > KEPT {
-                sending = Vec::new();
-            }
-            self.room.notify_waiters();
-            if let Err(error) = sent {
-                tracing::debug!(%error, "the connection broke while something was sent");
-                self.is_closed.set(true);
-                self.waiting.borrow_mut().clear();
+            if self.queue.borrow().length == 0 && self.is_closed.get() {
                 break;
+            }
+            let writable = self.stream.writable();
+            if !self.is_closed.get() {
+                tokio::select! {
+                    _ = writable => {}
+                    () = self.closing() => {}
+                }
+            } else if tokio::time::timeout(FAREWELL, writable).await.is_err() {
+                tracing::debug!("the other side takes nothing any more");
+                *self.queue.borrow_mut() = Queue::default();
             }
         }
         self.room.notify_waiters();
-        let _ = stream.shutdown(std::net::Shutdown::Both);
+        hang_up(&self.stream);
     }
+
+    async fn closing(&self) {
+        while !self.is_closed.get() {
+            self.something.notified().await;
+        }
+    }
+}
+
+/// Ends a connection in both directions.
+pub fn hang_up(stream: &TcpStream) {
+    // Nothing to do for one that is broken already.
+    let _ = rustix::net::shutdown(stream, rustix::net::Shutdown::Both);
 }

@@ -5,7 +5,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::net::Shutdown;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -21,18 +20,17 @@ use scsi::{
     Command, Completion, DataBuffer, Lun, NexusId, ShortBuffer, Task, TaskAttribute, TaskManagement,
     TaskManagementResponse, TransportId,
 };
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio_uring::net::TcpStream;
 
 use super::Entrance;
 use super::collecting::{Collecting, Flaw};
 use super::inbox::{Arrived, Broken, Inbox};
 use super::numbers::{DEPTH, Numbers, Turn};
-use super::outbox::Outbox;
+use super::outbox::{Outbox, hang_up};
+use crate::memory::{LONGEST_TRANSFER, Memory, Share};
 use crate::server::{Server, TargetEntry};
 
-/// The longest transfer of one command that is given a buffer.
-const LONGEST_TRANSFER: u32 = 32 << 20;
 /// Silence after which the initiator is pinged.
 const QUIET: Duration = Duration::from_secs(20);
 /// Silence after which it is given up.
@@ -42,6 +40,23 @@ const DEAD: Duration = Duration::from_secs(60);
 enum Next {
     GoOn,
     Close,
+}
+
+/// A command whose data are there, if it has some for the target.
+struct Job {
+    command: ScsiCommand,
+    task: Task,
+    /// The data of a write.
+    memory: Option<Memory>,
+    /// R2Ts that it took.
+    wishes: u32,
+}
+
+/// Carries out one command after the other.
+#[derive(Default)]
+struct Worker {
+    job: RefCell<Option<Job>>,
+    called: Notify,
 }
 
 /// A session, which has one connection.
@@ -72,9 +87,13 @@ pub struct Session {
     outbox: Rc<Outbox>,
     numbers: Numbers,
     /// Writes whose data are still coming, with their places in the task set.
-    collecting: RefCell<HashMap<u32, (Collecting, Task)>>,
+    collecting: RefCell<HashMap<u32, (Collecting, Task, Memory)>>,
     /// Tags of the commands that the device server works on.
     running: RefCell<HashSet<u32>>,
+    /// Workers without a job.
+    idle: RefCell<Vec<Rc<Worker>>>,
+    /// The memory that this session may have.
+    share: Share,
     /// Tells that one of them is over.
     over: Notify,
     next_transfer_tag: Cell<u32>,
@@ -115,6 +134,8 @@ impl Session {
             numbers,
             collecting: RefCell::default(),
             running: RefCell::default(),
+            idle: RefCell::default(),
+            share: server.memory().share(),
             over: Notify::new(),
             next_transfer_tag: Cell::new(0),
             rest: RefCell::default(),
@@ -146,7 +167,8 @@ impl Session {
                 }
             };
             self.heard.set(Instant::now());
-            match self.take(&arrived) {
+            let memory = self.memory_for(&arrived.header).await;
+            match self.take(&arrived, memory) {
                 Next::GoOn => {}
                 Next::Close => return,
             }
@@ -168,12 +190,13 @@ impl Session {
         self.server.leave(self);
         self.is_gone.set(true);
         self.gone.notify_waiters();
+        self.idle.borrow_mut().drain(..).for_each(|worker| worker.called.notify_one());
         tracing::info!(peer = %self.entrance.peer, initiator = %self.initiator, tsih = self.tsih, "a session ends");
     }
 
     /// Closes the connection from outside and waits until the session is over.
     pub async fn close(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        hang_up(&self.stream);
         while !self.is_gone.get() {
             let gone = self.gone.notified();
             if self.is_gone.get() {
@@ -197,7 +220,7 @@ impl Session {
             let silent = self.heard.get().elapsed();
             if silent > DEAD {
                 tracing::warn!(peer = %self.entrance.peer, initiator = %self.initiator, "no answer to pings: the connection is dropped");
-                let _ = self.stream.shutdown(Shutdown::Both);
+                hang_up(&self.stream);
                 return;
             }
             if silent > QUIET && !self.is_gone.get() {
@@ -213,7 +236,22 @@ impl Session {
         tag
     }
 
-    fn take(self: &Rc<Self>, arrived: &Arrived<'_>) -> Next {
+    /// The memory for a write that begins, if it is one and there is some. Nothing more is read from the connection until then; but a
+    /// session whose other writes wait for data has to read on.
+    async fn memory_for(&self, header: &Header) -> Option<Memory> {
+        let Ok(Request::Command(command)) = Request::decode(header) else { return None };
+        let length = (command.expected as usize).min(LONGEST_TRANSFER);
+        if !command.writes || length == 0 {
+            return None;
+        }
+        let at_once = self.share.try_take(length);
+        if at_once.is_some() || !self.collecting.borrow().is_empty() {
+            return at_once;
+        }
+        Some(self.share.take(length).await)
+    }
+
+    fn take(self: &Rc<Self>, arrived: &Arrived<'_>, memory: Option<Memory>) -> Next {
         let request = match Request::decode(&arrived.header) {
             Ok(request) => request,
             Err(reason) => return self.reject(&arrived.header, reason),
@@ -240,7 +278,7 @@ impl Session {
             Request::Logout(logout) => return self.log_out(&logout),
             Request::Login(_) => return self.reject(&arrived.header, RejectReason::Protocol),
             _ if is_discovery => return self.reject(&arrived.header, RejectReason::Protocol),
-            Request::Command(command) => return self.command(&arrived.header, command, arrived.data),
+            Request::Command(command) => return self.command(&arrived.header, command, arrived.data, memory),
             Request::Data(out) => self.data(&out, arrived.data),
             Request::Task(task) => {
                 tokio_uring::spawn(self.clone().manage(task));
@@ -262,7 +300,7 @@ impl Session {
             Request::Command(command) => self.fail(command.tag, command.expected, 0, Flaw::Digest),
             Request::Data(out) => {
                 let collecting = self.collecting.borrow_mut().remove(&out.tag);
-                if let Some((write, _task)) = collecting {
+                if let Some((write, ..)) = collecting {
                     self.numbers.end();
                     self.fail(out.tag, write.command.expected, write.wishes(), Flaw::Digest);
                 }
@@ -286,10 +324,10 @@ impl Session {
         if sense.is_empty() {
             return self.outbox.push(header, &[]);
         }
-        self.outbox.push_with(header, 2 + sense.len(), |data| {
-            data[..2].copy_from_slice(&(sense.len() as u16).to_be_bytes());
-            data[2..].copy_from_slice(sense);
-        });
+        let mut data = Vec::with_capacity(2 + sense.len());
+        data.extend_from_slice(&(sense.len() as u16).to_be_bytes());
+        data.extend_from_slice(sense);
+        self.outbox.push(header, &data);
     }
 
     fn nop(&self, nop: &NopOut, data: &[u8]) {
@@ -353,7 +391,15 @@ impl Session {
         Next::GoOn
     }
 
-    fn command(self: &Rc<Self>, header: &Header, command: ScsiCommand, data: &[u8]) -> Next {
+    /// There is no memory for the command: the initiator may try again (SAM-5, 5.3.1).
+    fn refuse(&self, command: &ScsiCommand) {
+        /// Status TASK SET FULL.
+        const FULL: u8 = 0x28;
+        let residual = Residual::of(command.expected, 0, 0);
+        self.respond(ScsiResponse { tag: command.tag, response: 0, status: FULL, data_count: 0, residual }, &[]);
+    }
+
+    fn command(self: &Rc<Self>, header: &Header, command: ScsiCommand, data: &[u8], memory: Option<Memory>) -> Next {
         let is_known =
             self.collecting.borrow().contains_key(&command.tag) || self.running.borrow().contains(&command.tag);
         if is_known || command.tag == NO_TAG {
@@ -370,22 +416,29 @@ impl Session {
             self.respond(ScsiResponse { tag: command.tag, response: 1, status: 0, data_count: 0, residual }, &[]);
             return Next::GoOn;
         }
-        let length = command.expected.min(LONGEST_TRANSFER) as usize;
         if !command.writes {
             if !data.is_empty() {
                 self.fail(command.tag, command.expected, 0, Flaw::Unexpected);
                 return Next::GoOn;
             }
-            let room = if command.reads { DataBuffer::zeroed(length, 4096) } else { DataBuffer::empty() };
             self.numbers.begin();
-            self.start(command, self.enter(&command), DataBuffer::empty(), room, 0);
+            self.start(Job { command, task: self.enter(&command), memory: None, wishes: 0 });
             return Next::GoOn;
         }
-        match Collecting::begin(command, data, &self.agreed, DataBuffer::zeroed(length, 4096)) {
+        let length = (command.expected as usize).min(LONGEST_TRANSFER);
+        let memory = match memory {
+            Some(memory) => memory,
+            None if length == 0 => Memory::nothing(),
+            None => {
+                self.refuse(&command);
+                return Next::GoOn;
+            }
+        };
+        match Collecting::begin(command, data, &self.agreed, memory.first(length)) {
             Err(flaw) => self.fail(command.tag, command.expected, 0, flaw),
             Ok(write) => {
                 self.numbers.begin();
-                self.go_on(write, self.enter(&command));
+                self.go_on(write, self.enter(&command), memory);
             }
         }
         Next::GoOn
@@ -407,9 +460,9 @@ impl Session {
     fn data(self: &Rc<Self>, out: &DataOut, data: &[u8]) {
         // Data of a command that has ended meanwhile are taken and forgotten.
         let found = self.collecting.borrow_mut().remove(&out.tag);
-        let Some((mut write, task)) = found else { return };
+        let Some((mut write, task, memory)) = found else { return };
         match write.take(out, data) {
-            Ok(()) => self.go_on(write, task),
+            Ok(()) => self.go_on(write, task, memory),
             Err(flaw) => {
                 tracing::info!(peer = %self.entrance.peer, ?flaw, "the data of a write are flawed");
                 self.numbers.end();
@@ -419,11 +472,10 @@ impl Session {
     }
 
     /// Asks for more data, or starts a command whose data are complete.
-    fn go_on(self: &Rc<Self>, mut write: Collecting, task: Task) {
+    fn go_on(self: &Rc<Self>, mut write: Collecting, task: Task, memory: Memory) {
         // One that was aborted meanwhile ends at once, with an answer if there is to be one.
         if write.is_complete() || task.is_aborted() {
-            let (buffer, wishes) = (write.buffer.clone(), write.wishes());
-            return self.start(write.command, task, buffer, DataBuffer::empty(), wishes);
+            return self.start(Job { command: write.command, task, memory: Some(memory), wishes: write.wishes() });
         }
         while let Some(wish) = write.wish(self.transfer_tag()) {
             let ready = ReadyToTransfer {
@@ -436,51 +488,107 @@ impl Session {
             };
             self.outbox.push(ready.encode(self.numbers.without_status()), &[]);
         }
-        self.collecting.borrow_mut().insert(write.command.tag, (write, task));
+        self.collecting.borrow_mut().insert(write.command.tag, (write, task, memory));
     }
 
     /// Ends writes that were aborted while their data were awaited.
     fn purge(self: &Rc<Self>) {
-        let aborted: Vec<u32> =
-            self.collecting.borrow().iter().filter(|(_, (_, task))| task.is_aborted()).map(|(tag, _)| *tag).collect();
+        let aborted: Vec<u32> = self
+            .collecting
+            .borrow()
+            .iter()
+            .filter(|(_, (_, task, _))| task.is_aborted())
+            .map(|(tag, _)| *tag)
+            .collect();
         for tag in aborted {
             let found = self.collecting.borrow_mut().remove(&tag);
-            if let Some((write, task)) = found {
-                self.go_on(write, task);
+            if let Some((write, task, memory)) = found {
+                self.go_on(write, task, memory);
             }
         }
     }
 
-    fn start(self: &Rc<Self>, command: ScsiCommand, task: Task, out: DataBuffer, room: DataBuffer, wishes: u32) {
-        self.running.borrow_mut().insert(command.tag);
-        let session = self.clone();
-        tokio_uring::spawn(async move {
-            session.carry_out(&command, &task, &out, &room, wishes).await;
-            drop(task);
-            session.running.borrow_mut().remove(&command.tag);
-            session.numbers.end();
-            session.over.notify_one();
+    fn start(self: &Rc<Self>, job: Job) {
+        self.running.borrow_mut().insert(job.command.tag);
+        let idle = self.idle.borrow_mut().pop();
+        let worker = idle.unwrap_or_else(|| {
+            let worker = Rc::new(Worker::default());
+            tokio_uring::spawn(self.clone().work(worker.clone()));
+            worker
         });
+        worker.job.replace(Some(job));
+        worker.called.notify_one();
     }
 
-    async fn carry_out(&self, command: &ScsiCommand, task: &Task, out: &DataBuffer, room: &DataBuffer, wishes: u32) {
+    /// Carries out what `worker` is given until the session is over.
+    async fn work(self: Rc<Self>, worker: Rc<Worker>) {
+        while !self.is_gone.get() {
+            let Some(job) = worker.job.take() else {
+                worker.called.notified().await;
+                continue;
+            };
+            let tag = job.command.tag;
+            self.carry_out(job).await;
+            let is_last = {
+                let mut running = self.running.borrow_mut();
+                running.remove(&tag);
+                running.is_empty()
+            };
+            self.numbers.end();
+            self.over.notify_one();
+            self.idle.borrow_mut().push(worker.clone());
+            // Nobody else has an answer that could go along.
+            if is_last {
+                self.outbox.flush();
+            }
+        }
+    }
+
+    /// Memory for what a command reads; none: there is none now, and it must not wait, since others wait for it.
+    async fn room_for(&self, command: &ScsiCommand) -> Option<Memory> {
+        /// Head of queue.
+        const HEAD: u8 = 3;
+        let length = (command.expected as usize).min(LONGEST_TRANSFER);
+        match self.share.try_take(length) {
+            None if command.attribute == HEAD => None,
+            None => Some(self.share.take(length).await),
+            some => some,
+        }
+    }
+
+    async fn carry_out(&self, job: Job) {
+        let Job { command, task, memory: out, wishes } = job;
         let Some(target) = &self.target else { return };
-        let done = target
-            .units
-            .run(
-                task,
-                &Command {
-                    nexus: self.nexus,
-                    lun: Lun::from_sam(command.lun),
-                    tag: command.tag.into(),
-                    attribute: TaskAttribute::Simple,
-                    short_buffer: ShortBuffer::Truncate,
-                    cdb: &command.cdb[..cdb_length(command.cdb[0])],
-                    data_out: out,
-                    data_in: room,
-                },
-            )
-            .await;
+        let room = match command.reads && command.expected > 0 {
+            false => None,
+            true => match self.room_for(&command).await {
+                None => return self.refuse(&command),
+                some => some,
+            },
+        };
+        let done = {
+            let length = (command.expected as usize).min(LONGEST_TRANSFER);
+            let buffer =
+                |memory: &Option<Memory>| memory.as_ref().map_or_else(DataBuffer::empty, |it| it.first(length));
+            let (data_out, data_in) = (buffer(&out), buffer(&room));
+            target
+                .units
+                .run(
+                    &task,
+                    &Command {
+                        nexus: self.nexus,
+                        lun: Lun::from_sam(command.lun),
+                        tag: command.tag.into(),
+                        attribute: TaskAttribute::Simple,
+                        short_buffer: ShortBuffer::Truncate,
+                        cdb: &command.cdb[..cdb_length(command.cdb[0])],
+                        data_out: &data_out,
+                        data_in: &data_in,
+                    },
+                )
+                .await
+        };
+        drop(out);
         if done.aborted {
             return;
         }
@@ -488,8 +596,10 @@ impl Session {
         count.set(count.get() + done.transferred);
         let residual = Residual::of(command.expected, done.transferred, done.overflow);
         let mut sent = wishes;
-        if command.reads && done.transferred > 0 {
-            sent = self.send_data(command.tag, room, &done, residual, task).await;
+        if let Some(room) = room
+            && done.transferred > 0
+        {
+            sent = self.send_data(command.tag, &room, &done, residual, &task).await;
             if done.sense.is_none() || task.is_aborted() {
                 return;
             }
@@ -500,7 +610,7 @@ impl Session {
     }
 
     /// Sends what a command has read, and with the last piece its status if there is no sense. Returns the number of PDUs.
-    async fn send_data(&self, tag: u32, room: &DataBuffer, done: &Completion, residual: Residual, task: &Task) -> u32 {
+    async fn send_data(&self, tag: u32, room: &Memory, done: &Completion, residual: Residual, task: &Task) -> u32 {
         let total = done.transferred as u32;
         let (segment, burst) = (self.agreed.initiator_segment, self.agreed.burst);
         let (mut offset, mut number, mut burst_end) = (0, 0, burst.min(total));
@@ -515,8 +625,7 @@ impl Session {
             let is_final = offset + length == burst_end;
             let sequence = if status.is_some() { self.numbers.with_status() } else { self.numbers.without_status() };
             let header = DataIn { is_final, tag, number, offset, status }.encode(sequence);
-            let start = offset as usize;
-            self.outbox.push_with(header, length as usize, |data| room.copy_to(start, data));
+            self.outbox.push_data(header, room, offset as usize, length as usize);
             offset += length;
             number += 1;
             if is_final {

@@ -109,5 +109,14 @@ pub fn finish(stream: &mut Vec<u8>, start: usize, digests: Digests) {
     }
 }
 
+/// Adds the padding and the digest of `data` that a stream carries in front of them, but not in `stream`.
+pub fn finish_after(stream: &mut Vec<u8>, data: &[u8], digests: Digests) {
+    let padding = &[0; 3][..padded(data.len()) - data.len()];
+    stream.extend_from_slice(padding);
+    if digests.data && !data.is_empty() {
+        stream.extend_from_slice(&crc32c::crc32c_append(crc32c::crc32c(data), padding).to_le_bytes());
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -41,7 +41,7 @@ async fn open(source: DiskSource) -> Result<Storage, OpenError> {
 }
 
 fn source(path: &Path) -> DiskSource {
-    DiskSource { path: path.to_owned(), read_only: false, serial: None }
+    DiskSource { path: path.to_owned(), read_only: false, cached: false, serial: None }
 }
 
 /// A buffer that starts `skew` bytes off every alignment.
@@ -55,7 +55,7 @@ fn skewed(bytes: &[u8], skew: usize) -> DataBuffer {
 fn what_was_written_is_read_back_whatever_the_alignment_of_the_memory() {
     let (_folder, path) = image();
     run(async {
-        let disk = FileDisk::open(&path, false).unwrap();
+        let disk = FileDisk::open(&path, false, false).unwrap();
         for (round, skew) in [0, 1, 16, 512].into_iter().enumerate() {
             let bytes: Vec<u8> = (0..3 * 512).map(|index| (index * 7 + round) as u8).collect();
             disk.write(512, &skewed(&bytes, skew), round % 2 == 0).await.unwrap();
@@ -72,7 +72,7 @@ fn what_was_written_is_read_back_whatever_the_alignment_of_the_memory() {
 fn unmapped_and_zeroed_ranges_read_as_zeros_and_give_their_space_back() {
     let (_folder, path) = image();
     run(async {
-        let disk = FileDisk::open(&path, false).unwrap();
+        let disk = FileDisk::open(&path, false, false).unwrap();
         assert!(disk.geometry().thin, "the file system of the temporary folder makes no holes");
         disk.write(0, &DataBuffer::from_bytes(&[7; LENGTH]), false).await.unwrap();
         let range = |start, length| ByteRange { start, length };
@@ -94,7 +94,7 @@ fn nothing_outside_the_disk_is_touched() {
     let (_folder, path) = image();
     fs::write(&path, vec![1; 2048 + 100]).unwrap();
     run(async {
-        let disk = FileDisk::open(&path, false).unwrap();
+        let disk = FileDisk::open(&path, false, false).unwrap();
         assert_eq!((disk.geometry().blocks, disk.hidden_bytes()), (4, 100));
         let buffer = DataBuffer::zeroed(1024, 512);
         for position in [1536, 2048, u64::MAX - 511] {
@@ -112,7 +112,7 @@ fn nothing_outside_the_disk_is_touched() {
 fn a_read_only_disk_refuses_writes_before_they_reach_the_file() {
     let (_folder, path) = image();
     run(async {
-        let disk = FileDisk::open(&path, true).unwrap();
+        let disk = FileDisk::open(&path, true, false).unwrap();
         let refused = Err(StorageError::WriteProtected);
         assert_eq!(disk.write(0, &DataBuffer::zeroed(512, 512), false).await, refused);
         assert_eq!(disk.write_zeroes(ByteRange { start: 0, length: 512 }, true).await, refused);
@@ -124,7 +124,7 @@ fn a_read_only_disk_refuses_writes_before_they_reach_the_file() {
 fn a_file_that_shrank_is_a_medium_error_and_not_a_panic() {
     let (_folder, path) = image();
     run(async {
-        let disk = FileDisk::open(&path, false).unwrap();
+        let disk = FileDisk::open(&path, false, false).unwrap();
         OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
         let error = disk.read(8192, &DataBuffer::zeroed(512, 512)).await;
         assert_eq!(error, Err(StorageError::Medium { position: 8192, errno: 0 }));
@@ -135,13 +135,13 @@ fn a_file_that_shrank_is_a_medium_error_and_not_a_panic() {
 fn one_writer_keeps_everybody_else_out() {
     let (_folder, path) = image();
     run(async {
-        let reader = FileDisk::open(&path, true).unwrap();
-        assert!(FileDisk::open(&path, true).is_ok());
-        assert!(matches!(FileDisk::open(&path, false), Err(OpenError::InUse { .. })));
+        let reader = FileDisk::open(&path, true, false).unwrap();
+        assert!(FileDisk::open(&path, true, false).is_ok());
+        assert!(matches!(FileDisk::open(&path, false, false), Err(OpenError::InUse { .. })));
         drop(reader);
-        let _writer = FileDisk::open(&path, false).unwrap();
-        assert!(matches!(FileDisk::open(&path, true), Err(OpenError::InUse { .. })));
-        let error = FileDisk::open(&path, false).err().unwrap().to_string();
+        let _writer = FileDisk::open(&path, false, false).unwrap();
+        assert!(matches!(FileDisk::open(&path, true, false), Err(OpenError::InUse { .. })));
+        let error = FileDisk::open(&path, false, false).err().unwrap().to_string();
         assert!(error.contains("disk.img is in use by another process; stop"), "{error}");
     });
 }
@@ -150,13 +150,13 @@ fn one_writer_keeps_everybody_else_out() {
 fn what_is_no_disk_is_refused_by_name() {
     let (folder, path) = image();
     run(async {
-        assert!(matches!(FileDisk::open(folder.path(), true), Err(OpenError::NotADisk { .. })));
+        assert!(matches!(FileDisk::open(folder.path(), true, false), Err(OpenError::NotADisk { .. })));
         let pipe = folder.path().join("pipe.vmdk");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(matches!(FileDisk::open(&pipe, true), Err(OpenError::NotADisk { .. })));
+        assert!(matches!(FileDisk::open(&pipe, true, false), Err(OpenError::NotADisk { .. })));
         assert!(matches!(open(source(&pipe)).await, Err(OpenError::NotADisk { .. })));
         File::create(&path).unwrap();
-        assert!(matches!(FileDisk::open(&path, false), Err(OpenError::Empty { length: 0, .. })));
+        assert!(matches!(FileDisk::open(&path, false, false), Err(OpenError::Empty { length: 0, .. })));
         let absent = open(source(&folder.path().join("absent"))).await.err().unwrap().to_string();
         assert!(absent.starts_with("cannot find ") && absent.contains("absent"), "{absent}");
     });
@@ -199,7 +199,7 @@ fn a_descriptor_leads_to_its_flat_file() {
 fn many_operations_in_flight_end_each_with_its_own_result() {
     let (_folder, path) = image();
     run(async {
-        let disk = std::rc::Rc::new(FileDisk::open(&path, false).unwrap());
+        let disk = std::rc::Rc::new(FileDisk::open(&path, false, false).unwrap());
         let tasks: Vec<_> = (0..512u64)
             .map(|number| {
                 let disk = disk.clone();
@@ -240,11 +240,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_operations_gives_the_bytes_of_a_model(operations in prop::collection::vec(operation(), 1..40)) {
+    fn any_sequence_of_operations_gives_the_bytes_of_a_model(
+        operations in prop::collection::vec(operation(), 1..40),
+        cached: bool,
+    ) {
         let (_folder, path) = image();
         let mut model = vec![0u8; LENGTH];
         run(async {
-            let disk = FileDisk::open(&path, false).unwrap();
+            let disk = FileDisk::open(&path, false, cached).unwrap();
             for (kind, block, blocks, skew) in operations {
                 let bytes = block * 512..(block + blocks) * 512;
                 let range = ByteRange { start: bytes.start as u64, length: bytes.len() as u64 };
