@@ -15,6 +15,8 @@ pub struct Case {
     pub values: Vec<f64>,
     /// Values of the raw file in the same rounds; empty when there is nothing to compare with.
     pub raw: Vec<f64>,
+    /// Values of tgt in the same rounds; empty when there is nothing to compare with.
+    pub tgt: Vec<f64>,
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -35,8 +37,18 @@ impl Case {
 
     /// Median of the rounds' ratios to raw.
     pub fn ratio(&self) -> Option<f64> {
-        let ratios: Vec<f64> = self.values.iter().zip(&self.raw).map(|(value, raw)| value / raw).collect();
+        let ratios = self.ratios(&self.raw);
         (!ratios.is_empty()).then(|| median(&ratios))
+    }
+
+    /// Median and least of the rounds' ratios to tgt.
+    pub fn ratio_to_tgt(&self) -> Option<(f64, f64)> {
+        let ratios = self.ratios(&self.tgt);
+        (!ratios.is_empty()).then(|| (median(&ratios), ratios.iter().copied().fold(f64::INFINITY, f64::min)))
+    }
+
+    fn ratios(&self, others: &[f64]) -> Vec<f64> {
+        self.values.iter().zip(others).map(|(value, other)| value / other).collect()
     }
 
     fn range(&self) -> (f64, f64) {
@@ -47,10 +59,11 @@ impl Case {
 /// The table for people.
 pub fn table(cases: &[Case]) -> String {
     let mut text =
-        format!("{:<34} {:>12} {:>8} {:>9} {:>12} {:>12}\n", "case", "median", "unit", "x raw", "min", "max");
+        format!("{:<34} {:>12} {:>8} {:>9} {:>12} {:>12}\n", "case", "median", "unit", "x raw/tgt", "min", "max");
     for case in cases {
         let (low, high) = case.range();
-        let ratio = case.ratio().map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
+        let ratio = case.ratio().or_else(|| case.ratio_to_tgt().map(|(median, _)| median));
+        let ratio = ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
         writeln!(text, "{:<34} {:>12.1} {:>8} {ratio:>9} {low:>12.1} {high:>12.1}", case.name, case.value(), case.unit)
             .expect("a string takes everything");
     }
@@ -62,7 +75,8 @@ pub fn json(cases: &[Case]) -> serde_json::Value {
     let each = cases.iter().map(|case| {
         let (min, max) = case.range();
         serde_json::json!({
-            "case": case.name, "value": case.value(), "unit": case.unit, "ratio_to_raw": case.ratio(), "min": min, "max": max
+            "case": case.name, "value": case.value(), "unit": case.unit, "ratio_to_raw": case.ratio(), "min": min, "max": max,
+            "ratio_to_tgt": case.ratio_to_tgt().map(|(median, _)| median), "least_ratio_to_tgt": case.ratio_to_tgt().map(|(_, least)| least),
         })
     });
     each.collect()
@@ -74,9 +88,10 @@ mod tests {
 
     #[test]
     fn a_ratio_compares_rounds_that_ran_side_by_side() {
-        let case =
-            Case { name: "x/y".into(), unit: "IOPS", values: vec![50.0, 5.0, 30.0], raw: vec![100.0, 10.0, 100.0] };
+        let raw = vec![100.0, 10.0, 100.0];
+        let case = Case { name: "x/y".into(), unit: "IOPS", values: vec![50.0, 5.0, 30.0], tgt: raw.clone(), raw };
         assert_eq!(case.ratio(), Some(0.5));
+        assert_eq!(case.ratio_to_tgt(), Some((0.5, 0.3)));
         assert_eq!(case.value(), 30.0);
     }
 }

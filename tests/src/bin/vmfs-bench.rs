@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use tests::bench::iscsi::{ISCSI_WORKLOADS, IscsiBench, Load, Server};
 use tests::bench::load::{Kind, Measured, WORKLOADS, Workload};
 use tests::bench::report::{Case, json, table};
 use tests::bench::transport::{Bench, Transport};
@@ -49,6 +50,60 @@ fn names(folder: &Path) -> io::Result<[(&'static str, f64); 3]> {
 
 fn measure(arguments: &Arguments) -> io::Result<Vec<Case>> {
     let (rounds, time) = if arguments.quick { (3, Duration::from_secs(1)) } else { (7, Duration::from_secs(3)) };
+    let mut cases = match ["iscsi/", "tgt/"].iter().any(|served| arguments.only.starts_with(served)) {
+        true => Vec::new(),
+        false => measure_disks(arguments, rounds, time)?,
+    };
+    cases.extend(measure_iscsi(arguments, rounds, time)?);
+    Ok(cases)
+}
+
+/// This target against tgt: both serve one file, and take turns in short slices. Rates, and processor time of a command.
+fn measure_iscsi(arguments: &Arguments, rounds: u64, time: Duration) -> io::Result<Vec<Case>> {
+    let wanted = |name: &str| ["iscsi", "tgt"].iter().any(|who| format!("{who}/{name}").contains(&arguments.only));
+    let chosen: Vec<_> = ISCSI_WORKLOADS.iter().filter(|work| wanted(work.name)).collect();
+    if chosen.is_empty() {
+        return Ok(Vec::new());
+    }
+    let folder = tests::harness::folder();
+    let bench = IscsiBench::new(folder.path())?;
+    let mut found: BTreeMap<(usize, usize), Vec<Load>> = BTreeMap::new();
+    for round in 0..rounds {
+        for (w, work) in chosen.iter().enumerate() {
+            let mut sums = [Load::default(); 2];
+            for slice in 0..SLICES {
+                for (sum, server) in sums.iter_mut().zip([Server::Ours, Server::Tgt]) {
+                    go_on()?;
+                    let seed = round * 100 + u64::from(slice);
+                    *sum = sum.and(bench.measure(server, work, time / SLICES, seed)?);
+                }
+            }
+            sums.into_iter().enumerate().for_each(|(s, sum)| found.entry((w, s)).or_default().push(sum));
+        }
+        eprintln!("iSCSI: round {} of {rounds}", round + 1);
+    }
+    let mut cases = Vec::new();
+    for ((w, s), loads) in &found {
+        let work = chosen[*w];
+        let (unit, per) =
+            if work.block == 4096 { ("IOPS", 1.0) } else { ("MiB/s", (1 << 20) as f64 / work.block as f64) };
+        let values = |of: usize, value: &dyn Fn(&Load) -> f64| found[&(*w, of)].iter().map(value).collect::<Vec<f64>>();
+        let mut add = |name: &str, unit, value: &dyn Fn(&Load) -> f64| {
+            let name = format!("{}/{}{name}", ["iscsi", "tgt"][*s], work.name);
+            let tgt = if *s == 0 { values(1, value) } else { Vec::new() };
+            cases.push(Case { name, unit, values: values(*s, value), raw: Vec::new(), tgt });
+        };
+        add("", unit, &|load| load.commands as f64 / load.seconds / per);
+        add(" cpu", "us/IO", &|load| load.cpu_seconds * 1e6 / load.commands as f64);
+        if loads.iter().any(|load| load.least != load.most) {
+            add(" slowest", "of most", &|load| load.least as f64 / load.most as f64);
+        }
+    }
+    Ok(cases)
+}
+
+/// The transports to a disk of the mount, against the raw file and against peers.
+fn measure_disks(arguments: &Arguments, rounds: u64, time: Duration) -> io::Result<Vec<Case>> {
     let mut bench = Bench::new()?;
     let mut values: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
     let wanted = |transport: Transport, name: &str| {
@@ -70,7 +125,7 @@ fn measure(arguments: &Arguments) -> io::Result<Vec<Case>> {
         let (unit, per) = if workload.block == 4096 { ("IOPS", 4096.0) } else { ("MiB/s", f64::from(1 << 20)) };
         let scaled = |all: &[f64]| all.iter().map(|bytes| bytes / per).collect::<Vec<_>>();
         let name = format!("{}/{}", Transport::ALL[*t].name(), workload.name);
-        cases.push(Case { name, unit, values: scaled(found), raw: scaled(&values[&(*w, 0)]) });
+        cases.push(Case { name, unit, values: scaled(found), raw: scaled(&values[&(*w, 0)]), tgt: vec![] });
     }
     cases.extend(name_cases(&bench, rounds)?);
     bench.finish();
@@ -135,8 +190,8 @@ fn name_cases(bench: &Bench, rounds: u64) -> io::Result<Vec<Case>> {
         for ((name, raw), (_, fuse)) in raw.into_iter().zip(fuse) {
             for (transport, value) in [("raw", raw), ("fuse", fuse)] {
                 let case = format!("{transport}/{name}");
-                let case =
-                    cases.entry(case.clone()).or_insert(Case { name: case, unit: "1/s", values: vec![], raw: vec![] });
+                let new = Case { name: case.clone(), unit: "1/s", values: vec![], raw: vec![], tgt: vec![] };
+                let case = cases.entry(case).or_insert(new);
                 case.values.push(value);
                 case.raw.push(raw);
             }
