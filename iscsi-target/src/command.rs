@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
@@ -20,8 +20,9 @@ use crate::config::Config;
 use crate::connection::{Entrance, serve as serve_connection};
 use crate::memory::Pool;
 use crate::server::Server;
+use crate::status::Report;
 
-/// Where the daemon answers `status`.
+/// Where the daemon answers.
 const CONTROL: &str = "/run/iscsi-target.sock";
 /// Time that initiators get to log out when the daemon ends.
 const FAREWELL: u16 = 3;
@@ -30,6 +31,7 @@ const AFTER_HELP: &str = "\
 Examples:
   iscsi-target serve --portal 127.0.0.1:3260 --target iqn.2026-01.com.example:disk=/srv/disk.img,thin
   iscsi-target serve --config /etc/iscsi-target.toml
+  iscsi-target reload
   iscsi-target status --json
 
 Exit status: 0 ended when asked to, 1 refused or failed, 2 usage.";
@@ -53,7 +55,7 @@ enum Command {
         #[arg(long, value_name = "ADDR:PORT")]
         portal: Vec<SocketAddr>,
         /// A LUN: its target's name and its path; a name given again gets the next LUN, from 0 on.
-        /// Options: thin, readonly, removable, direct, blocksize=512|4096
+        /// Options: thin, readonly, removable, cdrom, direct, blocksize=512|4096
         #[arg(long, value_name = "IQN=PATH[,OPTION...]")]
         target: Vec<String>,
         /// The same and more (CHAP, who may use what) from a TOML file
@@ -62,7 +64,7 @@ enum Command {
         /// Folder that keeps persistent reservations over a restart; without it they do not survive one, and initiators are told so
         #[arg(long, value_name = "FOLDER")]
         state_dir: Option<PathBuf>,
-        /// Socket for `status`
+        /// Socket for `status` and `reload`
         #[arg(long, value_name = "SOCKET", default_value = CONTROL)]
         control: PathBuf,
         /// Memory for the data of commands under way, of all sessions together, in MiB; a session has at most a quarter of it
@@ -71,6 +73,13 @@ enum Command {
         /// Log more
         #[arg(short, long)]
         verbose: bool,
+    },
+    /// Serve what --config says now; sessions stay. SIGHUP does the same
+    #[command(after_help = "Example:\n  iscsi-target reload")]
+    Reload {
+        /// Socket of the daemon
+        #[arg(long, value_name = "SOCKET", default_value = CONTROL)]
+        control: PathBuf,
     },
     /// What the running daemon serves, and to whom
     #[command(after_help = "Example:\n  iscsi-target status --json")]
@@ -97,11 +106,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match arguments.command {
         Command::Serve { portal, target, config, state_dir, control, memory, verbose } => {
             log(verbose);
-            let config = configuration(portal, &target, config.as_deref());
-            let memory = Pool::new((memory as usize) << 20);
-            config.and_then(|config| serve(&config, state_dir.as_deref(), &control, memory))
+            let origin = Origin { portals: portal, targets: target, file: config };
+            serve(origin, state_dir.as_deref(), &control, Pool::new((memory as usize) << 20))
         }
         Command::Status { json, control } => status(&control, json),
+        Command::Reload { control } => reload(&control),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -125,24 +134,41 @@ fn log(verbose: bool) {
         .init();
 }
 
-fn configuration(portals: Vec<SocketAddr>, targets: &[String], file: Option<&Path>) -> Result<Config, String> {
-    let mut config = match file {
-        Some(file) => Config::read(file).map_err(|error| error.to_string())?,
-        None => Config::default(),
-    };
-    config.portals.extend(portals);
-    for target in targets {
-        config.add(target).map_err(|error| error.to_string())?;
+/// Where the configuration comes from.
+struct Origin {
+    portals: Vec<SocketAddr>,
+    targets: Vec<String>,
+    file: Option<PathBuf>,
+}
+
+impl Origin {
+    fn configuration(&self) -> Result<Config, String> {
+        let mut config = match &self.file {
+            Some(file) => Config::read(file).map_err(|error| error.to_string())?,
+            None => Config::default(),
+        };
+        config.portals.extend(&self.portals);
+        for target in &self.targets {
+            config.add(target).map_err(|error| error.to_string())?;
+        }
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
     }
-    config.check().map_err(|error| error.to_string())?;
-    Ok(config)
+}
+
+/// What can be asked of the daemon.
+#[derive(Clone, Copy, Debug)]
+enum Request {
+    Status,
+    Reload,
 }
 
 /// A connection that was accepted.
 type Accepted = (std::net::TcpStream, Entrance);
 
-fn serve(config: &Config, state: Option<&Path>, control: &Path, memory: Rc<Pool>) -> Result<(), String> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| format!("signals: {error}"))?;
+fn serve(origin: Origin, state: Option<&Path>, control: &Path, memory: Rc<Pool>) -> Result<(), String> {
+    let config = origin.configuration()?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
     let mut listeners = Vec::new();
     for portal in &config.portals {
         let listener = TcpListener::bind(portal).map_err(|error| {
@@ -154,27 +180,36 @@ fn serve(config: &Config, state: Option<&Path>, control: &Path, memory: Rc<Pool>
     let portals = portals.map_err(|error| error.to_string())?;
     let socket = control_socket(control)?;
     let served = tokio_uring::start(async {
-        let server = Server::open(config, portals.clone(), state, memory).await.map_err(|error| error.to_string())?;
+        let server = Server::open(&config, portals.clone(), state, memory).await.map_err(|error| error.to_string())?;
         let (accepted, mut accepting) = mpsc::unbounded_channel::<Accepted>();
         for (nth, listener) in listeners.into_iter().enumerate() {
             let (accepted, local) = (accepted.clone(), portals[nth]);
             thread("iscsi-accept", move || accept(&listener, nth as u16 + 1, local, &accepted))?;
         }
-        let (asked, mut asking) = mpsc::unbounded_channel::<UnixStream>();
+        let (asked, mut asking) = mpsc::unbounded_channel::<(Request, Option<UnixStream>)>();
+        let hung_up = asked.clone();
         thread("iscsi-control", move || {
-            for stream in socket.incoming().flatten() {
-                if asked.send(stream).is_err() {
+            for mut stream in socket.incoming().flatten() {
+                let Some(request) = request(&mut stream) else { continue };
+                if asked.send((request, Some(stream))).is_err() {
                     break;
                 }
             }
         })?;
         let (ended, mut has_ended) = tokio::sync::oneshot::channel();
         thread("iscsi-signals", move || {
-            if let Some(signal) = signals.forever().next() {
+            for signal in signals.forever() {
                 // Nobody receives when the daemon has ended already.
-                let _ = ended.send(signal);
+                if signal != SIGHUP {
+                    let _ = ended.send(signal);
+                    return;
+                }
+                let _ = hung_up.send((Request::Reload, None));
             }
         })?;
+        let origin = Rc::new(origin);
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         for portal in &portals {
             tracing::info!("listening on {portal}");
         }
@@ -186,7 +221,10 @@ fn serve(config: &Config, state: Option<&Path>, control: &Path, memory: Rc<Pool>
                         Err(error) => tracing::warn!(%error, peer = %entrance.peer, "a connection cannot be served"),
                     }
                 }
-                Some(stream) = asking.recv() => answer(&server, stream),
+                Some((request, stream)) = asking.recv() => {
+                    drop(tokio_uring::spawn(answer(server.clone(), origin.clone(), request, stream)));
+                }
+                _ = second.tick() => server.tick(),
                 _ = &mut has_ended => break,
             }
         }
@@ -239,11 +277,49 @@ fn control_socket(path: &Path) -> Result<UnixListener, String> {
     }
 }
 
-fn answer(server: &Server, mut stream: UnixStream) {
-    let report = serde_json::to_vec(&server.status()).expect("a report is plain data");
-    // The reader may be gone, and a slow one holds up nobody for long.
-    let _ = stream.set_write_timeout(Some(Duration::from_millis(200)));
-    let _ = stream.write_all(&report);
+/// Whoever asks says what at once, and takes the answer at once.
+const CONTROL_TIME: Duration = Duration::from_secs(1);
+
+/// Reads what is asked for. `None`: nothing that is known.
+fn request(stream: &mut UnixStream) -> Option<Request> {
+    stream.set_read_timeout(Some(CONTROL_TIME)).ok()?;
+    stream.set_write_timeout(Some(CONTROL_TIME)).ok()?;
+    let mut word = [0; 7];
+    stream.read_exact(&mut word).ok()?;
+    match &word {
+        b"status\n" => Some(Request::Status),
+        b"reload\n" => Some(Request::Reload),
+        _ => None,
+    }
+}
+
+async fn answer(server: Rc<Server>, origin: Rc<Origin>, request: Request, stream: Option<UnixStream>) {
+    let answer = match request {
+        Request::Status => serde_json::to_value(server.status()).expect("a report is plain data"),
+        Request::Reload => match reload_from(&server, &origin).await {
+            Ok(changes) => serde_json::json!({ "changes": changes }),
+            Err(error) => serde_json::json!({ "error": error }),
+        },
+    };
+    if let Some(mut stream) = stream {
+        // The reader may be gone.
+        let _ = stream.write_all(answer.to_string().as_bytes());
+    }
+}
+
+async fn reload_from(server: &Server, origin: &Origin) -> Result<Vec<String>, String> {
+    let done = match origin.file {
+        None => Err("the daemon was started without --config: there is nothing to read again".to_owned()),
+        Some(_) => match origin.configuration() {
+            Ok(config) => server.reload(&config).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error),
+        },
+    };
+    match &done {
+        Ok(changes) => tracing::info!(?changes, "the configuration was read again"),
+        Err(error) => tracing::error!(%error, "the configuration was read again, and nothing has changed"),
+    }
+    done
 }
 
 /// Asks all initiators to log out, and closes the connections of those that do not.
@@ -259,46 +335,36 @@ async fn say_farewell(server: &Rc<Server>) {
     }
 }
 
-fn status(control: &Path, json: bool) -> Result<(), String> {
+/// Asks the daemon. The answer is JSON; an object with `error` is a refusal.
+fn ask(control: &Path, request: &str) -> Result<serde_json::Value, String> {
+    let told = |error: &dyn std::fmt::Display| format!("{}: {error}", control.display());
     let mut stream = UnixStream::connect(control).map_err(|error| {
         format!("no iscsi-target answers at {}: {error}; is it running, with this --control?", control.display())
     })?;
+    writeln!(stream, "{request}").map_err(|error| told(&error))?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).map_err(|error| format!("{}: {error}", control.display()))?;
-    let report: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| format!("{}: {error}", control.display()))?;
-    let mut out = std::io::stdout().lock();
-    let printed = if json { writeln!(out, "{report:#}") } else { print(&mut out, &report) };
-    printed.map_err(|error| error.to_string())
+    stream.read_to_string(&mut text).map_err(|error| told(&error))?;
+    let answer: serde_json::Value = serde_json::from_str(&text).map_err(|error| told(&error))?;
+    match answer["error"].as_str() {
+        Some(error) => Err(error.to_owned()),
+        None => Ok(answer),
+    }
 }
 
-fn print(out: &mut impl Write, report: &serde_json::Value) -> std::io::Result<()> {
-    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
-    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    for portal in list(&report["portals"]) {
-        writeln!(out, "portal {}", text(&portal))?;
+fn status(control: &Path, json: bool) -> Result<(), String> {
+    let answer = ask(control, "status")?;
+    let mut out = std::io::stdout().lock();
+    if json {
+        return writeln!(out, "{answer:#}").map_err(|error| error.to_string());
     }
-    for target in list(&report["targets"]) {
-        writeln!(out, "target {}", text(&target["name"]))?;
-        for lun in list(&target["luns"]) {
-            let flags = [("thin", &lun["thin"]), ("read-only", &lun["read_only"])];
-            let flags: String =
-                flags.iter().filter(|(_, on)| **on == true).map(|(name, _)| format!(", {name}")).collect();
-            let (number, path) = (&lun["lun"], text(&lun["path"]));
-            writeln!(out, "  lun {number}: {path}, {} bytes in blocks of {}{flags}", lun["bytes"], lun["block_size"])?;
-        }
-        for session in list(&target["sessions"]) {
-            let (who, peer) = (text(&session["initiator"]), text(&session["peer"]));
-            writeln!(
-                out,
-                "  session {}: {who} from {peer}, {} s, {} commands, {} bytes read, {} written",
-                session["tsih"],
-                session["seconds"],
-                session["commands"],
-                session["bytes_read"],
-                session["bytes_written"]
-            )?;
-        }
-    }
-    Ok(())
+    let report: Report = serde_json::from_value(answer).map_err(|error| format!("{}: {error}", control.display()))?;
+    report.print(&mut out).map_err(|error| error.to_string())
+}
+
+fn reload(control: &Path) -> Result<(), String> {
+    let answer = ask(control, "reload")?;
+    let mut out = std::io::stdout().lock();
+    let changes = answer["changes"].as_array().into_iter().flatten().filter_map(|change| change.as_str());
+    let mut printed = changes.map(|change| writeln!(out, "{change}"));
+    printed.try_for_each(|line| line).map_err(|error| error.to_string())
 }

@@ -13,6 +13,9 @@ use serde::Deserialize;
 /// Shortest secret (RFC 7143, 9.2.1: at least 96 bits).
 const SHORTEST_SECRET: usize = 12;
 
+/// The highest LUN.
+const MOST_LUN: u16 = 255;
+
 /// What is to be served.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,6 +62,8 @@ pub struct ChapConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LunConfig {
+    /// Its number; none: one more than the one before it in the list, from 0 on.
+    pub number: Option<u16>,
     /// An image file, a block device, or a disk file of a mounted volume.
     pub path: PathBuf,
     /// Space that nobody uses is given back.
@@ -70,6 +75,9 @@ pub struct LunConfig {
     /// The medium can be taken out and put in again by initiators.
     #[serde(default)]
     pub removable: bool,
+    /// A CD-ROM: the image is an ISO file.
+    #[serde(default)]
+    pub cdrom: bool,
     /// An image file is read and written past the page cache.
     #[serde(default)]
     pub direct: bool,
@@ -97,7 +105,9 @@ pub enum ConfigError {
         source: toml::de::Error,
     },
     /// A target's argument cannot be understood.
-    #[error("--target {argument}: {cause}; write IQN=PATH[,thin][,readonly][,removable][,direct][,blocksize=4096]")]
+    #[error(
+        "--target {argument}: {cause}; write IQN=PATH[,thin][,readonly][,removable][,cdrom][,direct][,blocksize=4096]"
+    )]
     Argument {
         /// What was given.
         argument: String,
@@ -144,6 +154,7 @@ impl Config {
                 None if option == "readonly" => lun.readonly = true,
                 None if option == "removable" => lun.removable = true,
                 None if option == "direct" => lun.direct = true,
+                None if option == "cdrom" => lun.cdrom = true,
                 Some(("blocksize", size)) => {
                     lun.blocksize = Some(size.parse().map_err(|_| wrong(&format!("{size:?} is no block size")))?);
                 }
@@ -182,10 +193,25 @@ impl Config {
             if !names.insert(&target.name) {
                 return wrong("it is there twice; put all of its LUNs below one [[target]]".into());
             }
+            let numbers = target.numbered();
+            let mut seen = BTreeSet::new();
+            if let Some((number, lun)) = numbers.iter().find(|(number, _)| *number > MOST_LUN || !seen.insert(*number))
+            {
+                let path = lun.path.display();
+                return wrong(format!(
+                    "{path} is to be LUN {number}; give each LUN a number of its own, 0 to {MOST_LUN}"
+                ));
+            }
             if target.luns.is_empty() || target.luns.len() > 256 {
                 return wrong(format!("it has {} LUNs; give 1 to 256", target.luns.len()));
             }
             for lun in &target.luns {
+                if lun.cdrom && (lun.thin || lun.blocksize.is_some()) {
+                    return wrong(format!(
+                        "{}: a CD-ROM is neither thin nor has it another blocksize",
+                        lun.path.display()
+                    ));
+                }
                 if !matches!(lun.blocksize, None | Some(512 | 4096)) {
                     return wrong(format!("{}: blocksize is 512 or 4096", lun.path.display()));
                 }
@@ -206,6 +232,26 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+impl TargetConfig {
+    /// Its LUNs with their numbers.
+    pub fn numbered(&self) -> Vec<(u16, &LunConfig)> {
+        let mut next = 0u16;
+        let number = |lun: &'_ LunConfig| {
+            let number = lun.number.unwrap_or(next);
+            next = number.saturating_add(1);
+            number
+        };
+        self.luns.iter().map(number).zip(&self.luns).collect()
+    }
+}
+
+impl LunConfig {
+    /// The same LUN, whatever its number?
+    pub fn shows_the_same(&self, other: &LunConfig) -> bool {
+        LunConfig { number: None, ..self.clone() } == LunConfig { number: None, ..other.clone() }
     }
 }
 
@@ -248,6 +294,25 @@ mod tests {
         assert_eq!((luns[0].thin, luns[0].readonly, luns[0].blocksize), (true, false, None));
         assert_eq!(luns[1].path, Path::new("/x/three=3.img"));
         assert_eq!((luns[1].thin, luns[1].readonly, luns[1].blocksize), (false, true, Some(4096)));
+    }
+
+    #[test]
+    fn a_lun_has_the_number_that_it_is_given_or_the_next_one() {
+        let text = "[[target]]\nname = 'iqn.a'\nlun = [{ path = '/a' }, { path = '/b', number = 7 }, { path = '/c' }]";
+        let mut config: Config = toml::from_str(text).unwrap();
+        config.portals = portal().portals;
+        config.check().unwrap();
+        let numbers: Vec<u16> = config.targets[0].numbered().iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers, [0, 7, 8]);
+        for wrong in [0, 8, 256] {
+            config.targets[0].luns[1].number = Some(wrong);
+            assert_eq!(config.check().is_err(), wrong != 8, "{wrong}");
+        }
+        let mut other = config.targets[0].luns[0].clone();
+        other.number = Some(3);
+        assert!(other.shows_the_same(&config.targets[0].luns[0]));
+        other.direct = true;
+        assert!(!other.shows_the_same(&config.targets[0].luns[0]));
     }
 
     #[test]

@@ -9,5 +9,7 @@ pub mod config;
 pub mod connection;
 pub mod disk;
 pub mod memory;
+pub mod reload;
 pub mod reservations;
 pub mod server;
+pub mod status;

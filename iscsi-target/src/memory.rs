@@ -2,7 +2,7 @@
 //! Promises: it is never more than the limit; who asks first is served first; one session has at most a quarter, so that others
 //! always go on; in the steady state nothing is allocated, and nothing is zeroed.
 //! Must not know: PDUs, commands.
-//! Unsafe: a data buffer's bytes are lent as slices ([`Memory::pieces`]).
+//! Unsafe: a data buffer's bytes are lent as slices ([`Memory::bytes`]).
 
 #![allow(unsafe_code)]
 

@@ -54,6 +54,15 @@ impl FileStore {
         }
     }
 
+    /// Whether what was saved can be restored.
+    ///
+    /// # Errors
+    /// [`RecordError::Damaged`]
+    pub fn check(&self) -> Result<(), RecordError> {
+        let checked = self.saved.as_deref().map_or(Ok(()), scsi::check_record);
+        checked.map_err(|source| RecordError::Damaged { path: self.path.clone(), source })
+    }
+
     /// Restores the reservations of a unit, and keeps them from now on.
     ///
     /// # Errors

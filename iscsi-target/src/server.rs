@@ -3,8 +3,9 @@
 //! Must not know: PDUs, CDBs.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,8 +13,7 @@ use std::time::Instant;
 use iscsi::login::chap::Credentials;
 use iscsi::login::{Admission, Doorkeeper, FORBIDDEN, Login, NOT_FOUND, Status};
 use iscsi::text;
-use scsi::{BlockDevice, Disk, DiskOptions, Lun, NexusId, Target, TargetPort};
-use serde::Serialize;
+use scsi::{BlockDevice, DeviceKind, Disk, DiskOptions, Lun, NexusId, ProductName, Target, TargetPort};
 use storage::{DiskSource, OpenError, Supervisor};
 
 use crate::config::{Config, LunConfig, TargetConfig};
@@ -21,9 +21,13 @@ use crate::connection::{Entrance, Session};
 use crate::disk::ShownDisk;
 use crate::memory::Pool;
 use crate::reservations::{FileStore, RecordError};
+use crate::status::{LunReport, RegistrantReport, Report, TargetReport};
 
 /// Sessions that may be open at once.
 pub const MOST_SESSIONS: usize = 1024;
+
+/// Bytes of a block of a CD-ROM.
+const CDROM_BLOCK: u32 = 2048;
 
 /// A target.
 pub struct TargetEntry {
@@ -31,9 +35,11 @@ pub struct TargetEntry {
     pub name: String,
     /// Its logical units.
     pub units: Rc<Target<ShownDisk>>,
-    initiators: BTreeSet<String>,
-    credentials: Option<Credentials>,
-    paths: Vec<LunConfig>,
+    pub(crate) initiators: RefCell<BTreeSet<String>>,
+    pub(crate) credentials: RefCell<Option<Credentials>>,
+    /// What its LUNs are made of.
+    pub(crate) luns: RefCell<BTreeMap<u16, LunConfig>>,
+    background: tokio::task::JoinHandle<()>,
 }
 
 /// Whether a session finds room.
@@ -57,9 +63,14 @@ pub enum ServeError {
 
 /// Everything that connections share. It lives on one thread.
 pub struct Server {
-    targets: Vec<Rc<TargetEntry>>,
+    pub(crate) targets: RefCell<Vec<Rc<TargetEntry>>>,
     sessions: RefCell<Vec<Rc<Session>>>,
-    portals: Vec<std::net::SocketAddr>,
+    pub(crate) portals: Vec<SocketAddr>,
+    /// The same as they were asked for.
+    pub(crate) configured_portals: Vec<SocketAddr>,
+    pub(crate) state: Option<PathBuf>,
+    /// A reload is under way.
+    pub(crate) reloads: Cell<bool>,
     memory: Rc<Pool>,
     last_tsih: Cell<u16>,
     last_nexus: Cell<u32>,
@@ -94,7 +105,7 @@ impl Server {
     /// [`ServeError`] of the first disk that cannot be had.
     pub async fn open(
         config: &Config,
-        portals: Vec<std::net::SocketAddr>,
+        portals: Vec<SocketAddr>,
         state: Option<&Path>,
         memory: Rc<Pool>,
     ) -> Result<Rc<Server>, ServeError> {
@@ -103,9 +114,12 @@ impl Server {
             targets.push(Rc::new(open_target(target, portals.len() as u16, state).await?));
         }
         Ok(Rc::new(Server {
-            targets,
+            targets: RefCell::new(targets),
             sessions: RefCell::default(),
             portals,
+            configured_portals: config.portals.clone(),
+            state: state.map(Path::to_owned),
+            reloads: Cell::new(false),
             memory,
             last_tsih: Cell::new(0),
             last_nexus: Cell::new(0),
@@ -120,7 +134,7 @@ impl Server {
 
     /// The target of this name.
     pub fn target(&self, name: &str) -> Option<Rc<TargetEntry>> {
-        self.targets.iter().find(|target| target.name == name).cloned()
+        self.targets.borrow().iter().find(|target| target.name == name).cloned()
     }
 
     /// A nexus that nobody has.
@@ -188,7 +202,7 @@ impl Server {
 
     /// The answer to SendTargets: all targets that the initiator may see, or one of them, with the addresses of every portal.
     pub fn list(&self, initiator: &str, only: Option<&str>, entrance: Entrance, answer: &mut Vec<u8>) {
-        for target in self.targets.iter().filter(|target| only.is_none_or(|name| name == target.name)) {
+        for target in self.targets.borrow().iter().filter(|target| only.is_none_or(|name| name == target.name)) {
             if !target.lets_in(initiator) {
                 continue;
             }
@@ -196,7 +210,7 @@ impl Server {
             for (nth, portal) in self.portals.iter().enumerate() {
                 // Of a portal on every address the initiator knows the one that it has reached.
                 let ip = if portal.ip().is_unspecified() { entrance.local.ip() } else { portal.ip() };
-                let address = std::net::SocketAddr::new(ip, portal.port());
+                let address = SocketAddr::new(ip, portal.port());
                 text::push(answer, "TargetAddress", &format!("{address},{}", nth + 1));
             }
         }
@@ -204,7 +218,8 @@ impl Server {
 
     /// Makes everything durable.
     pub async fn flush(&self) {
-        for target in &self.targets {
+        let targets = self.targets.borrow().clone();
+        for target in targets {
             for (lun, disk) in target.units.disks() {
                 if let Err(error) = disk.flush().await {
                     tracing::error!(target = %target.name, lun = lun.0, %error, "a disk cannot be flushed");
@@ -216,82 +231,116 @@ impl Server {
     /// What goes on.
     pub fn status(&self) -> Report {
         let sessions = self.sessions.borrow();
-        let session = |session: &Rc<Session>| SessionReport {
-            initiator: session.initiator.clone(),
-            isid: text::hexadecimal(&session.isid),
-            tsih: session.tsih,
-            peer: session.entrance.peer.to_string(),
-            portal: session.entrance.portal,
-            seconds: session.since.elapsed().as_secs(),
-            commands: session.commands.get(),
-            bytes_read: session.bytes_read.get(),
-            bytes_written: session.bytes_written.get(),
-        };
         let target = |target: &Rc<TargetEntry>| TargetReport {
             name: target.name.clone(),
-            luns: target.luns(),
-            sessions: (sessions.iter())
-                .filter(|session| session.target.as_ref().is_some_and(|its| Rc::ptr_eq(its, target)))
-                .map(session)
-                .collect(),
+            luns: target.report(),
+            sessions: sessions.iter().filter(|session| session.uses(target)).map(|session| session.report()).collect(),
         };
         Report {
             seconds: self.since.elapsed().as_secs(),
             portals: self.portals.iter().map(ToString::to_string).collect(),
-            targets: self.targets.iter().map(target).collect(),
+            memory: [self.memory.limit(), self.memory.used()].map(|bytes| bytes as u64),
+            targets: self.targets.borrow().iter().map(target).collect(),
         }
+    }
+
+    /// A second is over.
+    pub fn tick(&self) {
+        self.sessions.borrow().iter().for_each(|session| session.tick());
     }
 }
 
 impl TargetEntry {
     fn lets_in(&self, initiator: &str) -> bool {
-        self.initiators.is_empty() || self.initiators.contains(initiator)
+        let initiators = self.initiators.borrow();
+        initiators.is_empty() || initiators.contains(initiator)
     }
 
-    fn luns(&self) -> Vec<LunReport> {
-        let lun = |((lun, disk), config): ((Lun, Rc<Disk<ShownDisk>>), &LunConfig)| {
+    /// Its work in the background ends.
+    pub(crate) fn end(&self) {
+        self.background.abort();
+    }
+
+    fn report(&self) -> Vec<LunReport> {
+        let luns = self.luns.borrow();
+        let lun = |(lun, disk): (Lun, Rc<Disk<ShownDisk>>)| {
             let geometry = disk.device().geometry();
+            let view = self.units.reservations(lun).unwrap_or_default();
             LunReport {
                 lun: lun.0,
-                path: config.path.display().to_string(),
+                path: luns.get(&lun.0).map_or_else(String::new, |config| config.path.display().to_string()),
                 bytes: geometry.bytes(),
                 block_size: geometry.logical_block,
                 thin: geometry.thin,
                 read_only: geometry.read_only,
                 removable: disk.is_removable(),
+                cdrom: disk.kind() == DeviceKind::CdRom,
                 reservations_persist: self.units.reservations_persist(lun),
+                reservation: view.kind,
+                reservation_generation: view.generation,
+                registrants: RegistrantReport::all(&view),
                 serial: disk.device().identity().serial.clone(),
             }
         };
-        self.units.disks().into_iter().zip(&self.paths).map(lun).collect()
+        self.units.disks().into_iter().map(lun).collect()
     }
 }
 
-async fn open_target(config: &TargetConfig, ports: u16, state: Option<&Path>) -> Result<TargetEntry, ServeError> {
+/// A LUN that has been opened and is not shown yet.
+pub(crate) struct OpenLun {
+    pub(crate) number: u16,
+    pub(crate) config: LunConfig,
+    pub(crate) disk: Disk<ShownDisk>,
+    /// Its reservations.
+    pub(crate) store: Option<FileStore>,
+}
+
+pub(crate) async fn open_lun(
+    target: &str,
+    number: u16,
+    config: &LunConfig,
+    state: Option<&Path>,
+) -> Result<OpenLun, ServeError> {
+    let read_only = config.readonly || config.cdrom;
+    let source = DiskSource { path: config.path.clone(), read_only, cached: !config.direct, serial: None };
+    let storage = storage::open(source, Arc::new(Log)).await?;
+    let mut options = DiskOptions { removable: config.removable, ..DiskOptions::default() };
+    let mut logical_block = config.blocksize;
+    if config.cdrom {
+        options.kind = DeviceKind::CdRom;
+        options.name = ProductName::virtual_cdrom();
+        logical_block = Some(CDROM_BLOCK);
+    }
+    let shown = ShownDisk::new(storage, logical_block, config.thin);
+    let store = state.map(|folder| FileStore::open(folder, target, Lun(number))).transpose()?;
+    store.as_ref().map_or(Ok(()), FileStore::check)?;
+    Ok(OpenLun { number, config: config.clone(), disk: Disk::new(shown, options), store })
+}
+
+pub(crate) async fn open_target(
+    config: &TargetConfig,
+    ports: u16,
+    state: Option<&Path>,
+) -> Result<TargetEntry, ServeError> {
     let units = Rc::new(Target::new());
     // Each portal is a port of its own, in one group: all of them lead to the same disks alike.
     let port = |id| TargetPort { relative_id: id, group: 1, name: Some(format!("{},t,0x{id:04x}", config.name)) };
     units.set_ports((1..=ports).map(port).collect());
     units.set_device_name(Some(config.name.clone()));
-    for (number, lun) in config.luns.iter().enumerate() {
-        let source = DiskSource { path: lun.path.clone(), read_only: lun.readonly, cached: !lun.direct, serial: None };
-        let storage = storage::open(source, Arc::new(Log)).await?;
-        let shown = ShownDisk::new(storage, lun.blocksize, lun.thin);
-        let options = DiskOptions { removable: lun.removable, ..DiskOptions::default() };
-        let number = Lun(number as u16);
-        units.insert(number, Disk::new(shown, options));
-        if let Some(folder) = state {
-            FileStore::open(folder, &config.name, number)?.keep_for(&units, number)?;
-        }
+    let mut opened = Vec::new();
+    for (number, lun) in config.numbered() {
+        opened.push(open_lun(&config.name, number, lun, state).await?);
     }
-    tokio_uring::spawn(units.clone().background());
-    Ok(TargetEntry {
+    let entry = TargetEntry {
         name: config.name.clone(),
+        background: tokio_uring::spawn(units.clone().background()),
         units,
-        initiators: config.initiators.clone(),
-        credentials: config.chap.as_ref().map(|chap| chap.credentials()),
-        paths: config.luns.clone(),
-    })
+        initiators: RefCell::new(config.initiators.clone()),
+        credentials: RefCell::new(config.chap.as_ref().map(|chap| chap.credentials())),
+        luns: RefCell::default(),
+    };
+    opened.into_iter().for_each(|lun| entry.put_in(lun));
+    Ok(entry)
 }
 
 struct Door<'a> {
@@ -307,78 +356,10 @@ impl Doorkeeper for Door<'_> {
         if !target.lets_in(initiator) {
             return Err(FORBIDDEN);
         }
-        Ok(Admission { group, credentials: target.credentials.clone() })
+        Ok(Admission { group, credentials: target.credentials.borrow().clone() })
     }
 
     fn random(&self, bytes: &mut [u8]) {
         getrandom::fill(bytes).expect("the kernel gives random bytes");
     }
-}
-
-/// The answer of `iscsi-target status`.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// Age of the daemon.
-    pub seconds: u64,
-    /// Where it listens.
-    pub portals: Vec<String>,
-    /// Targets.
-    pub targets: Vec<TargetReport>,
-}
-
-/// A target in a report.
-#[derive(Debug, Serialize)]
-pub struct TargetReport {
-    /// iSCSI name.
-    pub name: String,
-    /// LUNs.
-    pub luns: Vec<LunReport>,
-    /// Sessions.
-    pub sessions: Vec<SessionReport>,
-}
-
-/// A LUN in a report.
-#[derive(Debug, Serialize)]
-pub struct LunReport {
-    /// Number.
-    pub lun: u16,
-    /// What stores it.
-    pub path: String,
-    /// Capacity.
-    pub bytes: u64,
-    /// Logical block in bytes.
-    pub block_size: u32,
-    /// Space is given back.
-    pub thin: bool,
-    /// Nobody may write.
-    pub read_only: bool,
-    /// The medium can be taken out.
-    pub removable: bool,
-    /// Persistent reservations survive a restart, as long as initiators ask for it.
-    pub reservations_persist: bool,
-    /// Unit serial number.
-    pub serial: String,
-}
-
-/// A session in a report.
-#[derive(Debug, Serialize)]
-pub struct SessionReport {
-    /// The initiator's name.
-    pub initiator: String,
-    /// Its part of the session identifier.
-    pub isid: String,
-    /// The target's part.
-    pub tsih: u16,
-    /// The initiator's address.
-    pub peer: String,
-    /// Number of the portal.
-    pub portal: u16,
-    /// Age.
-    pub seconds: u64,
-    /// Commands so far.
-    pub commands: u64,
-    /// Bytes read so far.
-    pub bytes_read: u64,
-    /// Bytes written so far.
-    pub bytes_written: u64,
 }

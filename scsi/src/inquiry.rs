@@ -58,6 +58,11 @@ impl ProductName {
         };
         Self { vendor: *b"VMware  ", product: *b"Virtual disk    ", revision }
     }
+
+    /// The name of a CD-ROM drive with an image file in it.
+    pub const fn virtual_cdrom() -> Self {
+        Self { vendor: *b"VMware  ", product: *b"Virtual CD-ROM  ", revision: *b"1.0 " }
+    }
 }
 
 /// What a unit says about the ports of its target.

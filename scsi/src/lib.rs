@@ -34,7 +34,7 @@ pub use data_buffer::{DataBuffer, KeepAlive, Segment, SegmentList};
 pub use disk::{Disk, DiskOptions};
 pub use inquiry::{Personality, ProductName};
 pub use path::{PathAnswer, PathData, PathError, ScsiPath};
-pub use reservation::{ReservationStore, RestoreError, StoreError};
+pub use reservation::{Registrant, ReservationStore, ReservationView, RestoreError, StoreError, check_record};
 pub use sense::{SenseData, Status};
 pub use target::Target;
 pub use task::{Command, Completion, Lun, NexusId, ShortBuffer, TaskAttribute, TaskManagement, TaskManagementResponse};

@@ -26,12 +26,21 @@ pub struct RawInitiator {
     pub wire: Wire,
     /// The reason of the last Reject.
     pub rejected: Option<u8>,
+    /// The sense data of the last command, if it had some.
+    pub sense: Vec<u8>,
+    /// The LUN that commands go to.
+    pub lun: u8,
     number: u32,
     tag: u32,
 }
 
 /// Logs in, always as the same initiator port; gives the connection and the response. `keys` are pairs, each ended by a null.
 pub fn open(portal: &str, target: &str, keys: &str) -> io::Result<(Wire, [u8; 48])> {
+    open_port(portal, target, keys, 0)
+}
+
+/// The same as one of several initiator ports.
+fn open_port(portal: &str, target: &str, keys: &str, port: u8) -> io::Result<(Wire, [u8; 48])> {
     let stream = TcpStream::connect(portal)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut wire = Wire { stream, digests: false, spoil_header: false, spoil_data: false };
@@ -41,6 +50,7 @@ pub fn open(portal: &str, target: &str, keys: &str) -> io::Result<(Wire, [u8; 48
     header[0] = 0x43;
     header[1] = 0x87;
     header[8] = 0x40;
+    header[13] = port;
     header[27] = 1;
     wire.send(header, names.as_bytes())?;
     let (answer, _) = wire.receive()?;
@@ -51,49 +61,64 @@ pub fn open(portal: &str, target: &str, keys: &str) -> io::Result<(Wire, [u8; 48
 impl RawInitiator {
     /// Logs in and hears that power is on.
     pub fn log_in(portal: &str, target: &str, keys: &str) -> RawInitiator {
-        let (wire, answer) = open(portal, target, keys).expect("a login");
+        Self::log_in_port(portal, target, keys, 0)
+    }
+
+    /// The same as one of several initiator ports.
+    pub fn log_in_port(portal: &str, target: &str, keys: &str, port: u8) -> RawInitiator {
+        let (wire, answer) = open_port(portal, target, keys, port).expect("a login");
         assert_eq!((answer[0], answer[1] & 0x83, answer[36]), (0x23, 0x83, 0), "{answer:?}");
-        let mut session = RawInitiator { wire, rejected: None, number: 1, tag: 0 };
+        let mut session = RawInitiator { wire, rejected: None, sense: Vec::new(), lun: 0, number: 1, tag: 0 };
         session.command(&[0; 6], 0, &[], 0);
         session
     }
 
     /// Sends a command and serves it to its end: status and data. `flags` is 0x40 to read, 0x20 to write.
     pub fn command(&mut self, cdb: &[u8], flags: u8, out: &[u8], expected: u32) -> (u8, Vec<u8>) {
+        self.try_command(cdb, flags, out, expected).expect("the target answers")
+    }
+
+    /// The same; an error when the connection ends.
+    pub fn try_command(&mut self, cdb: &[u8], flags: u8, out: &[u8], expected: u32) -> io::Result<(u8, Vec<u8>)> {
         self.tag += 1;
         let mut header = [0; 48];
         header[0] = 0x01;
         header[1] = 0x81 | flags;
+        header[9] = self.lun;
         header[16..20].copy_from_slice(&self.tag.to_be_bytes());
         header[20..24].copy_from_slice(&expected.to_be_bytes());
         header[24..28].copy_from_slice(&self.number.to_be_bytes());
         header[32..32 + cdb.len()].copy_from_slice(cdb);
         self.number += 1;
-        self.wire.send(header, &out[..out.len().min(IMMEDIATE)]).expect("the target listens");
+        self.wire.send(header, &out[..out.len().min(IMMEDIATE)])?;
+        self.sense.clear();
         let mut data = vec![0; if flags & 0x40 != 0 { expected as usize } else { 0 }];
         let mut most = 0;
         loop {
-            let (answer, bytes) = self.wire.receive().expect("an answer");
+            let (answer, bytes) = self.wire.receive()?;
             let word = |at: usize| u32::from_be_bytes(answer[at..at + 4].try_into().expect("four bytes"));
             match answer[0] & 0x3F {
-                0x31 => self.data_out(word(20), word(40), &out[word(40) as usize..(word(40) + word(44)) as usize]),
+                0x31 => self.data_out(word(20), word(40), &out[word(40) as usize..(word(40) + word(44)) as usize])?,
                 0x25 => {
                     let at = word(40) as usize;
                     data[at..at + bytes.len()].copy_from_slice(&bytes);
                     most = most.max(at + bytes.len());
                     if answer[1] & 1 != 0 {
                         data.truncate(most);
-                        return (answer[3], data);
+                        return Ok((answer[3], data));
                     }
                 }
                 0x3F => self.rejected = Some(answer[2]),
-                0x21 => return (answer[3], data),
+                0x21 => {
+                    self.sense = bytes.get(2..).unwrap_or_default().to_vec();
+                    return Ok((answer[3], data));
+                }
                 other => panic!("an answer of kind {other:#x}"),
             }
         }
     }
 
-    fn data_out(&mut self, transfer_tag: u32, offset: u32, data: &[u8]) {
+    fn data_out(&mut self, transfer_tag: u32, offset: u32, data: &[u8]) -> io::Result<()> {
         let pieces = data.chunks(PIECE).count();
         for (nth, piece) in data.chunks(PIECE).enumerate() {
             let mut header = [0; 48];
@@ -103,8 +128,9 @@ impl RawInitiator {
             header[20..24].copy_from_slice(&transfer_tag.to_be_bytes());
             header[36..40].copy_from_slice(&(nth as u32).to_be_bytes());
             header[40..44].copy_from_slice(&(offset + (nth * PIECE) as u32).to_be_bytes());
-            self.wire.send(header, piece).expect("the target listens");
+            self.wire.send(header, piece)?;
         }
+        Ok(())
     }
 
     /// Writes; the command must end well.

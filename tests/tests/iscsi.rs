@@ -13,6 +13,11 @@ use tests::harness::{Luns, folder, program, refused, run, signal, system, text, 
 use tests::random::Random;
 use tests::raw_initiator::{RawInitiator, open};
 
+#[path = "iscsi/crashes.rs"]
+mod crashes;
+#[path = "iscsi/operation.rs"]
+mod operation;
+
 const NAME: &str = "iqn.2026-01.test:disk";
 const HOST: &str = "iqn.2026-01.test:host";
 
@@ -191,13 +196,16 @@ fn the_example_of_the_manual_page_lets_in_who_proves_itself_by_chap_and_nobody_e
     fs::File::create(&image).unwrap().set_len(100 << 20).unwrap();
     let second = folder.path().join("second.img");
     fs::File::create(&second).unwrap().set_len(100 << 20).unwrap();
+    let iso = folder.path().join("install.iso");
+    fs::File::create(&iso).unwrap().set_len(1 << 20).unwrap();
     let example = CONFIG.split(".Bd -literal\n").nth(1).unwrap().split(".Ed").next().unwrap();
     let example = example
         .replace("10.0.0.1:3260", "127.0.0.1:0")
         .replace("10.0.1.1:3260", "127.0.0.1:0")
         .replace("iqn.2026-01.com.example:host-a", HOST)
         .replace("/srv/lun0.img", image.to_str().unwrap())
-        .replace("/dev/sdb", second.to_str().unwrap());
+        .replace("/dev/sdb", second.to_str().unwrap())
+        .replace("/srv/install.iso", iso.to_str().unwrap());
     let config = folder.path().join("config.toml");
     fs::write(&config, example).unwrap();
     let (daemon, portals) = launch_with(&folder, &["--config".to_owned(), config.to_str().unwrap().to_owned()]);

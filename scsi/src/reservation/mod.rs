@@ -102,6 +102,38 @@ pub(crate) struct Reservation {
     pub(crate) holder: Option<Port>,
 }
 
+/// A registered initiator port, as whoever looks after a target sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registrant {
+    /// Its key.
+    pub key: u64,
+    /// The initiator port.
+    pub initiator: TransportId,
+    /// Relative identifier of the target port.
+    pub target_port: u16,
+    /// It holds the reservation.
+    pub holds: bool,
+}
+
+/// The persistent reservations of a unit at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReservationView {
+    /// PRGENERATION (SPC-4, 6.16.2).
+    pub generation: u32,
+    /// The type of the reservation that is in force (SPC-4, table 70).
+    pub kind: Option<u8>,
+    /// Who is registered.
+    pub registrants: Vec<Registrant>,
+}
+
+/// Whether a saved record of reservations can be restored.
+///
+/// # Errors
+/// It is none, or damaged.
+pub fn check_record(saved: &[u8]) -> Result<(), RestoreError> {
+    record::decode(saved).map(drop)
+}
+
 /// Everything that persistent reservations are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Persistent {
@@ -219,6 +251,22 @@ impl Reservations {
     /// PERSISTENT RESERVE IN: the answer to `action`.
     pub(crate) fn answer(&self, action: crate::cdb::PersistentIn) -> Vec<u8> {
         answer::encode(&self.persistent.borrow(), action)
+    }
+
+    /// Who is registered, and what is in force.
+    pub(crate) fn view(&self) -> ReservationView {
+        let state = self.persistent.borrow();
+        let registrant = |one: &Registration| Registrant {
+            key: one.key,
+            initiator: one.port.initiator.clone(),
+            target_port: one.port.target_port,
+            holds: state.holds(&one.port),
+        };
+        ReservationView {
+            generation: state.generation,
+            kind: state.reservation.as_ref().map(|reservation| reservation.kind as u8),
+            registrants: state.registrations.iter().map(registrant).collect(),
+        }
     }
 
     /// PERSISTENT RESERVE OUT. One at a time; a task that is aborted while it waits for its turn changes nothing.

@@ -8,7 +8,7 @@ use super::{LogicalUnit, Nexus, Target};
 use crate::attention::UnitAttention;
 use crate::block_device::BlockDevice;
 use crate::disk::Disk;
-use crate::reservation::{Port, ReservationStore, RestoreError};
+use crate::reservation::{Port, ReservationStore, ReservationView, RestoreError};
 use crate::task::{Lun, NexusId};
 use crate::task_set::{Abortion, Selection};
 use crate::transport_id::{TargetPort, TransportId};
@@ -89,6 +89,11 @@ impl<D: BlockDevice + 'static> Target<D> {
     /// Is APTPL in force for the unit at `lun`?
     pub fn reservations_persist(&self, lun: Lun) -> bool {
         self.find(lun).is_some_and(|unit| unit.reservations.persists())
+    }
+
+    /// The persistent reservations of the unit at `lun`.
+    pub fn reservations(&self, lun: Lun) -> Option<ReservationView> {
+        self.find(lun).map(|unit| unit.reservations.view())
     }
 
     /// A new I_T nexus through the target port `port` (relative identifier): its first command to each unit reports that power

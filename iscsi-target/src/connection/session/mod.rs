@@ -3,6 +3,8 @@
 //! commands that it ended no longer touch the initiator's data.
 //! Must not know: which targets there are; what CDBs mean.
 
+mod work;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -11,17 +13,15 @@ use std::time::{Duration, Instant};
 use iscsi::login::Login;
 use iscsi::login::parameters::Parameters;
 use iscsi::pdu::{
-    AsyncMessage, DataIn, DataOut, Header, LoginRequest, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut,
-    ReadyToTransfer, Reject, RejectReason, Request, Residual, ScsiCommand, ScsiResponse, TaskManagementAnswer,
-    TaskRequest, TextRequest, TextResponse,
+    AsyncMessage, DataOut, Header, LoginRequest, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut, ReadyToTransfer,
+    Reject, RejectReason, Request, Residual, ScsiCommand, ScsiResponse, TaskManagementAnswer, TaskRequest, TextRequest,
+    TextResponse,
 };
 use iscsi::text;
-use scsi::{
-    Command, Completion, DataBuffer, Lun, NexusId, ShortBuffer, Task, TaskAttribute, TaskManagement,
-    TaskManagementResponse, TransportId,
-};
+use scsi::{Lun, NexusId, Task, TaskAttribute, TaskManagement, TaskManagementResponse, TransportId};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use work::{Job, Worker};
 
 use super::Entrance;
 use super::collecting::{Collecting, Flaw};
@@ -30,6 +30,7 @@ use super::numbers::{DEPTH, Numbers, Turn};
 use super::outbox::{Outbox, hang_up};
 use crate::memory::{LONGEST_TRANSFER, Memory, Share};
 use crate::server::{Server, TargetEntry};
+use crate::status::{Rates, SessionReport};
 
 /// Silence after which the initiator is pinged.
 const QUIET: Duration = Duration::from_secs(20);
@@ -40,23 +41,6 @@ const DEAD: Duration = Duration::from_secs(60);
 enum Next {
     GoOn,
     Close,
-}
-
-/// A command whose data are there, if it has some for the target.
-struct Job {
-    command: ScsiCommand,
-    task: Task,
-    /// The data of a write.
-    memory: Option<Memory>,
-    /// R2Ts that it took.
-    wishes: u32,
-}
-
-/// Carries out one command after the other.
-#[derive(Default)]
-struct Worker {
-    job: RefCell<Option<Job>>,
-    called: Notify,
 }
 
 /// A session, which has one connection.
@@ -73,13 +57,16 @@ pub struct Session {
     /// What it uses; none: it only asks what there is.
     pub target: Option<Rc<TargetEntry>>,
     /// When it began.
-    pub since: Instant,
+    since: Instant,
     /// Commands so far.
-    pub commands: Cell<u64>,
+    commands: Cell<u64>,
     /// Bytes read so far.
-    pub bytes_read: Cell<u64>,
+    bytes_read: Cell<u64>,
     /// Bytes written so far.
-    pub bytes_written: Cell<u64>,
+    bytes_written: Cell<u64>,
+    /// The three of them when the last second was over.
+    counted: Cell<[u64; 3]>,
+    rates: Cell<Rates>,
     server: Rc<Server>,
     nexus: NexusId,
     agreed: Parameters,
@@ -126,6 +113,8 @@ impl Session {
             commands: Cell::new(0),
             bytes_read: Cell::new(0),
             bytes_written: Cell::new(0),
+            counted: Cell::default(),
+            rates: Cell::default(),
             server: server.clone(),
             nexus: server.next_nexus(),
             agreed: login.parameters.clone(),
@@ -210,6 +199,42 @@ impl Session {
     pub fn ask_to_leave(&self, seconds: u16) {
         let message = AsyncMessage { event: 1, seconds };
         self.outbox.push(message.encode(self.numbers.with_status()), &[]);
+    }
+
+    /// Does it use `target`?
+    pub fn uses(&self, target: &Rc<TargetEntry>) -> bool {
+        self.target.as_ref().is_some_and(|its| Rc::ptr_eq(its, target))
+    }
+
+    fn counts(&self) -> [u64; 3] {
+        [self.commands.get(), self.bytes_read.get(), self.bytes_written.get()]
+    }
+
+    /// A second is over: what it did in that second is told until the next one is over.
+    pub fn tick(&self) {
+        let now = self.counts();
+        let before = self.counted.replace(now);
+        let rate = |at: usize| now[at] - before[at];
+        let rates = Rates { iops: rate(0), read_bytes_per_second: rate(1), write_bytes_per_second: rate(2) };
+        self.rates.set(rates);
+    }
+
+    /// What it does.
+    pub fn report(&self) -> SessionReport {
+        let [commands, bytes_read, bytes_written] = self.counts();
+        SessionReport {
+            initiator: self.initiator.clone(),
+            isid: text::hexadecimal(&self.isid),
+            tsih: self.tsih,
+            peer: self.entrance.peer.to_string(),
+            portal: self.entrance.portal,
+            seconds: self.since.elapsed().as_secs(),
+            commands,
+            bytes_read,
+            bytes_written,
+            queue_depth: self.numbers.active(),
+            rates: self.rates.get(),
+        }
     }
 
     /// Pings an initiator that is silent, and gives one up that stays so.
@@ -508,133 +533,6 @@ impl Session {
         }
     }
 
-    fn start(self: &Rc<Self>, job: Job) {
-        self.running.borrow_mut().insert(job.command.tag);
-        let idle = self.idle.borrow_mut().pop();
-        let worker = idle.unwrap_or_else(|| {
-            let worker = Rc::new(Worker::default());
-            tokio_uring::spawn(self.clone().work(worker.clone()));
-            worker
-        });
-        worker.job.replace(Some(job));
-        worker.called.notify_one();
-    }
-
-    /// Carries out what `worker` is given until the session is over.
-    async fn work(self: Rc<Self>, worker: Rc<Worker>) {
-        while !self.is_gone.get() {
-            let Some(job) = worker.job.take() else {
-                worker.called.notified().await;
-                continue;
-            };
-            let tag = job.command.tag;
-            self.carry_out(job).await;
-            let is_last = {
-                let mut running = self.running.borrow_mut();
-                running.remove(&tag);
-                running.is_empty()
-            };
-            self.numbers.end();
-            self.over.notify_one();
-            self.idle.borrow_mut().push(worker.clone());
-            // Nobody else has an answer that could go along.
-            if is_last {
-                self.outbox.flush();
-            }
-        }
-    }
-
-    /// Memory for what a command reads; none: there is none now, and it must not wait, since others wait for it.
-    async fn room_for(&self, command: &ScsiCommand) -> Option<Memory> {
-        /// Head of queue.
-        const HEAD: u8 = 3;
-        let length = (command.expected as usize).min(LONGEST_TRANSFER);
-        match self.share.try_take(length) {
-            None if command.attribute == HEAD => None,
-            None => Some(self.share.take(length).await),
-            some => some,
-        }
-    }
-
-    async fn carry_out(&self, job: Job) {
-        let Job { command, task, memory: out, wishes } = job;
-        let Some(target) = &self.target else { return };
-        let room = match command.reads && command.expected > 0 {
-            false => None,
-            true => match self.room_for(&command).await {
-                None => return self.refuse(&command),
-                some => some,
-            },
-        };
-        let done = {
-            let length = (command.expected as usize).min(LONGEST_TRANSFER);
-            let buffer =
-                |memory: &Option<Memory>| memory.as_ref().map_or_else(DataBuffer::empty, |it| it.first(length));
-            let (data_out, data_in) = (buffer(&out), buffer(&room));
-            target
-                .units
-                .run(
-                    &task,
-                    &Command {
-                        nexus: self.nexus,
-                        lun: Lun::from_sam(command.lun),
-                        tag: command.tag.into(),
-                        attribute: TaskAttribute::Simple,
-                        short_buffer: ShortBuffer::Truncate,
-                        cdb: &command.cdb[..cdb_length(command.cdb[0])],
-                        data_out: &data_out,
-                        data_in: &data_in,
-                    },
-                )
-                .await
-        };
-        drop(out);
-        if done.aborted {
-            return;
-        }
-        let count = if command.writes { &self.bytes_written } else { &self.bytes_read };
-        count.set(count.get() + done.transferred);
-        let residual = Residual::of(command.expected, done.transferred, done.overflow);
-        let mut sent = wishes;
-        if let Some(room) = room
-            && done.transferred > 0
-        {
-            sent = self.send_data(command.tag, &room, &done, residual, &task).await;
-            if done.sense.is_none() || task.is_aborted() {
-                return;
-            }
-        }
-        let sense = done.sense.as_ref().map_or(&[][..], |sense| sense.as_bytes());
-        let status = done.status as u8;
-        self.respond(ScsiResponse { tag: command.tag, response: 0, status, data_count: sent, residual }, sense);
-    }
-
-    /// Sends what a command has read, and with the last piece its status if there is no sense. Returns the number of PDUs.
-    async fn send_data(&self, tag: u32, room: &Memory, done: &Completion, residual: Residual, task: &Task) -> u32 {
-        let total = done.transferred as u32;
-        let (segment, burst) = (self.agreed.initiator_segment, self.agreed.burst);
-        let (mut offset, mut number, mut burst_end) = (0, 0, burst.min(total));
-        while offset < total {
-            self.outbox.room().await;
-            if task.is_aborted() {
-                return number;
-            }
-            let length = segment.min(burst_end - offset);
-            let is_last = offset + length == total;
-            let status = (is_last && done.sense.is_none()).then_some((done.status as u8, residual));
-            let is_final = offset + length == burst_end;
-            let sequence = if status.is_some() { self.numbers.with_status() } else { self.numbers.without_status() };
-            let header = DataIn { is_final, tag, number, offset, status }.encode(sequence);
-            self.outbox.push_data(header, room, offset as usize, length as usize);
-            offset += length;
-            number += 1;
-            if is_final {
-                burst_end = burst_end.saturating_add(burst).min(total);
-            }
-        }
-        number
-    }
-
     async fn manage(self: Rc<Self>, request: TaskRequest) {
         /// Response codes (11.6.1).
         const COMPLETE: u8 = 0;
@@ -668,7 +566,7 @@ impl Session {
         // A cold reset takes all sessions of the target along (11.5.1).
         if request.function == 7 && response == COMPLETE {
             for session in self.server.sessions() {
-                if session.target.as_ref().is_some_and(|its| Rc::ptr_eq(its, target)) {
+                if session.uses(target) {
                     session.hang_up();
                 }
             }
@@ -678,15 +576,5 @@ impl Session {
     /// Closes the connection once everything was sent.
     fn hang_up(&self) {
         self.outbox.close();
-    }
-}
-
-/// Length of a CDB by its group code (SPC-4, 4.2.5.1); of groups without a fixed one: all that there is.
-fn cdb_length(opcode: u8) -> usize {
-    match opcode >> 5 {
-        0 => 6,
-        1 | 2 => 10,
-        5 => 12,
-        _ => 16,
     }
 }
