@@ -25,14 +25,14 @@ impl std::fmt::Debug for Credentials {
 
 /// The hash of a handshake, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Algorithm {
+pub(crate) enum Algorithm {
     Md5 = 5,
     Sha256 = 7,
 }
 
 impl Algorithm {
     /// The first of a list that is known here.
-    fn choose(list: &str) -> Option<Algorithm> {
+    pub(crate) fn choose(list: &str) -> Option<Algorithm> {
         list.split(',').find_map(|offer| match text::number(offer)? {
             5 => Some(Algorithm::Md5),
             7 => Some(Algorithm::Sha256),
@@ -40,7 +40,8 @@ impl Algorithm {
         })
     }
 
-    fn response(self, id: u8, secret: &str, challenge: &[u8]) -> Vec<u8> {
+    /// What proves the secret.
+    pub(crate) fn response(self, id: u8, secret: &[u8], challenge: &[u8]) -> Vec<u8> {
         match self {
             Algorithm::Md5 => {
                 Md5::new().chain_update([id]).chain_update(secret).chain_update(challenge).finalize().to_vec()
@@ -105,7 +106,7 @@ impl Handshake {
             Progress::Challenged { algorithm, id, challenge } => {
                 let (name, secret) = &self.credentials.initiator;
                 let told = text::binary(value("CHAP_R").ok_or(Refused)?).ok_or(Refused)?;
-                let expected = algorithm.response(id, secret, &challenge);
+                let expected = algorithm.response(id, secret.as_bytes(), &challenge);
                 if value("CHAP_N") != Some(name.as_str()) || !is_equal(&told, &expected) {
                     return Err(Refused);
                 }
@@ -118,7 +119,7 @@ impl Handshake {
                         if theirs == challenge {
                             return Err(Refused);
                         }
-                        let proof = algorithm.response(id, secret, &theirs);
+                        let proof = algorithm.response(id, secret.as_bytes(), &theirs);
                         text::push(answer, "CHAP_N", name);
                         text::push(answer, "CHAP_R", &text::hexadecimal(&proof));
                     }
@@ -134,7 +135,7 @@ impl Handshake {
 }
 
 /// Compares without telling by its time where the difference is.
-fn is_equal(one: &[u8], other: &[u8]) -> bool {
+pub(crate) fn is_equal(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && one.iter().zip(other).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
 }
 
@@ -161,20 +162,20 @@ mod tests {
         for (list, algorithm) in [("5", Algorithm::Md5), ("8,7,5", Algorithm::Sha256)] {
             let (mut handshake, answer) = challenged(list);
             assert!(answer.starts_with(&format!("CHAP_A={}\0CHAP_I=7\0CHAP_C=0x0909", algorithm as u8)), "{answer}");
-            let response = text::hexadecimal(&algorithm.response(7, "secret-of-user", &[9; 16]));
+            let response = text::hexadecimal(&algorithm.response(7, b"secret-of-user", &[9; 16]));
             let pairs = [("CHAP_N", "user"), ("CHAP_R", response.as_str()), ("CHAP_I", "3"), ("CHAP_C", "0x0102")];
             let mut answer = Vec::new();
             handshake.step(&pairs, (0, [0; 16]), &mut answer).unwrap();
             assert!(handshake.is_proven());
-            let proof = text::hexadecimal(&algorithm.response(3, "secret-of-disk", &[1, 2]));
+            let proof = text::hexadecimal(&algorithm.response(3, b"secret-of-disk", &[1, 2]));
             assert_eq!(String::from_utf8(answer).unwrap(), format!("CHAP_N=disk\0CHAP_R={proof}\0"));
         }
     }
 
     #[test]
     fn a_wrong_secret_a_wrong_name_and_a_reflected_challenge_are_refused() {
-        let right = text::hexadecimal(&Algorithm::Md5.response(7, "secret-of-user", &[9; 16]));
-        let wrong = text::hexadecimal(&Algorithm::Md5.response(7, "guess", &[9; 16]));
+        let right = text::hexadecimal(&Algorithm::Md5.response(7, b"secret-of-user", &[9; 16]));
+        let wrong = text::hexadecimal(&Algorithm::Md5.response(7, b"guess", &[9; 16]));
         let echo = text::hexadecimal(&[9; 16]);
         for pairs in [
             vec![("CHAP_N", "user"), ("CHAP_R", wrong.as_str())],
@@ -196,6 +197,6 @@ mod tests {
     fn the_hash_is_that_of_rfc_1994() {
         // MD5 of 01 "secret" 02 03.
         let expected = Md5::digest(b"\x01secret\x02\x03").to_vec();
-        assert_eq!(Algorithm::Md5.response(1, "secret", &[2, 3]), expected);
+        assert_eq!(Algorithm::Md5.response(1, b"secret", &[2, 3]), expected);
     }
 }

@@ -1,8 +1,8 @@
-//! Owns: what the target sends.
+//! Owns: what the target sends, and its encoding.
 //! Promises: every field that the standard does not name is zero.
 //! Must not know: when something is sent, or how numbers come about.
 
-use super::{HEADER, NO_TAG};
+use super::{HEADER, Header, NO_TAG};
 
 /// The numbers that every answer carries (RFC 7143, 4.2.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +16,11 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    /// The numbers in a header that came.
+    pub fn decode(header: &Header) -> Self {
+        Self { status: header.u32_at(24), expected: header.u32_at(28), most: header.u32_at(32) }
+    }
+
     fn put(self, header: &mut [u8; HEADER]) {
         put(header, 24, self.status);
         put(header, 28, self.expected);

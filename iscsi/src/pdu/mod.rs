@@ -3,12 +3,15 @@
 //! Must not know: sessions, negotiation, SCSI.
 
 mod answer;
+mod received;
 mod request;
+mod sent;
 
 pub use answer::{
     AsyncMessage, DataIn, LoginResponse, LogoutResponse, NopIn, ReadyToTransfer, Reject, RejectReason, Residual,
     ScsiResponse, Sequence, TaskManagementAnswer, TextResponse,
 };
+pub use received::{Answer, Malformed};
 pub use request::{DataOut, LoginRequest, LogoutRequest, NopOut, Request, ScsiCommand, TaskRequest, TextRequest};
 
 /// Bytes of a basic header segment.

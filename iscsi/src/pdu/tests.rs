@@ -111,6 +111,74 @@ proptest! {
     }
 
     #[test]
+    fn any_header_is_an_answer_or_malformed(bytes: [u8; HEADER]) {
+        if let Ok(Answer::Data(data)) = Answer::decode(&Header(bytes)) {
+            prop_assert!(data.is_final || data.status.is_none());
+        }
+    }
+
+    #[test]
+    fn what_an_initiator_sends_a_target_reads(words: [u32; 5], lun: [u8; 8], cdb: [u8; 16], bits: [bool; 3], small in 0u8..4) {
+        let [tag, transfer_tag, number, offset, expected] = words;
+        let [one, two, three] = bits;
+        let is = |header: [u8; HEADER], request: Request| {
+            prop_assert_eq!(Request::decode(&Header(header)), Ok(request));
+            Ok(())
+        };
+        let nop = NopOut { lun, tag, transfer_tag, number };
+        is(nop.encode(9), Request::Nop(nop))?;
+        let command = ScsiCommand { is_final: one, reads: two, writes: three, attribute: small, lun, tag, expected, number, cdb };
+        is(command.encode(9), Request::Command(command))?;
+        let task = TaskRequest { function: small, lun, tag, referenced: offset, number, referenced_number: expected };
+        is(task.encode(9), Request::Task(task))?;
+        let text = TextRequest { is_final: one, continues: two && !one, tag, transfer_tag, number };
+        is(text.encode(9), Request::Text(text))?;
+        let out = DataOut { is_final: one, tag, transfer_tag, number, offset };
+        is(out.encode(lun, 9), Request::Data(out))?;
+        let logout = LogoutRequest { reason: small, tag, connection: number as u16, number };
+        is(logout.encode(9), Request::Logout(logout))?;
+        let login = LoginRequest {
+            transit: one, continues: two, current: small, next: if one { 3 } else { 0 }, version_max: 0, version_min: 0,
+            isid: [small; 6], tsih: offset as u16, tag, connection: expected as u16, number, expected_status: transfer_tag,
+        };
+        is(login.encode(), Request::Login(login))?;
+    }
+
+    #[test]
+    fn what_a_target_sends_an_initiator_reads(words: [u32; 5], lun: [u8; 8], bits: [bool; 2], small: u8, kind in 0u8..3) {
+        let [tag, transfer_tag, number, offset, length] = words;
+        let [one, two] = bits;
+        let is = |header: [u8; HEADER], answer: Answer| {
+            prop_assert_eq!(Answer::decode(&Header(header)), Ok(answer));
+            prop_assert_eq!(Sequence::decode(&Header(header)).most, SEQUENCE.most);
+            Ok(())
+        };
+        let residual = [Residual::None, Residual::Underflow(length), Residual::Overflow(length)][usize::from(kind)];
+        let nop = NopIn { lun, tag, transfer_tag };
+        is(nop.encode(SEQUENCE), Answer::Nop(nop))?;
+        let response = ScsiResponse { tag, response: small, status: kind, data_count: number, residual };
+        is(response.encode(SEQUENCE), Answer::Response(response))?;
+        let task = TaskManagementAnswer { tag, response: small };
+        is(task.encode(SEQUENCE), Answer::Task(task))?;
+        let data = DataIn { is_final: one, tag, number, offset, status: one.then_some((small, residual)) };
+        is(data.encode(SEQUENCE), Answer::Data(data))?;
+        let ready = ReadyToTransfer { lun, tag, transfer_tag, number, offset, length };
+        is(ready.encode(SEQUENCE), Answer::Ready(ready))?;
+        let text = TextResponse { is_final: one, continues: two, tag, transfer_tag };
+        is(text.encode(SEQUENCE), Answer::Text(text))?;
+        let logout = LogoutResponse { tag, response: small };
+        is(logout.encode(SEQUENCE), Answer::Logout(logout))?;
+        let event = AsyncMessage { event: small, seconds: number as u16 };
+        is(event.encode(SEQUENCE), Answer::Async { event: small, parameters: [0, 0, number as u16] })?;
+        let reject = Reject(RejectReason::Protocol);
+        is(reject.encode(SEQUENCE), Answer::Reject(4))?;
+        let login = LoginResponse {
+            transit: one, continues: two, current: kind, next: if one { 3 } else { 0 }, isid: [small; 6], tsih: number as u16, tag, status: (kind, small),
+        };
+        is(login.encode(SEQUENCE), Answer::Login(login))?;
+    }
+
+    #[test]
     fn a_residual_is_what_is_missing_or_beyond(expected: u32, moved: u32, beyond in 0u64..10) {
         let moved = moved.min(expected);
         let told = Residual::of(expected, moved.into(), beyond);
