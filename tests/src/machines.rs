@@ -117,10 +117,19 @@ pub fn kernel(luns: &Luns) -> PathBuf {
     path
 }
 
-/// `vmm run` of the test guest with `job` on `disk`.
+/// The adapters that a guest's disk can hang on.
+pub const HBAS: [&str; 2] = ["pvscsi", "lsilogic"];
+
+/// `vmm run` of the test guest with `job` on `disk`, on the default adapter.
 pub fn vmm(luns: &Luns, disk: &Path, job: &str) -> Command {
+    vmm_on(luns, disk, HBAS[0], job)
+}
+
+/// The same on the adapter `hba`.
+pub fn vmm_on(luns: &Luns, disk: &Path, hba: &str, job: &str) -> Command {
     let mut vmm = command("vmm");
-    vmm.args(["run", "--memory", "64M", "--kernel"]).arg(kernel(luns)).arg("--disk").arg(disk).args(["--cmdline", job]);
+    vmm.args(["run", "--memory", "64M", "--cmdline", job, "--kernel"]).arg(kernel(luns));
+    vmm.arg("--disk").arg(format!("{},hba={hba}", disk.display()));
     vmm
 }
 

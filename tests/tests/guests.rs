@@ -7,20 +7,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tests::harness::{Luns, PATIENCE, command, output, program, refused, run, signal, system, text, wait_for};
-use tests::machines::{Guest, assert_stamped, disk, vmm};
+use tests::machines::{Guest, HBAS, assert_stamped, disk, vmm, vmm_on};
 
 #[test]
 fn a_guest_writes_each_kind_of_disk_and_the_mount_shows_its_bytes() {
     let luns = Luns::formatted(2, 512, &[]);
     let mount = luns.mount(1);
-    for format in ["thin", "zeroedthick", "eagerzeroedthick"] {
+    for (format, hba) in ["thin", "zeroedthick", "eagerzeroedthick"].into_iter().zip(HBAS.into_iter().cycle()) {
         let path = disk(&mount, &format!("{format}.vmdk"), "64M", format);
-        let said = run(&mut vmm(&luns, &path, "job=verify size=32M bs=64k depth=16 seed=5"));
+        let said = run(&mut vmm_on(&luns, &path, hba, "job=verify size=32M bs=64k depth=16 seed=5"));
+        assert!(said.contains(&format!("adapter={hba} ")), "{said}");
         assert!(said.contains(" 0 failed"), "{said}");
         let flat = mount.at(format!("{format}-flat.vmdk"));
         run(command("test-guest").arg("--verify").arg(&flat).args(["--size", "32M", "--seed", "5"]));
-        let said = run(&mut vmm(&luns, &path, "job=check size=32M bs=4k depth=32 seed=5"));
-        assert!(said.contains(" 0 failed"), "{said}");
+        // What one adapter wrote, each reads.
+        for hba in HBAS {
+            let said = run(&mut vmm_on(&luns, &path, hba, "job=check size=32M bs=4k depth=32 seed=5"));
+            assert!(said.contains(" 0 failed"), "{said}");
+        }
         let used: u64 = run(system("du").arg("-m").arg(&flat)).split('\t').next().unwrap().parse().unwrap();
         let expected = if format == "thin" { 32..=40 } else { 64..=65 };
         assert!(expected.contains(&used), "a {format} disk takes {used} MiB");
@@ -34,8 +38,11 @@ fn small_random_writes_to_a_thin_disk_verify() {
     let luns = Luns::formatted(2, 512, &["--cell", "4096"]);
     let mount = luns.mount(1);
     let path = disk(&mount, "disk.vmdk", "2G", "thin");
-    let said = run(&mut vmm(&luns, &path, "job=verify size=24M bs=4k depth=32 seed=8 pattern=random"));
-    assert!(said.contains(" 0 failed"), "{said}");
+    for hba in HBAS {
+        let job = "job=verify size=24M bs=4k depth=32 seed=8 pattern=random";
+        let said = run(&mut vmm_on(&luns, &path, hba, job));
+        assert!(said.contains(" 0 failed"), "{said}");
+    }
     mount.unmount();
     luns.assert_clean();
     let mount = luns.mount(2);
@@ -243,12 +250,12 @@ fn a_guest_that_posts_garbage_harms_neither_the_vmm_nor_the_volume() {
     let luns = Luns::formatted(1, 256, &[]);
     let mount = luns.mount(1);
     let path = disk(&mount, "disk.vmdk", "64M", "thin");
-    let said = run(&mut vmm(&luns, &path, "job=garbage seed=4"));
-    assert!(said.contains(" 0 failed"), "{said}");
-    let said = run(&mut vmm(&luns, &path, "job=errors"));
-    assert!(said.contains(" 0 failed"), "{said}");
-    let said = run(&mut vmm(&luns, &path, "job=unmap size=32M seed=4"));
-    assert!(said.contains(" 0 failed"), "{said}");
+    for hba in HBAS {
+        for job in ["job=garbage seed=4", "job=errors", "job=unmap size=32M seed=4"] {
+            let said = run(&mut vmm_on(&luns, &path, hba, job));
+            assert!(said.contains(" 0 failed"), "{hba} {job}: {said}");
+        }
+    }
     mount.unmount();
     luns.assert_clean();
 }

@@ -97,8 +97,8 @@ impl Board {
         let gsi = PCI_LINES[index % PCI_LINES.len()];
         let line = Arc::new(FunctionInterrupt::new(self.interrupts.line(gsi), self.interrupts.message()?));
         interrupt.move_to(Arc::clone(&line));
-        let bus = Arc::clone(&self.buses.memory_mapped);
-        let function = AdapterFunction::new(adapter, line, gsi, &self.pci, bus, Arc::clone(&self.vm))?;
+        let (buses, vm) = (self.buses.clone(), Arc::clone(&self.vm));
+        let function = AdapterFunction::new(adapter, line, gsi, &self.pci, buses, vm)?;
         self.pci.insert(pci::FIRST_ADAPTER_DEVICE + index, function);
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::str::FromStr;
 const EXAMPLE: &str = "\
 Example:
   vmm run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/sda' --memory 256M \\
-      --disk /mnt/ds1/vm1/disk.vmdk --disk data.img,readonly
+      --disk /mnt/ds1/vm1/disk.vmdk --disk data.img,hba=lsilogic,readonly
 
 Exit status: 0 the guest ended by itself with status 0, asked for a reset under --exit-on-reset, or was stopped by a \
 signal; 1 the machine was refused or failed, or the guest ended with another status; 2 usage.
@@ -60,7 +60,7 @@ pub struct RunArguments {
     #[arg(
         long,
         value_name = "PATH[,OPTION...]",
-        help = "A disk, as PATH[,hba=pvscsi][,readonly][,serial=TEXT]; repeat it for more. A comma in PATH is written twice"
+        help = "A disk, as PATH[,hba=pvscsi|lsilogic][,readonly][,serial=TEXT]; repeat it for more. A comma in PATH is written twice"
     )]
     pub disk: Vec<DiskConfig>,
 
@@ -133,6 +133,15 @@ impl HbaKind {
         ("buslogic", HbaKind::BusLogic),
         ("virtio-scsi", HbaKind::VirtioScsi),
     ];
+
+    /// How many target numbers an adapter of this kind has, its own included; `None` if it is not in this version.
+    fn targets(self) -> Option<u8> {
+        match self {
+            HbaKind::Pvscsi => Some(65),
+            HbaKind::LsiLogic => Some(16),
+            HbaKind::BusLogic | HbaKind::VirtioScsi => None,
+        }
+    }
 
     /// The name that the command line uses.
     pub fn name(self) -> &'static str {
@@ -210,31 +219,53 @@ pub struct PlacedDisk {
     pub disk: DiskConfig,
 }
 
+/// An adapter with its disks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedAdapter {
+    /// Which one it is.
+    pub hba: HbaKind,
+    /// Its disks, in the order of their targets.
+    pub disks: Vec<PlacedDisk>,
+}
+
 /// The host adapter's own target number, which no disk gets.
 const ADAPTER_TARGET: u8 = 7;
-/// Target numbers on one PVSCSI adapter: 64 disks and itself.
-const TARGETS: u8 = 65;
+/// Most adapters of one machine.
+const ADAPTERS: usize = 4;
 
-/// Places `disks` on adapters: one PVSCSI adapter takes up to 64. Without a disk there is no adapter.
+/// Places `disks` on adapters: each gets the next free target of an adapter of the kind it asks for, and where that is full,
+/// or not there yet, a new one. Without a disk there is no adapter.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] for another adapter, or more disks than one adapter takes.
-pub fn adapters(disks: &[DiskConfig]) -> Result<Vec<Vec<PlacedDisk>>> {
-    let mut targets = (0..TARGETS).filter(|target| *target != ADAPTER_TARGET);
-    let mut placed = Vec::new();
+/// [`Kind::Unsupported`] for an adapter that is not in this version, or more adapters than a machine takes.
+pub fn adapters(disks: &[DiskConfig]) -> Result<Vec<PlacedAdapter>> {
+    let mut adapters: Vec<PlacedAdapter> = Vec::new();
     for disk in disks {
         let object = || format!("disk {}", disk.path.display());
-        if disk.hba != HbaKind::Pvscsi {
+        let Some(targets) = disk.hba.targets() else {
             let cause = format!("the adapter {} is not in this version", disk.hba.name());
-            return Err(Error::new(Kind::Unsupported, object(), cause, "Use hba=pvscsi"));
+            return Err(Error::new(Kind::Unsupported, object(), cause, "Use hba=pvscsi or hba=lsilogic"));
+        };
+        // Targets are given in order, so the next free one follows from how many are taken.
+        let next = |adapter: &PlacedAdapter| {
+            let mut targets = (0..targets).filter(|target| *target != ADAPTER_TARGET);
+            targets.nth(adapter.disks.len())
+        };
+        let free = adapters
+            .iter_mut()
+            .filter(|adapter| adapter.hba == disk.hba)
+            .find_map(|adapter| next(adapter).map(|target| (adapter, target)));
+        if let Some((adapter, target)) = free {
+            adapter.disks.push(PlacedDisk { target, disk: disk.clone() });
+            continue;
         }
-        let target = targets.next().ok_or_else(|| {
-            let cause = format!("an adapter takes {} disks, and this version has one adapter", TARGETS - 1);
-            Error::new(Kind::Unsupported, object(), cause, "Give fewer disks")
-        })?;
-        placed.push(PlacedDisk { target, disk: disk.clone() });
+        if adapters.len() == ADAPTERS {
+            let cause = format!("it needs one more adapter, and a machine has {ADAPTERS} at most");
+            return Err(Error::new(Kind::Unsupported, object(), cause, "Give fewer disks, or fewer kinds of adapters"));
+        }
+        adapters.push(PlacedAdapter { hba: disk.hba, disks: vec![PlacedDisk { target: 0, disk: disk.clone() }] });
     }
-    Ok(if placed.is_empty() { Vec::new() } else { vec![placed] })
+    Ok(adapters)
 }
 
 #[cfg(test)]
@@ -277,15 +308,28 @@ mod tests {
     }
 
     #[test]
-    fn adapters_of_later_versions_and_too_many_disks_are_refused() {
+    fn adapters_of_later_versions_are_refused() {
         let other = disk("a,hba=buslogic").expect("parsed");
         let error = adapters(&[other]).expect_err("refused");
         assert_eq!(error.kind(), Kind::Unsupported);
         assert!(error.to_string().contains("buslogic is not in this version"), "{error}");
-        let plain = disk("a").expect("parsed");
-        let placed = adapters(&vec![plain.clone(); 64]).expect("fit");
-        assert!(placed[0].iter().all(|disk| disk.target != 7));
-        assert_eq!(adapters(&vec![plain; 65]).expect_err("refused").kind(), Kind::Unsupported);
+    }
+
+    #[test]
+    fn disks_fill_the_adapters_of_their_kind_and_then_new_ones() {
+        let pvscsi = disk("a").expect("parsed");
+        let lsi = disk("b,hba=lsilogic").expect("parsed");
+        let mut disks = vec![pvscsi.clone(); 65];
+        disks.splice(1..1, vec![lsi.clone(); 16]);
+        let placed = adapters(&disks).expect("they fit");
+        let kinds: Vec<_> = placed.iter().map(|adapter| (adapter.hba, adapter.disks.len())).collect();
+        let expected = [HbaKind::Pvscsi, HbaKind::LsiLogic, HbaKind::LsiLogic, HbaKind::Pvscsi];
+        assert_eq!(kinds, expected.into_iter().zip([64, 15, 1, 1]).collect::<Vec<_>>());
+        let targets = |adapter: &PlacedAdapter| adapter.disks.iter().map(|disk| disk.target).collect::<Vec<_>>();
+        assert_eq!(targets(&placed[1]), [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15]);
+        assert!(placed.iter().all(|adapter| !targets(adapter).contains(&7)));
+        assert_eq!(adapters(&vec![lsi; 61]).expect_err("refused").kind(), Kind::Unsupported);
+        assert_eq!(adapters(&vec![pvscsi; 64 * 4 + 1]).expect_err("refused").kind(), Kind::Unsupported);
     }
 
     #[test]

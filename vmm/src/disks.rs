@@ -2,10 +2,11 @@
 //! Promises that a disk which cannot be had is refused with its target, its file and, where knowable, who holds it.
 //! Must not know how disks are stored, or how an adapter works.
 
-use crate::config::{DiskConfig, PlacedDisk};
+use crate::config::{DiskConfig, HbaKind, PlacedAdapter, PlacedDisk};
 use crate::error::{Error, Kind, Result};
-use crate::hba::pvscsi::{Attachment, OpenError, PvScsi};
-use crate::hba::{Adapter, AdapterError, InterruptLine};
+use crate::hba::lsilogic::LsiLogic;
+use crate::hba::pvscsi::PvScsi;
+use crate::hba::{Adapter, AdapterError, Attachment, InterruptLine, OpenError};
 use crate::holders;
 use crate::memory::GuestRam;
 use crate::supervision::Supervision;
@@ -13,34 +14,53 @@ use scsi::DiskOptions;
 use std::sync::Arc;
 use storage::{DiskSource, Storage, Supervisor};
 
-/// Starts an adapter with `disks` on it; `supervision` hears of disks that this host may not use.
+/// Starts an adapter with its disks; `supervision` hears of disks that this host may not use. `index` is its number.
 ///
 /// # Errors
 /// [`Kind::Disk`] for the first disk that cannot be opened; [`Kind::Host`] when the adapter cannot be started.
 pub fn start_adapter(
-    disks: Vec<PlacedDisk>,
+    index: usize,
+    adapter: PlacedAdapter,
     ram: Arc<GuestRam>,
     interrupt: Arc<dyn InterruptLine>,
     supervision: &Arc<Supervision>,
 ) -> Result<Adapter> {
-    refuse_doubles(&disks)?;
-    let attachments =
-        disks.into_iter().map(|placed| attachment(placed, Arc::clone(supervision) as Arc<dyn Supervisor>)).collect();
-    let adapter: Arc<PvScsi<Storage>> =
-        PvScsi::start("pvscsi0", ram, interrupt, attachments).map_err(|cause| refusal(&cause))?;
-    Ok(adapter)
+    let kind = adapter.hba;
+    let disks = adapter
+        .disks
+        .into_iter()
+        .map(|placed| attachment(placed, Arc::clone(supervision) as Arc<dyn Supervisor>))
+        .collect();
+    let name = format!("{}{index}", kind.name());
+    let started: std::result::Result<Adapter, AdapterError> = match kind {
+        HbaKind::Pvscsi => PvScsi::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter),
+        HbaKind::LsiLogic => LsiLogic::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter),
+        HbaKind::BusLogic | HbaKind::VirtioScsi => {
+            let cause = "it is not in this version";
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("adapter {name}"),
+                cause,
+                "Use hba=pvscsi or hba=lsilogic",
+            ));
+        }
+    };
+    started.map_err(|cause| refusal(&name, &cause))
 }
 
-/// A disk that is given twice would be refused as in use by this very machine.
-fn refuse_doubles(disks: &[PlacedDisk]) -> Result<()> {
+/// Refuses disks that are given twice: they would be refused as in use by this very machine.
+///
+/// # Errors
+/// [`Kind::Disk`] with the first such disk.
+pub fn refuse_doubles(disks: &[DiskConfig]) -> Result<()> {
     let clash = |one: &DiskConfig, other: &DiskConfig| {
         let path = |disk: &DiskConfig| disk.path.canonicalize().ok();
         !(one.readonly && other.readonly) && path(one).is_some() && path(one) == path(other)
     };
-    for (index, placed) in disks.iter().enumerate() {
-        if let Some(other) = disks[..index].iter().find(|other| clash(&other.disk, &placed.disk)) {
-            let object = format!("disk {}", placed.disk.path.display());
-            let cause = format!("it is given twice, for the targets {} and {}", other.target, placed.target);
+    for (index, disk) in disks.iter().enumerate() {
+        if let Some(first) = disks[..index].iter().position(|other| clash(other, disk)) {
+            let object = format!("disk {}", disk.path.display());
+            let cause = format!("it is given twice, as disk {} and disk {}", first + 1, index + 1);
             return Err(Error::new(Kind::Disk, object, cause, "Give each disk once, or readonly each time"));
         }
     }
@@ -55,11 +75,11 @@ fn attachment(placed: PlacedDisk, supervisor: Arc<dyn Supervisor>) -> Attachment
     Attachment::new(target, DiskOptions::default(), open)
 }
 
-fn refusal(cause: &AdapterError) -> Error {
+fn refusal(adapter: &str, cause: &AdapterError) -> Error {
     let AdapterError::Open { target, source } = cause else {
-        return Error::host("PVSCSI adapter", cause);
+        return Error::host(format!("adapter {adapter}"), cause);
     };
-    let object = format!("disk of target {target}");
+    let object = format!("disk of target {target} on {adapter}");
     let holders = match source.downcast_ref::<storage::OpenError>() {
         Some(storage::OpenError::InUse { path }) => Some(holders::of(path)),
         // A mount shows no locks, only who has the file open. Holders on other hosts are in its own words.

@@ -63,9 +63,10 @@ impl Machine {
     pub fn new(config: &MachineConfig) -> Result<Machine> {
         let adapters = crate::config::adapters(&config.disks)?;
         let mut machine = Machine::without_disks(config)?;
-        for placed in adapters {
+        disks::refuse_doubles(&config.disks)?;
+        for (index, adapter) in adapters.into_iter().enumerate() {
             let supervision = Arc::clone(&machine.supervision);
-            machine.add_adapter(|ram, interrupt| disks::start_adapter(placed, ram, interrupt, &supervision))?;
+            machine.add_adapter(|ram, interrupt| disks::start_adapter(index, adapter, ram, interrupt, &supervision))?;
         }
         Ok(machine)
     }

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use scsi::DiskOptions;
 use storage::DiskSource;
 use vm_memory::{Bytes, GuestAddress};
-use vmm::hba::pvscsi::{Attachment, OpenError, PvScsi};
-use vmm::hba::{GuestMemory, HostBusAdapter, InterruptLine};
+use vmm::hba::pvscsi::PvScsi;
+use vmm::hba::{Attachment, GuestMemory, HostBusAdapter, InterruptLine, OpenError};
 use vmm::supervision::Supervision;
 
 /// Counts the allocations of all threads but the guest's.

@@ -11,7 +11,9 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::control::Outcome;
 use vmm::error::{Error, Kind};
-use vmm::hba::pvscsi::{Attachment, PvScsi};
+use vmm::hba::lsilogic::LsiLogic;
+use vmm::hba::pvscsi::PvScsi;
+use vmm::hba::{Adapter, Attachment};
 use vmm::machine::{Machine, MachineConfig};
 use vmm::serial::SerialSink;
 
@@ -50,8 +52,11 @@ impl Setup {
     }
 }
 
+/// The adapters that a machine can have.
+const HBAS: [&str; 2] = ["pvscsi", "lsilogic"];
+
 /// Gives the machine an adapter with a disk of 32 MiB in memory, and counts how often the disk is opened.
-fn add_memory_disk(machine: &mut Machine) -> Arc<AtomicUsize> {
+fn add_memory_disk(machine: &mut Machine, hba: &str) -> Arc<AtomicUsize> {
     let opened = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&opened);
     machine
@@ -60,8 +65,12 @@ fn add_memory_disk(machine: &mut Machine) -> Arc<AtomicUsize> {
                 count.fetch_add(1, SeqCst);
                 Ok(MemoryDisk::new(Geometry { blocks: 32 << 11, ..GEOMETRY }))
             });
-            let adapter = PvScsi::start("hba0", ram, interrupt, vec![disk]);
-            Ok(adapter.map_err(|cause| Error::new(Kind::Disk, "test disk", cause, "Mend the test"))?)
+            let adapter = match hba {
+                "pvscsi" => PvScsi::start("hba0", ram, interrupt, vec![disk]).map(|adapter| adapter as Adapter),
+                "lsilogic" => LsiLogic::start("hba0", ram, interrupt, vec![disk]).map(|adapter| adapter as Adapter),
+                _ => panic!("no adapter {hba}"),
+            };
+            adapter.map_err(|cause| Error::new(Kind::Disk, "test disk", cause, "Mend the test"))
         })
         .expect("an adapter");
     opened
@@ -149,26 +158,32 @@ fn a_guest_without_an_adapter_says_so() {
 
 #[test]
 fn the_guest_drives_the_adapter_by_each_kind_of_interrupt() {
-    for interrupt in ["msi", "intx", "poll"] {
+    let each = HBAS.into_iter().flat_map(|hba| ["msi", "intx", "poll"].map(|interrupt| (hba, interrupt)));
+    for (hba, interrupt) in each {
         let setup = Setup::new(&format!("job=verify size=4M block=16k depth=24 passes=2 interrupt={interrupt}"));
         let mut machine = setup.machine();
-        add_memory_disk(&mut machine);
+        add_memory_disk(&mut machine, hba);
         let (outcome, output) = run(&setup, &mut machine);
         assert_eq!(outcome, Outcome::Exited(0), "{output}");
+        assert!(output.contains(&format!("adapter={hba} ")), "{output}");
         assert!(output.ends_with("guest: 9 passed, 0 failed\n"), "{output}");
     }
 }
 
 #[test]
 fn errors_and_garbage_from_the_guest_get_the_right_answers() {
-    for job in
-        ["job=errors", "job=errors interrupt=intx", "job=garbage", "job=garbage interrupt=intx", "job=unmap size=16M"]
-    {
+    let jobs =
+        ["job=errors", "job=errors interrupt=intx", "job=garbage", "job=garbage interrupt=intx", "job=unmap size=16M"];
+    for (hba, job) in HBAS.into_iter().flat_map(|hba| jobs.map(|job| (hba, job))) {
+        // Without messages, two of the jobs would be the same.
+        if hba == "lsilogic" && job.ends_with("intx") {
+            continue;
+        }
         let setup = Setup::new(job);
         let mut machine = setup.machine();
-        add_memory_disk(&mut machine);
+        add_memory_disk(&mut machine, hba);
         let (outcome, output) = run(&setup, &mut machine);
-        assert_eq!(outcome, Outcome::Exited(0), "{job}: {output}");
+        assert_eq!(outcome, Outcome::Exited(0), "{hba} {job}: {output}");
     }
 }
 
@@ -201,26 +216,28 @@ fn no_guest_instruction_runs_while_a_machine_is_paused() {
 
 #[test]
 fn a_reset_starts_the_guest_again_with_clean_memory_and_the_same_open_disk() {
-    let setup = Setup::new("job=reset");
-    let mut machine = setup.machine();
-    let opened = add_memory_disk(&mut machine);
-    for round in 0..5 {
-        machine.ram().write_obj(0x5AA5u64, GuestAddress(test_guest::SPIN_COUNTER)).expect("RAM");
-        machine.start().expect("started");
-        assert_eq!(machine.wait(), Outcome::Reset, "round {round}");
-        machine.reset().expect("reset");
-        let word: u64 = machine.ram().read_obj(GuestAddress(test_guest::SPIN_COUNTER)).expect("RAM");
-        assert_eq!(word, 0, "memory is cleared");
+    for hba in HBAS {
+        let setup = Setup::new("job=reset");
+        let mut machine = setup.machine();
+        let opened = add_memory_disk(&mut machine, hba);
+        for round in 0..5 {
+            machine.ram().write_obj(0x5AA5u64, GuestAddress(test_guest::SPIN_COUNTER)).expect("RAM");
+            machine.start().expect("started");
+            assert_eq!(machine.wait(), Outcome::Reset, "{hba}: round {round}");
+            machine.reset().expect("reset");
+            let word: u64 = machine.ram().read_obj(GuestAddress(test_guest::SPIN_COUNTER)).expect("RAM");
+            assert_eq!(word, 0, "memory is cleared");
+        }
+        machine.stop().expect("stopped");
+        assert_eq!(opened.load(SeqCst), 1);
     }
-    machine.stop().expect("stopped");
-    assert_eq!(opened.load(SeqCst), 1);
 }
 
 #[test]
 fn a_machine_that_is_dropped_while_it_runs_ends() {
     let setup = Setup::new("job=spin");
     let mut machine = setup.machine();
-    add_memory_disk(&mut machine);
+    add_memory_disk(&mut machine, "pvscsi");
     machine.start().expect("started");
     let control = machine.control();
     drop(machine);

@@ -100,13 +100,16 @@ stubs:
     .set vector, vector + 1
 .endr
 
-// Counts the interrupt and ends it. INTx stays asserted until the adapter's status is cleared, so that comes first.
+// Counts the interrupt and ends it. INTx stays asserted until the adapter lets go of it, so that comes first.
 interrupt:
     inc qword ptr [interrupt_counts + rax*8]
     cmp eax, 0x41
     jne 1f
-    mov rax, qword ptr [intx_status_register]
-    mov dword ptr [rax], 3
+    mov rax, qword ptr [intx_register]
+    push rcx
+    mov ecx, dword ptr [intx_value]
+    mov dword ptr [rax], ecx
+    pop rcx
 1:  mov eax, 0xFEE000B0             // local APIC, end of interrupt
     mov dword ptr [rax], 0
     pop rax
@@ -200,8 +203,10 @@ task_state:
 idt: .skip 96 * 16
 .globl interrupt_counts
 interrupt_counts: .skip 96 * 8
-.globl intx_status_register
-intx_status_register: .skip 8
+.globl intx_register
+intx_register: .skip 8
+.globl intx_value
+intx_value: .skip 8
 .balign 4096
     .skip 16384
 kernel_stack_top:

@@ -3,12 +3,10 @@
 //! Must not know rings or registers.
 
 use crate::Tally;
+use crate::adapter::{Request, SELECTION_TIMEOUT};
 use crate::console::line;
 use crate::disk::{Answer, Direction, Disk, Sense};
-use crate::pvscsi::{REQUESTS, Request, flag};
 
-/// Host status of the adapter for a target that is not there.
-const SELECTION_TIMEOUT: u16 = 0x11;
 const INVALID_FIELD: Answer = Answer::Check(Sense(5, 0x24, 0));
 const INVALID_OPCODE: Answer = Answer::Check(Sense(5, 0x20, 0));
 const OUT_OF_RANGE: Answer = Answer::Check(Sense(5, 0x21, 0));
@@ -121,19 +119,20 @@ fn absent(disk: &mut Disk, tally: &mut Tally) {
         let answer = disk.execute(&request);
         tally.check(name, matches!(answer, Answer::Other { host: SELECTION_TIMEOUT, .. }) && absent != target);
     }
-    let request = Request { lun: [0, 1, 0, 0, 0, 0, 0, 0], ..disk.request(&[0; 6], Direction::None) };
+    let request = Request { lun: 1, ..disk.request(&[0; 6], Direction::None) };
     let answer = disk.execute(&request);
     tally.check("absent logical unit", !matches!(answer, Answer::Good(_) | Answer::Silence));
 }
 
-/// More requests than the completion ring has room for while nobody takes completions: the rest must wait, not be lost.
+/// More failing requests than the adapter has room to answer while nobody takes completions: the rest must wait, not be lost.
 fn completion_ring_full(disk: &mut Disk, tally: &mut Tally) {
-    const MORE: u32 = 16;
-    let request = Request { flags: flag::NO_DATA, ..disk.request(&[0; 6], Direction::None) };
+    const MOST: usize = 512;
+    let wanted = disk.adapter.patience().min(MOST as u32);
+    let request = disk.request(&[0xC1; 6], Direction::None);
     let mut sent = 0;
     let mut deadline = crate::cpu::ticks() + disk.clock.ticks_of_seconds(120);
-    while sent < REQUESTS + MORE && crate::cpu::ticks() < deadline {
-        // The ring has room again as the adapter takes requests; completions are left where they are.
+    while sent < wanted && crate::cpu::ticks() < deadline {
+        // There is room again as the adapter takes requests; completions are left where they are.
         if disk.adapter.submit(&Request { context: u64::from(sent), ..request }) {
             sent += 1;
         } else {
@@ -141,8 +140,8 @@ fn completion_ring_full(disk: &mut Disk, tally: &mut Tally) {
         }
     }
     disk.adapter.kick(false);
-    tally.check("requests are taken while completions wait", sent == REQUESTS + MORE);
-    let mut seen = [false; (REQUESTS + MORE) as usize];
+    tally.check("requests are taken while completions wait", sent == wanted);
+    let mut seen = [false; MOST];
     deadline = crate::cpu::ticks() + disk.clock.ticks_of_seconds(120);
     let mut answered = 0;
     while answered < sent {

@@ -9,13 +9,14 @@ global_asm!(include_str!("boot.s"));
 
 unsafe extern "C" {
     static mut interrupt_counts: [u64; 96];
-    static mut intx_status_register: u64;
+    static mut intx_register: u64;
+    static mut intx_value: u32;
     static image_end: u8;
 }
 
 /// Vector of the adapter's message signalled interrupt.
 pub const VECTOR_MSI: u8 = 0x40;
-/// Vector of the adapter's INTx pin; its stub clears the adapter's interrupt status.
+/// Vector of the adapter's INTx pin; its stub makes the adapter let go of the pin.
 pub const VECTOR_INTX: u8 = 0x41;
 const VECTOR_TIMER: u8 = 0x50;
 const VECTOR_SPURIOUS: u8 = 0x5F;
@@ -72,11 +73,14 @@ pub fn start_interrupts() {
     local_apic_write(0x380, TICK_NANOSECONDS);
 }
 
-/// Routes I/O APIC pin `line`, level-triggered, to [`VECTOR_INTX`]; the stub clears the status register at `status`.
-pub fn route_intx(line: u8, status: u64) {
+/// Routes I/O APIC pin `line`, level-triggered, to [`VECTOR_INTX`]; the stub writes `value` to the adapter's
+/// register at `register`, which must end the interrupt.
+pub fn route_intx(line: u8, register: u64, value: u32) {
     const LEVEL: u32 = 1 << 15;
     // SAFETY: one processor, and the pin is still masked: the stub cannot be reading it.
-    unsafe { write_volatile(&raw mut intx_status_register, status) };
+    unsafe { write_volatile(&raw mut intx_register, register) };
+    // SAFETY: as above.
+    unsafe { write_volatile(&raw mut intx_value, value) };
     for (index, value) in [(0x11, 0), (0x10, LEVEL | u32::from(VECTOR_INTX))] {
         mmio_write(IO_APIC, index + 2 * u32::from(line));
         mmio_write(IO_APIC + 0x10, value);

@@ -2,27 +2,22 @@
 //! Promises that each answer is checked: status, sense and the count of bytes.
 //! Must not know what a job does with the data.
 
+pub use crate::adapter::Direction;
+use crate::adapter::{Adapter, Completion, Data, LIST_BYTES, PARTS_MAX, Request};
 use crate::cpu::{self, Clock};
 use crate::job::DEPTH_MAX;
 use crate::memory::{Arena, OutOfMemory};
-use crate::pvscsi::{Completion, Pvscsi, Request, flag};
 
 /// How long a command may take, in seconds.
 const LIMIT_SECONDS: u32 = 240;
 const SENSE_BYTES: usize = 64;
 const PAGE: usize = 4096;
+/// The context of single commands.
+pub const CONTEXT: u64 = u64::MAX;
 /// The bit FUA in byte 1 of WRITE (10) and WRITE (16) (SBC-3).
 const FORCE_UNIT_ACCESS: u8 = 0x08;
 /// Size of the buffer for single commands.
 pub const COMMAND_BUFFER: usize = 64 << 10;
-
-/// Which way a command's data goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    None,
-    In,
-    Out,
-}
 
 /// Sense key, additional code and qualifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,14 +69,14 @@ pub trait Work {
 /// One transfer in flight, or room for one.
 struct Slot {
     buffer: &'static mut [u8],
-    /// A page of scatter-gather list and sense, as [`Lists`].
+    /// A page of sense and scatter-gather lists.
     lists: &'static mut [u8],
     flying: Option<(Transfer, u64)>,
 }
 
 /// A disk.
 pub struct Disk {
-    pub adapter: Pvscsi,
+    pub adapter: Adapter,
     pub clock: Clock,
     pub target: u8,
     /// Bytes in a logical block.
@@ -96,7 +91,7 @@ pub struct Disk {
 
 impl Disk {
     /// The disk at `target`; [`Self::measure`] finds out how large it is.
-    pub fn new(adapter: Pvscsi, clock: Clock, target: u8, arena: &mut Arena) -> Result<Disk, OutOfMemory> {
+    pub fn new(adapter: Adapter, clock: Clock, target: u8, arena: &mut Arena) -> Result<Disk, OutOfMemory> {
         let command_buffer = arena.take(COMMAND_BUFFER)?;
         let sense = arena.take(PAGE)?;
         Ok(Disk { adapter, clock, target, block: 512, capacity: 0, force: false, command_buffer, sense })
@@ -137,24 +132,25 @@ impl Disk {
     /// Does one command with `length` bytes of [`Self::data`] and waits for its end.
     pub fn command(&mut self, cdb: &[u8], direction: Direction, length: usize) -> Answer {
         let mut request = self.request(cdb, direction);
-        request.data_address = self.command_buffer.as_ptr() as u64;
-        request.data_length = length as u64;
+        if length > 0 {
+            request.data = Data::whole(self.data_address(), length as u32);
+        }
         self.execute(&request)
     }
 
     /// A request with `cdb` for this disk, with room for sense and without data yet.
     pub fn request(&self, cdb: &[u8], direction: Direction) -> Request {
         let mut request = Request {
-            sense_address: self.sense.as_ptr() as u64,
-            sense_length: SENSE_BYTES as u32,
-            flags: match direction {
-                Direction::None => flag::NO_DATA,
-                Direction::In => flag::TO_HOST,
-                Direction::Out => flag::TO_DEVICE,
-            },
-            cdb_length: cdb.len() as u8,
+            context: 0,
             target: self.target,
-            ..Request::EMPTY
+            lun: 0,
+            cdb: [0; 16],
+            cdb_length: cdb.len() as u8,
+            direction,
+            data: Data::NONE,
+            lists: self.sense.as_ptr() as u64 + (PAGE - LIST_BYTES) as u64,
+            sense_address: self.sense.as_ptr() as u64,
+            sense_length: SENSE_BYTES as u8,
         };
         request.cdb[..cdb.len()].copy_from_slice(cdb);
         request
@@ -162,16 +158,15 @@ impl Disk {
 
     /// Sends `request` under a context of its own and waits for its end.
     pub fn execute(&mut self, request: &Request) -> Answer {
-        self.execute_within(request, LIMIT_SECONDS)
-    }
-
-    /// As [`Self::execute`], for at most `seconds`.
-    pub fn execute_within(&mut self, request: &Request, seconds: u32) -> Answer {
-        const CONTEXT: u64 = u64::MAX;
         self.sense[..SENSE_BYTES].fill(0);
         if !self.adapter.submit(&Request { context: CONTEXT, ..*request }) {
             return Answer::Silence;
         }
+        self.answer_within(LIMIT_SECONDS)
+    }
+
+    /// Kicks, and waits at most `seconds` for the answer to a request that was submitted under [`CONTEXT`].
+    pub fn answer_within(&mut self, seconds: u32) -> Answer {
         self.adapter.kick(false);
         let deadline = cpu::ticks() + self.clock.ticks_of_seconds(seconds);
         while let Some(completion) = self.adapter.wait(deadline) {
@@ -193,7 +188,7 @@ impl Disk {
         self.command(&cdb, Direction::None, 0)
     }
 
-    fn transfer_request(&self, transfer: &Transfer, slot: &mut Slot, context: u64) -> Request {
+    fn transfer_request(&self, transfer: &Transfer, slot: &Slot, context: u64) -> Request {
         let direction = if transfer.write { Direction::Out } else { Direction::In };
         let (mut cdb, length) = transfer_cdb(transfer, self.block);
         if transfer.write && self.force {
@@ -201,13 +196,11 @@ impl Disk {
         }
         let mut request = self.request(&cdb[..length], direction);
         request.context = context;
-        request.data_length = u64::from(transfer.length);
-        request.data_address = slot.buffer.as_ptr() as u64;
+        let buffer = slot.buffer.as_ptr() as u64;
+        request.data =
+            if transfer.scatter { scatter(buffer, transfer.length) } else { Data::whole(buffer, transfer.length) };
         request.sense_address = slot.lists.as_ptr() as u64;
-        if transfer.scatter {
-            request.flags |= flag::SG_LIST;
-            request.data_address = scatter(slot, transfer.length);
-        }
+        request.lists = request.sense_address + (PAGE - LIST_BYTES) as u64;
         request
     }
 
@@ -310,29 +303,14 @@ fn transfer_cdb(transfer: &Transfer, block: u32) -> ([u8; 16], usize) {
     (cdb, 16)
 }
 
-/// Describes the first `length` bytes of the slot's buffer as a list of uneven parts with a chain in the middle, and
-/// returns the list's address.
-fn scatter(slot: &mut Slot, length: u32) -> u64 {
-    const CHAIN: u32 = 1;
-    const FIRST_LIST: usize = 256;
-    const SECOND_LIST: usize = 1024;
-    const PARTS: u32 = 5;
-    let buffer = slot.buffer.as_ptr() as u64;
-    let lists = slot.lists.as_ptr() as u64;
-    let mut put = |offset: usize, address: u64, length: u32, flags: u32| {
-        let element = &mut slot.lists[offset..offset + 16];
-        element[..8].copy_from_slice(&address.to_le_bytes());
-        element[8..12].copy_from_slice(&length.to_le_bytes());
-        element[12..].copy_from_slice(&flags.to_le_bytes());
-    };
-    // Parts of a sixteenth, two sixteenths and so on; the last one takes the rest.
+/// The first `length` bytes of a buffer in uneven parts: a sixteenth, two sixteenths and so on; the last one takes the rest.
+fn scatter(buffer: u64, length: u32) -> Data {
+    let mut data = Data::NONE;
     let mut at = 0;
-    for part in 0..PARTS {
-        let bytes = if part == PARTS - 1 { length - at } else { length / 16 * (part + 1) };
-        let place = if part < 2 { FIRST_LIST + 16 * part as usize } else { SECOND_LIST + 16 * (part as usize - 2) };
-        put(place, buffer + u64::from(at), bytes, 0);
+    for part in 1..=PARTS_MAX as u32 {
+        let bytes = if part == PARTS_MAX as u32 { length - at } else { length / 16 * part };
+        data.push(buffer + u64::from(at), bytes);
         at += bytes;
     }
-    put(FIRST_LIST + 32, lists + SECOND_LIST as u64, 0, CHAIN);
-    lists + FIRST_LIST as u64
+    data
 }

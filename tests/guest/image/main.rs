@@ -1,9 +1,10 @@
 //! The test guest's image. Owns the way from the first compiled instruction to the last line on COM1.
 //! Promises a last line `guest: N passed, N failed` and an exit status, whatever goes wrong.
-//! Must not know registers: those are in `cpu`, `pci` and `pvscsi`.
+//! Must not know registers: those are in `cpu`, `pci` and the adapters' drivers.
 #![no_std]
 #![no_main]
 
+mod adapter;
 mod bench;
 mod commands;
 mod console;
@@ -12,6 +13,7 @@ mod disk;
 mod garbage;
 #[path = "../src/job.rs"]
 mod job;
+mod lsilogic;
 mod memory;
 #[allow(dead_code, reason = "shared with tests on the host, which use the rest of it")]
 #[path = "../src/pattern.rs"]
@@ -20,11 +22,11 @@ mod pci;
 mod pvscsi;
 mod verify;
 
+use adapter::{Adapter, AttachError};
 use console::line;
 use disk::{Answer, Disk};
 use job::{Job, Task};
 use memory::{Arena, StartInfo};
-use pvscsi::Pvscsi;
 
 /// Where `job=spin` counts; see the library's `SPIN_COUNTER`.
 const SPIN_COUNTER: u64 = 0x9000;
@@ -92,8 +94,9 @@ fn run(job: &Job, mut arena: Arena, tally: &mut Tally) {
 fn open_disk(job: &Job, arena: &mut Arena) -> Result<Disk, Trouble> {
     let clock = cpu::Clock::calibrate();
     cpu::start_interrupts();
-    let adapter = Pvscsi::attach(job.interrupt, arena).map_err(Trouble::Adapter)?;
-    line!("adapter=pvscsi device={} interrupt={}", adapter.function.device(), job.interrupt.name());
+    let adapter = Adapter::attach(job.interrupt, arena).map_err(Trouble::Adapter)?;
+    let (name, device) = (adapter.name(), adapter.function().device());
+    line!("adapter={name} device={device} interrupt={}", adapter.interrupt().name());
     let mut disk = Disk::new(adapter, clock, job.target, arena).map_err(|_| Trouble::Memory)?;
     disk.measure().map_err(Trouble::Disk)?;
     disk.force = job.force;
@@ -102,7 +105,7 @@ fn open_disk(job: &Job, arena: &mut Arena) -> Result<Disk, Trouble> {
 
 /// Why a job on a disk cannot start.
 enum Trouble {
-    Adapter(pvscsi::AttachError),
+    Adapter(AttachError),
     Memory,
     Disk(Answer),
 }

@@ -2,9 +2,10 @@
 //! Promises that a request is read by the adapter only when it is whole, and that no wait is longer than its limit.
 //! Must not know what a CDB means.
 
-use crate::cpu::{self, VECTOR_INTX, VECTOR_MSI};
+use crate::adapter::{self, AttachError, Direction};
+use crate::cpu::{self, VECTOR_MSI};
 use crate::job::Interrupt;
-use crate::memory::{Arena, OutOfMemory};
+use crate::memory::Arena;
 use crate::pci::Function;
 use core::sync::atomic::{Ordering, fence};
 
@@ -105,36 +106,20 @@ impl Request {
 /// A completion, as it lies in the ring.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Completion {
-    pub context: u64,
-    pub data_length: u64,
-    pub sense_length: u32,
-    pub host_status: u16,
-    pub scsi_status: u16,
+struct Completion {
+    context: u64,
+    data_length: u64,
+    sense_length: u32,
+    host_status: u16,
+    scsi_status: u16,
     reserved: [u32; 2],
-}
-
-/// Why the adapter cannot be used.
-#[derive(Debug)]
-pub enum AttachError {
-    NotFound,
-    NoRegisters,
-    NoMsi,
-    OutOfMemory,
-    RingsRefused,
-}
-
-impl From<OutOfMemory> for AttachError {
-    fn from(_: OutOfMemory) -> AttachError {
-        AttachError::OutOfMemory
-    }
 }
 
 /// The adapter, with its rings.
 pub struct Pvscsi {
     pub function: Function,
+    pub interrupt: Interrupt,
     registers: u64,
-    interrupt: Interrupt,
     state: *mut u32,
     requests: *mut Request,
     completions: *mut Completion,
@@ -142,12 +127,16 @@ pub struct Pvscsi {
 }
 
 impl Pvscsi {
-    /// Finds the adapter, sets its interrupt up, resets it and gives it rings.
-    pub fn attach(interrupt: Interrupt, arena: &mut Arena) -> Result<Pvscsi, AttachError> {
-        let function = Function::find(VENDOR, DEVICE).ok_or(AttachError::NotFound)?;
+    /// The first adapter on the bus.
+    pub fn find() -> Option<Function> {
+        Function::find(VENDOR, DEVICE)
+    }
+
+    /// Sets the adapter's interrupt up, resets it and gives it rings.
+    pub fn attach(function: Function, interrupt: Interrupt, arena: &mut Arena) -> Result<Pvscsi, AttachError> {
         let registers = function.memory_bar(0).ok_or(AttachError::NoRegisters)?;
         if interrupt == Interrupt::Intx {
-            cpu::route_intx(function.interrupt_line(), registers + register::INTERRUPT_STATUS);
+            cpu::route_intx(function.interrupt_line(), registers + register::INTERRUPT_STATUS, COMPLETION_INTERRUPTS);
         }
         let mut adapter = Pvscsi {
             function,
@@ -160,7 +149,7 @@ impl Pvscsi {
         };
         match (adapter.configure(), adapter.restart()) {
             (false, _) => Err(AttachError::NoMsi),
-            (_, false) => Err(AttachError::RingsRefused),
+            (_, false) => Err(AttachError::Refused),
             _ => Ok(adapter),
         }
     }
@@ -174,7 +163,7 @@ impl Pvscsi {
 
     /// Resets the adapter and gives it fresh rings; false if it refuses them.
     pub fn restart(&mut self) -> bool {
-        self.command(command::ADAPTER_RESET, &[]);
+        self.reset();
         // SAFETY: the state page is this driver's, and after the reset the adapter does not know it.
         unsafe { self.state.write_bytes(0, PAGE / 4) };
         self.completion_consumer = 0;
@@ -196,6 +185,11 @@ impl Pvscsi {
         let mask = if self.interrupt == Interrupt::Poll { 0 } else { COMPLETION_INTERRUPTS };
         self.write(register::INTERRUPT_MASK, mask);
         accepted
+    }
+
+    /// Resets the adapter, which then has no rings.
+    pub fn reset(&mut self) {
+        self.command(command::ADAPTER_RESET, &[]);
     }
 
     /// Gives the adapter a command with its data and returns its status.
@@ -231,7 +225,40 @@ impl Pvscsi {
     }
 
     /// Puts a request into the ring; false when the ring is full. The adapter looks at the next kick.
-    pub fn submit(&mut self, request: &Request) -> bool {
+    pub fn submit(&mut self, request: &adapter::Request) -> bool {
+        let mut lun = [0; 8];
+        lun[1] = request.lun;
+        let mut flags = match request.direction {
+            Direction::None => flag::NO_DATA,
+            Direction::In => flag::TO_HOST,
+            Direction::Out => flag::TO_DEVICE,
+        };
+        let data_address = match request.data.parts() {
+            [] => 0,
+            [(address, _)] => *address,
+            parts => {
+                flags |= flag::SG_LIST;
+                put_list(request.lists, parts);
+                request.lists
+            }
+        };
+        self.submit_raw(&Request {
+            context: request.context,
+            data_address,
+            data_length: request.data.length().into(),
+            sense_address: request.sense_address,
+            sense_length: request.sense_length.into(),
+            flags,
+            cdb: request.cdb,
+            cdb_length: request.cdb_length,
+            lun,
+            target: request.target,
+            ..Request::EMPTY
+        })
+    }
+
+    /// Puts a descriptor into the ring, sense or nonsense; false when the ring is full.
+    pub fn submit_raw(&mut self, request: &Request) -> bool {
         let producer = self.state(state::REQUEST_PRODUCER);
         if producer.wrapping_sub(self.state(state::REQUEST_CONSUMER)) >= REQUESTS {
             return false;
@@ -268,7 +295,7 @@ impl Pvscsi {
     }
 
     /// The next completion, if there is one.
-    pub fn poll(&mut self) -> Option<Completion> {
+    pub fn poll(&mut self) -> Option<adapter::Completion> {
         if self.completion_consumer == self.state(state::COMPLETION_PRODUCER) {
             return None;
         }
@@ -278,33 +305,28 @@ impl Pvscsi {
         let completion = unsafe { self.completions.add(slot).read_volatile() };
         self.completion_consumer = self.completion_consumer.wrapping_add(1);
         self.set_state(state::COMPLETION_CONSUMER, self.completion_consumer);
-        Some(completion)
+        Some(adapter::Completion {
+            context: completion.context,
+            data_length: completion.data_length,
+            sense_length: completion.sense_length,
+            host_status: completion.host_status,
+            scsi_status: completion.scsi_status,
+        })
     }
+}
 
-    /// The next completion, waiting for it until the time stamp counter passes `deadline`.
-    pub fn wait(&mut self, deadline: u64) -> Option<Completion> {
-        let vector = match self.interrupt {
-            Interrupt::Msi => Some(VECTOR_MSI),
-            Interrupt::Intx => Some(VECTOR_INTX),
-            Interrupt::Poll => None,
-        };
-        loop {
-            let seen = vector.map(cpu::interrupts);
-            if let Some(completion) = self.poll() {
-                return Some(completion);
-            }
-            if cpu::ticks() > deadline {
-                return None;
-            }
-            match (vector, seen) {
-                (Some(vector), Some(seen)) => cpu::wait_for_interrupt(vector, seen),
-                _ => core::hint::spin_loop(),
-            }
-        }
+/// Writes a list of `parts` with a chain behind the second one.
+fn put_list(lists: u64, parts: &[(u64, u32)]) {
+    const CHAIN: u32 = 1;
+    const SECOND_LIST: u64 = 1024;
+    let put = |place: u64, address: u64, length: u32, flags: u32| {
+        let words = [address as u32, (address >> 32) as u32, length, flags];
+        // SAFETY: the caller's room for lists, which nobody else uses until the completion.
+        unsafe { (place as *mut [u32; 4]).write_volatile(words) };
+    };
+    for (part, (address, length)) in (0..).zip(parts) {
+        let place = if part < 2 { lists + 16 * part } else { lists + SECOND_LIST + 16 * (part - 2) };
+        put(place, *address, *length, 0);
     }
-
-    /// Interrupts of the adapter so far.
-    pub fn interrupts(&self) -> u64 {
-        cpu::interrupts(VECTOR_MSI) + cpu::interrupts(VECTOR_INTX)
-    }
+    put(lists + 32, lists + SECOND_LIST, 0, CHAIN);
 }

@@ -2,14 +2,24 @@
 //! Promises: after [`HostBusAdapter::stop`] no request can touch guest memory any more.
 //! Must not know: KVM, how the PCI bus and its interrupts are built, what stores a disk's blocks.
 
+mod attachment;
+mod command;
 mod event_file;
 mod guest_segments;
+mod interrupts;
+pub mod lsilogic;
 pub mod pvscsi;
+mod queue;
+#[cfg(test)]
+mod testing;
+mod window;
 
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+
+pub use attachment::{Attachment, OpenError, Opener};
 
 /// The guest's RAM, as all adapters see it. Cloning the [`Arc`] keeps it mapped.
 pub type GuestMemory = GuestMemoryMmap<()>;
@@ -36,11 +46,22 @@ pub enum InterruptPin {
     A,
 }
 
-/// A memory base address register (32-bit, not prefetchable).
+/// The address space of a base address register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryBar {
+pub enum BarKind {
+    /// Memory: 32-bit, not prefetchable.
+    Memory,
+    /// I/O ports.
+    Io,
+}
+
+/// A base address register. All of a function's registers of this kind show the same window, from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bar {
     /// BAR number, 0 to 5.
     pub index: u8,
+    /// Its address space.
+    pub kind: BarKind,
     /// Size in bytes, a power of two.
     pub size: u32,
 }
@@ -60,8 +81,8 @@ pub struct PciIdentity {
     pub subsystem_vendor: u16,
     /// Subsystem ID, register 2Eh.
     pub subsystem: u16,
-    /// The register window that [`HostBusAdapter::read`] and [`HostBusAdapter::write`] serve.
-    pub memory_bar: MemoryBar,
+    /// Where the register window shows that [`HostBusAdapter::read`] and [`HostBusAdapter::write`] serve.
+    pub bars: &'static [Bar],
     /// The INTx pin.
     pub pin: InterruptPin,
     /// The number of MSI vectors to offer in a 64-bit MSI capability; 0 for no capability.
@@ -69,7 +90,7 @@ pub struct PciIdentity {
 }
 
 /// A register whose writes only wake a queue: the machine registers `event` as KVM ioeventfd on guest-physical address
-/// BAR + `offset`, without data match, so that a kick does not leave the kernel; again whenever the guest moves the BAR.
+/// BAR + `offset` of each memory BAR, without data match, so that a kick does not leave the kernel; again whenever the guest moves the BAR.
 #[derive(Debug)]
 pub struct Doorbell {
     /// Offset in the register window.
@@ -124,10 +145,12 @@ pub enum AdapterError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// There is no such target, or the number cannot be used.
-    #[error("there is no target {target}; disks have the numbers 0 to 64 without 7, the adapter's own")]
+    #[error("there is no target {target}; disks have the numbers 0 to {last} without 7, the adapter's own")]
     NoTarget {
         /// SCSI target number.
         target: u8,
+        /// The adapter's last target number.
+        last: u8,
     },
     /// Another disk is there.
     #[error("target {target} has a disk already; choose another number")]

@@ -32,6 +32,7 @@ mod register {
     pub const MSI_DATA: usize = MSI + 0x0C;
 }
 
+const COMMAND_IO: u16 = 1;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
 const COMMAND_PARITY: u16 = 1 << 6;
@@ -39,6 +40,8 @@ const COMMAND_SYSTEM_ERROR: u16 = 1 << 8;
 const COMMAND_INTX_DISABLE: u16 = 1 << 10;
 const STATUS_INTERRUPT: u16 = 1 << 3;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
+/// Bit 0 of a BAR in the space of I/O ports (PCI 3.0, 6.2.5.1).
+const BAR_IS_IO: u32 = 1;
 const MSI_CAPABILITY_ID: u8 = 0x05;
 const MSI_ENABLE: u16 = 1;
 const MSI_64_BIT: u16 = 1 << 7;
@@ -99,6 +102,18 @@ impl ConfigSpace {
         self.put16(register::COMMAND, command);
     }
 
+    /// Gives the function an I/O BAR of `size` ports (a power of two, 4 to 256) at `address`, and turns port decoding and bus
+    /// mastering on, as firmware does.
+    pub fn set_io_bar(&mut self, index: u8, size: u32, address: u32) {
+        assert!(index < 6 && size.is_power_of_two() && (4..=256).contains(&size) && address.is_multiple_of(size));
+        let offset = register::BAR_0 + 4 * usize::from(index);
+        self.put32(offset, address | BAR_IS_IO);
+        self.writable[offset..offset + 4].copy_from_slice(&(!(size - 1)).to_le_bytes());
+        self.writable[register::COMMAND] |= COMMAND_IO as u8;
+        let command = self.get16(register::COMMAND) | COMMAND_IO | COMMAND_BUS_MASTER;
+        self.put16(register::COMMAND, command);
+    }
+
     /// Gives the function the pin INTA#, which firmware routed to interrupt `line`.
     pub fn set_interrupt(&mut self, line: u8) {
         self.bytes[register::INTERRUPT_PIN] = 1;
@@ -138,6 +153,12 @@ impl ConfigSpace {
     pub fn decoded_memory_bar(&self, index: u8) -> Option<u32> {
         let address = self.get32(register::BAR_0 + 4 * usize::from(index));
         (self.get16(register::COMMAND) & COMMAND_MEMORY != 0 && address != 0).then_some(address)
+    }
+
+    /// Where I/O BAR `index` decodes, if the guest has port decoding on. A PC has 64 Ki ports.
+    pub fn decoded_io_bar(&self, index: u8) -> Option<u32> {
+        let address = self.get32(register::BAR_0 + 4 * usize::from(index)) & !3;
+        (self.get16(register::COMMAND) & COMMAND_IO != 0 && (1..0x1_0000).contains(&address)).then_some(address)
     }
 
     /// May the function read and write guest memory, and send messages?
@@ -235,6 +256,19 @@ mod tests {
         assert_eq!(space.decoded_memory_bar(0), Some(0xE123_8000));
         space.write(0x04, &[0]);
         assert_eq!(space.decoded_memory_bar(0), None);
+    }
+
+    #[test]
+    fn an_io_bar_says_so_and_decodes_only_where_a_pc_has_ports() {
+        let mut space = space();
+        space.set_io_bar(1, 256, 0xC000);
+        assert_eq!((read32(&space, 0x14), space.decoded_io_bar(1)), (0xC001, Some(0xC000)));
+        space.write(0x14, &[0xFF; 4]);
+        assert_eq!((read32(&space, 0x14), space.decoded_io_bar(1)), (0xFFFF_FF01, None));
+        space.write(0x14, &0x1200u32.to_le_bytes());
+        assert_eq!(space.decoded_io_bar(1), Some(0x1200));
+        space.write(0x04, &[6]);
+        assert_eq!(space.decoded_io_bar(1), None);
     }
 
     #[test]

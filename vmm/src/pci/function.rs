@@ -4,10 +4,11 @@
 
 use super::config_space::{ConfigSpace, Identification};
 use super::{ConfigAccess, PciBus};
-use crate::bus::{Bus, BusDevice};
+use crate::bus::BusDevice;
 use crate::error::{Error, Kind, Result};
-use crate::hba::{Adapter, Doorbell, InterruptLine};
+use crate::hba::{Adapter, Bar, BarKind, Doorbell, InterruptLine};
 use crate::irq::{Gsi, IrqLine, MsiVector};
+use crate::vcpu::Buses;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
@@ -101,7 +102,7 @@ impl InterruptLine for MovableInterrupt {
     }
 }
 
-/// The registers of an adapter, as a device on the bus of memory-mapped I/O.
+/// The registers of an adapter, as a device on a bus.
 struct Registers(Adapter);
 
 impl BusDevice for Registers {
@@ -114,10 +115,10 @@ impl BusDevice for Registers {
     }
 }
 
-/// Configuration space, and where the registers decode at present.
+/// Configuration space, and where the registers decode at present: one address for each BAR.
 struct State {
     space: ConfigSpace,
-    decoded: Option<u32>,
+    decoded: Vec<Option<u32>>,
 }
 
 /// An adapter on the PCI bus.
@@ -125,29 +126,27 @@ pub struct AdapterFunction {
     adapter: Adapter,
     interrupt: Arc<FunctionInterrupt>,
     doorbells: Vec<Doorbell>,
-    bar: u8,
-    bar_size: u32,
-    memory_mapped: Arc<Bus>,
+    bars: &'static [Bar],
+    buses: Buses,
     vm: Arc<VmFd>,
     state: Mutex<State>,
 }
 
 impl AdapterFunction {
-    /// Builds the configuration space of `adapter`, programs its BAR from the bus's window and its interrupt line with
+    /// Builds the configuration space of `adapter`, programs its BARs from the bus's windows and its interrupt line with
     /// `gsi`, and lets its registers and doorbells decode there.
     ///
     /// # Errors
-    /// [`Kind::Host`] when the window is full, the doorbells cannot be had, or KVM takes no more of them.
+    /// [`Kind::Host`] when a window is full, the doorbells cannot be had, or KVM takes no more of them.
     pub fn new(
         adapter: Adapter,
         interrupt: Arc<FunctionInterrupt>,
         gsi: Gsi,
         pci: &PciBus,
-        memory_mapped: Arc<Bus>,
+        buses: Buses,
         vm: Arc<VmFd>,
     ) -> Result<Arc<AdapterFunction>> {
         let identity = adapter.pci_identity();
-        let bar = identity.memory_bar;
         let mut space = ConfigSpace::new(Identification {
             vendor: identity.vendor,
             device: identity.device,
@@ -156,25 +155,34 @@ impl AdapterFunction {
             subsystem_vendor: identity.subsystem_vendor,
             subsystem: identity.subsystem,
         });
-        let address = pci.allocate_memory(bar.size).ok_or_else(|| {
-            let cause = format!("no {} bytes are free for an adapter's registers", bar.size);
-            Error::new(Kind::Host, "PCI memory window", cause, "Give the machine fewer adapters")
-        })?;
-        space.set_memory_bar(bar.index, bar.size, address);
+        for bar in identity.bars {
+            let (free, window) = match bar.kind {
+                BarKind::Memory => (pci.allocate_memory(bar.size), "PCI memory window"),
+                BarKind::Io => (pci.allocate_ports(bar.size), "PCI port window"),
+            };
+            let address = free.ok_or_else(|| {
+                let cause = format!("no {} bytes are free for an adapter's registers", bar.size);
+                Error::new(Kind::Host, window, cause, "Give the machine fewer adapters")
+            })?;
+            match bar.kind {
+                BarKind::Memory => space.set_memory_bar(bar.index, bar.size, address),
+                BarKind::Io => space.set_io_bar(bar.index, bar.size, address),
+            }
+        }
         space.set_interrupt(gsi.0 as u8);
         if identity.msi_vectors > 0 {
             space.set_msi();
         }
         let doorbells = adapter.doorbells().map_err(|cause| Error::host("doorbells of an adapter", cause))?;
+        let decoded = vec![None; identity.bars.len()];
         let function = AdapterFunction {
             adapter,
             interrupt,
             doorbells,
-            bar: bar.index,
-            bar_size: bar.size,
-            memory_mapped,
+            bars: identity.bars,
+            buses,
             vm,
-            state: Mutex::new(State { space, decoded: None }),
+            state: Mutex::new(State { space, decoded }),
         };
         function.follow(&mut function.state.lock())?;
         Ok(Arc::new(function))
@@ -183,43 +191,55 @@ impl AdapterFunction {
     /// Makes decoding and interrupts agree with the configuration space.
     fn follow(&self, state: &mut State) -> Result<()> {
         self.interrupt.follow(&state.space);
-        let wanted = state.space.decoded_memory_bar(self.bar);
-        if wanted == state.decoded {
-            return Ok(());
+        let State { space, decoded } = state;
+        let wanted = |bar: &Bar| match bar.kind {
+            BarKind::Memory => space.decoded_memory_bar(bar.index),
+            BarKind::Io => space.decoded_io_bar(bar.index),
+        };
+        // All that move leave before any arrives: they may change places.
+        for (bar, decoded) in self.bars.iter().zip(decoded.iter_mut()) {
+            if let Some(address) = decoded.take_if(|address| wanted(bar) != Some(*address)) {
+                self.hide(bar, address);
+            }
         }
-        if let Some(address) = state.decoded.take() {
-            self.hide(address);
-        }
-        if let Some(address) = wanted {
-            self.show(address)?;
-            state.decoded = Some(address);
+        for (bar, decoded) in self.bars.iter().zip(decoded.iter_mut()) {
+            if let Some(address) = wanted(bar).filter(|_| decoded.is_none()) {
+                self.show(bar, address)?;
+                *decoded = Some(address);
+            }
         }
         Ok(())
     }
 
-    /// Lets registers and doorbells decode at `address`; on an error nothing decodes.
-    fn show(&self, address: u32) -> Result<()> {
+    /// Lets registers and, in memory, doorbells decode at `address`; on an error nothing of the BAR decodes.
+    fn show(&self, bar: &Bar, address: u32) -> Result<()> {
         let registers = Arc::new(Registers(Arc::clone(&self.adapter)));
-        self.memory_mapped
-            .insert(address.into(), self.bar_size.into(), registers)
+        let bus = if bar.kind == BarKind::Memory { &self.buses.memory_mapped } else { &self.buses.port };
+        bus.insert(address.into(), bar.size.into(), registers)
             .map_err(|cause| Error::host("registers of an adapter", cause))?;
-        for doorbell in &self.doorbells {
-            let place = IoEventAddress::Mmio(u64::from(address) + doorbell.offset);
+        for (doorbell, place) in self.doorbells_at(bar, address) {
             if let Err(cause) = self.vm.register_ioevent(&doorbell.event, &place, NoDatamatch) {
-                self.hide(address);
+                self.hide(bar, address);
                 return Err(Error::kvm("KVM_IOEVENTFD", cause));
             }
         }
         Ok(())
     }
 
-    fn hide(&self, address: u32) {
-        self.memory_mapped.remove(address.into());
-        for doorbell in &self.doorbells {
-            let place = IoEventAddress::Mmio(u64::from(address) + doorbell.offset);
+    fn hide(&self, bar: &Bar, address: u32) {
+        let bus = if bar.kind == BarKind::Memory { &self.buses.memory_mapped } else { &self.buses.port };
+        bus.remove(address.into());
+        for (doorbell, place) in self.doorbells_at(bar, address) {
             // One that was never registered (after a failure half way) is not there to be taken away.
             let _ = self.vm.unregister_ioevent(&doorbell.event, &place, NoDatamatch);
         }
+    }
+
+    /// The doorbells that decode with a BAR at `address`.
+    fn doorbells_at(&self, bar: &Bar, address: u32) -> impl Iterator<Item = (&Doorbell, IoEventAddress)> {
+        let in_memory = bar.kind == BarKind::Memory;
+        let place = move |doorbell: &Doorbell| IoEventAddress::Mmio(u64::from(address) + doorbell.offset);
+        self.doorbells.iter().filter(move |_| in_memory).map(move |doorbell| (doorbell, place(doorbell)))
     }
 }
 

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 pub const CONFIG_PORT: u64 = 0xCF8;
 /// How many ports it has.
 pub const CONFIG_PORTS: u64 = 8;
+/// I/O ports that firmware hands out to functions: above those of any chipset device.
+const PCI_PORT_WINDOW: std::ops::Range<u32> = 0xC000..0x1_0000;
 /// Devices on a bus.
 pub const DEVICES: usize = 32;
 /// The device number of the first adapter; the numbers below are the chipset's.
@@ -61,6 +63,7 @@ pub struct PciBus {
     /// What lies beside the configuration address: the chipset's reset control register, one byte at 0xCF9.
     reset_control: Arc<dyn BusDevice>,
     next_memory: Mutex<u64>,
+    next_port: Mutex<u32>,
 }
 
 impl PciBus {
@@ -73,6 +76,7 @@ impl PciBus {
             functions: RwLock::new(functions),
             reset_control,
             next_memory: Mutex::new(PCI_MEMORY_WINDOW.start),
+            next_port: Mutex::new(PCI_PORT_WINDOW.start),
         }
     }
 
@@ -89,6 +93,14 @@ impl PciBus {
         let end = start.checked_add(size).filter(|end| *end <= PCI_MEMORY_WINDOW.end)?;
         *next = end;
         u32::try_from(start).ok()
+    }
+
+    /// A free, naturally aligned range of `size` ports (a power of two) in the port window; `None` when it is full.
+    pub fn allocate_ports(&self, size: u32) -> Option<u32> {
+        let mut next = self.next_port.lock();
+        let start = next.next_multiple_of(size);
+        *next = start.checked_add(size).filter(|end| *end <= PCI_PORT_WINDOW.end)?;
+        Some(start)
     }
 
     /// The function that the configuration address names, and the offset of `port` in its space.
@@ -181,6 +193,13 @@ mod tests {
         assert_eq!(bus.allocate_memory(0x8000), Some(0xE000_8000));
         assert_eq!(bus.allocate_memory(0x4000_0000), None);
         assert_eq!(bus.allocate_memory(0x8000), Some(0xE001_0000));
+    }
+
+    #[test]
+    fn ports_are_handed_out_aligned_until_the_window_is_full() {
+        let bus = new_bus();
+        assert_eq!((bus.allocate_ports(32), bus.allocate_ports(256)), (Some(0xC000), Some(0xC100)));
+        assert_eq!(bus.allocate_ports(0x4000), None);
     }
 
     proptest! {

@@ -2,6 +2,8 @@
 //! Promises: pure; each register write gives at most one [`Action`]; a new command may interrupt one that wants more data.
 //! Must not know: guest memory, threads, what a command does.
 
+use crate::hba::window;
+
 /// Size of BAR 0 in bytes: Linux asks for at least eight pages.
 pub(super) const WINDOW_SIZE: u32 = 0x8000;
 
@@ -43,26 +45,11 @@ const WINDOW: &[(Register, u32)] = &[
     (Register::Reserved, WINDOW_SIZE - 0x401C),
 ];
 
-const _: () = {
-    let mut sum = 0;
-    let mut index = 0;
-    while index < WINDOW.len() {
-        sum += WINDOW[index].1;
-        index += 1;
-    }
-    assert!(sum == WINDOW_SIZE);
-};
+const _: () = assert!(window::size(WINDOW) == WINDOW_SIZE);
 
 /// The register that holds the byte at `offset`.
 pub(super) fn register_at(offset: u64) -> Register {
-    let mut end = 0;
-    for &(register, size) in WINDOW {
-        end += u64::from(size);
-        if offset < end {
-            return register;
-        }
-    }
-    Register::Reserved
+    window::register_at(WINDOW, offset).unwrap_or(Register::Reserved)
 }
 
 /// COMMAND_STATUS: done.

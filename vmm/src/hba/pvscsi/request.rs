@@ -1,21 +1,16 @@
 //! Owns: one request: its descriptor, its memory, its answer.
-//! Promises: a request is answered exactly once; dropping one answers with an error. Bounded work for any descriptor.
+//! Promises: bounded work for any descriptor.
 //! Must not know: rings, registers, threads.
 
-use std::cell::RefCell;
-
-use scsi::{BlockDevice, Command, Lun, NexusId, ShortBuffer, Target, TaskAttribute};
+use scsi::{BlockDevice, Lun, ShortBuffer, Target, TaskAttribute};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::entries::*;
-use super::state::State;
 use crate::hba::GuestMemory;
+use crate::hba::command::{self, Direction, ScsiCommand, put_sense};
 use crate::hba::guest_segments::{GuestSegments, OutsideRam};
-
-/// The one initiator of this bus.
-pub(super) const NEXUS: NexusId = NexusId(0);
 
 /// The most scatter/gather elements of one request, chain elements and empty ones included.
 const MAX_ELEMENTS: usize = 4096;
@@ -28,36 +23,6 @@ impl Descriptor {
 
     fn cdb(&self) -> Option<&[u8]> {
         self.cdb.get(..usize::from(self.cdb_length))
-    }
-}
-
-/// A request that somebody works on.
-pub(super) struct Request<'a> {
-    state: &'a RefCell<State>,
-    slot: usize,
-    pub(super) descriptor: Descriptor,
-    answered: bool,
-}
-
-impl<'a> Request<'a> {
-    /// A request that now occupies `slot`.
-    pub(super) fn new(state: &'a RefCell<State>, slot: usize, descriptor: Descriptor) -> Self {
-        Self { state, slot, descriptor, answered: false }
-    }
-
-    /// Answers it. The guest's memory is not touched for it any more.
-    pub(super) fn answer(mut self, entry: CompletionEntry) {
-        self.answered = true;
-        self.state.borrow_mut().finish(self.slot, entry);
-    }
-}
-
-impl Drop for Request<'_> {
-    fn drop(&mut self) {
-        if !self.answered {
-            let entry = CompletionEntry::failed(self.descriptor.context, HostStatus::AdapterSoftware);
-            self.state.borrow_mut().finish(self.slot, entry);
-        }
     }
 }
 
@@ -80,22 +45,21 @@ pub(super) async fn carry_out<D: BlockDevice + 'static>(
     if map_data(descriptor, memory, segments).is_err() {
         return failed(HostStatus::InvalidParameter);
     }
-    let data = segments.buffer();
-    // Without a direction the CDB decides.
-    let either = flags & (FLAG_TO_HOST | FLAG_TO_DEVICE) == 0;
-    let data_in = if either || flags & FLAG_TO_HOST != 0 { &data } else { segments.none() };
-    let data_out = if either || flags & FLAG_TO_DEVICE != 0 { &data } else { segments.none() };
-    let command = Command {
-        nexus: NEXUS,
+    let direction = match flags & (FLAG_TO_HOST | FLAG_TO_DEVICE) {
+        FLAG_TO_HOST => Direction::In,
+        FLAG_TO_DEVICE => Direction::Out,
+        // Without a direction, or with both, the CDB decides.
+        _ => Direction::Either,
+    };
+    let command = ScsiCommand {
         lun: Some(lun),
         tag: descriptor.context.get(),
         attribute: TaskAttribute::Simple,
         short_buffer: ShortBuffer::Refuse,
         cdb,
-        data_out,
-        data_in,
+        direction,
     };
-    let completion = target.execute(&command).await;
+    let completion = command::execute(target, &command, segments).await;
     if completion.overrun {
         return failed(HostStatus::DataOverrun);
     }
@@ -109,11 +73,10 @@ pub(super) async fn carry_out<D: BlockDevice + 'static>(
     };
     if let Some(sense) = completion.sense {
         let room = descriptor.sense_length.get() as usize;
-        let sense = &sense.as_bytes()[..sense.as_bytes().len().min(room)];
-        if memory.write_slice(sense, GuestAddress(descriptor.sense_address.get())).is_err() && !sense.is_empty() {
-            return failed(HostStatus::SenseFailed);
+        match put_sense(memory, descriptor.sense_address.get(), room, &sense) {
+            Ok(length) => entry.sense_length = U32::new(length as u32),
+            Err(OutsideRam) => return failed(HostStatus::SenseFailed),
         }
-        entry.sense_length = U32::new(sense.len() as u32);
     }
     entry
 }

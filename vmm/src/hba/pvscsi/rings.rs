@@ -10,9 +10,10 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::entries::{COMPLETION_SIZE, CompletionEntry, Descriptor, MESSAGE_SIZE, Message, REQUEST_SIZE};
+use super::entries::{COMPLETION_SIZE, CompletionEntry, Descriptor, HostStatus, MESSAGE_SIZE, Message, REQUEST_SIZE};
 use super::registers::RingSetup;
 use crate::hba::GuestMemory;
+use crate::hba::queue::Rings;
 
 const PAGE_SHIFT: u32 = 12;
 const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
@@ -89,7 +90,7 @@ fn page_address(memory: &GuestMemory, number: u64) -> Result<u64, RingError> {
 
 /// The rings of one adapter.
 #[derive(Debug)]
-pub(super) struct Rings {
+pub(super) struct PvRings {
     memory: Arc<GuestMemory>,
     state: u64,
     request: Ring,
@@ -102,7 +103,7 @@ pub(super) struct Rings {
     message: Option<(Ring, u32)>,
 }
 
-impl Rings {
+impl PvRings {
     /// Takes over the rings that the guest has set up; all pages must be RAM.
     pub(super) fn new(memory: Arc<GuestMemory>, setup: &RingSetup) -> Result<Self, RingError> {
         let state = page_address(&memory, setup.state)?;
@@ -136,42 +137,6 @@ impl Rings {
         Ok(())
     }
 
-    /// Requests that the guest has put into the ring and nobody has taken.
-    pub(super) fn pending(&mut self) -> Result<u32, RingError> {
-        self.request_producer = self.load(state::REQUEST_PRODUCER);
-        self.request.used(self.request_producer, self.request_consumer)
-    }
-
-    /// Takes the next request; `None` if there is none.
-    pub(super) fn fetch(&mut self) -> Result<Option<Descriptor>, RingError> {
-        if self.request_producer == self.request_consumer && self.pending()? == 0 {
-            return Ok(None);
-        }
-        let mut bytes = [0; REQUEST_SIZE];
-        self.read(self.request.address(self.request_consumer), &mut bytes);
-        self.request_consumer = self.request_consumer.wrapping_add(1);
-        self.store(state::REQUEST_CONSUMER, self.request_consumer);
-        Ok(Some(Descriptor::read_from_bytes(&bytes).expect("a descriptor's size")))
-    }
-
-    /// Moves as many of `answers` into the completion ring as it has room for; returns how many.
-    pub(super) fn post(&mut self, answers: &mut VecDeque<CompletionEntry>) -> Result<usize, RingError> {
-        if answers.is_empty() {
-            return Ok(0);
-        }
-        let consumer = self.load(state::COMPLETION_CONSUMER);
-        let room = self.completion.entries - self.completion.used(self.completion_producer, consumer)?;
-        let count = answers.len().min(room as usize);
-        for answer in answers.drain(..count) {
-            self.write(self.completion.address(self.completion_producer), answer.as_bytes());
-            self.completion_producer = self.completion_producer.wrapping_add(1);
-        }
-        if count > 0 {
-            self.store(state::COMPLETION_PRODUCER, self.completion_producer);
-        }
-        Ok(count)
-    }
-
     /// Puts a message into the message ring; `false` if there is no such ring or it is full.
     pub(super) fn post_message(&mut self, message: &Message) -> Result<bool, RingError> {
         let consumer = self.load(state::MESSAGE_CONSUMER);
@@ -202,5 +167,68 @@ impl Rings {
 
     fn write(&self, address: GuestAddress, bytes: &[u8]) {
         self.memory.write_slice(bytes, address).expect("ring pages are RAM since setup");
+    }
+}
+
+/// What of a request is needed to choose it and to answer it without carrying it out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key {
+    pub(super) context: u64,
+    pub(super) target: u8,
+}
+
+impl Rings for PvRings {
+    type Descriptor = Descriptor;
+    type Key = Key;
+    type Answer = CompletionEntry;
+    type Failure = HostStatus;
+    type Error = RingError;
+
+    const LOST: HostStatus = HostStatus::AdapterSoftware;
+    const TARGET_GONE: HostStatus = HostStatus::SelectionTimeout;
+
+    fn key(descriptor: &Descriptor) -> Key {
+        Key { context: descriptor.context.get(), target: descriptor.target }
+    }
+
+    fn target(key: &Key) -> u8 {
+        key.target
+    }
+
+    fn failed(key: Key, failure: HostStatus) -> CompletionEntry {
+        CompletionEntry::failed(key.context.into(), failure)
+    }
+
+    fn pending(&mut self) -> Result<u32, RingError> {
+        self.request_producer = self.load(state::REQUEST_PRODUCER);
+        self.request.used(self.request_producer, self.request_consumer)
+    }
+
+    fn fetch(&mut self) -> Result<Option<Descriptor>, RingError> {
+        if self.request_producer == self.request_consumer && self.pending()? == 0 {
+            return Ok(None);
+        }
+        let mut bytes = [0; REQUEST_SIZE];
+        self.read(self.request.address(self.request_consumer), &mut bytes);
+        self.request_consumer = self.request_consumer.wrapping_add(1);
+        self.store(state::REQUEST_CONSUMER, self.request_consumer);
+        Ok(Some(Descriptor::read_from_bytes(&bytes).expect("a descriptor's size")))
+    }
+
+    fn post(&mut self, answers: &mut VecDeque<CompletionEntry>) -> Result<usize, RingError> {
+        if answers.is_empty() {
+            return Ok(0);
+        }
+        let consumer = self.load(state::COMPLETION_CONSUMER);
+        let room = self.completion.entries - self.completion.used(self.completion_producer, consumer)?;
+        let count = answers.len().min(room as usize);
+        for answer in answers.drain(..count) {
+            self.write(self.completion.address(self.completion_producer), answer.as_bytes());
+            self.completion_producer = self.completion_producer.wrapping_add(1);
+        }
+        if count > 0 {
+            self.store(state::COMPLETION_PRODUCER, self.completion_producer);
+        }
+        Ok(count)
     }
 }

@@ -1,20 +1,16 @@
 //! A guest in plain memory: it drives registers and rings the way drivers do, without KVM.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
-use scsi::testing::MemoryDisk;
-use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, DiskOptions, Geometry, Identity, StorageError};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::super::PvScsi;
 use super::super::entries::*;
 use super::super::registers::{KICK_NON_RW_IO, KICK_RW_IO};
-use super::super::{Attachment, PvScsi};
-use crate::hba::{GuestMemory, HostBusAdapter, InterruptLine};
+pub(super) use crate::hba::testing::{Gate, GatedDisk, Line, disk, eventually};
+use crate::hba::{GuestMemory, HostBusAdapter};
 
 pub(super) const MEMORY: usize = 4 << 20;
 pub(super) const STATE: u64 = 0x1000;
@@ -23,104 +19,6 @@ pub(super) const COMPLETIONS: u64 = 0x40000;
 pub(super) const MESSAGES: u64 = 0x70000;
 pub(super) const SENSE: u64 = 0x80000;
 pub(super) const DATA: u64 = 0x100000;
-
-/// Counts interrupts.
-#[derive(Default)]
-pub(super) struct Line {
-    pub(super) msi: AtomicBool,
-    pub(super) messages: AtomicUsize,
-    pub(super) level: AtomicBool,
-}
-
-impl InterruptLine for Line {
-    fn msi_enabled(&self) -> bool {
-        self.msi.load(Ordering::SeqCst)
-    }
-
-    fn raise_msi(&self) {
-        self.messages.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn set_level(&self, asserted: bool) {
-        self.level.store(asserted, Ordering::SeqCst);
-    }
-}
-
-/// Lets a disk's reads and writes wait until the test opens it.
-#[derive(Default)]
-pub(super) struct Gate {
-    closed: AtomicBool,
-    waiting: AtomicUsize,
-    wakers: Mutex<Vec<Waker>>,
-}
-
-impl Gate {
-    pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
-    }
-
-    pub(super) fn open(&self) {
-        self.closed.store(false, Ordering::SeqCst);
-        self.wakers.lock().drain(..).for_each(Waker::wake);
-    }
-
-    /// Requests that wait at the gate.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::SeqCst)
-    }
-
-    async fn pass(&self) {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        std::future::poll_fn(|context| {
-            self.wakers.lock().push(context.waker().clone());
-            if self.closed.load(Ordering::SeqCst) { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
-        })
-        .await;
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// A memory disk behind a gate.
-pub(super) struct GatedDisk {
-    disk: MemoryDisk,
-    gate: Arc<Gate>,
-}
-
-impl BlockDevice for GatedDisk {
-    fn geometry(&self) -> Geometry {
-        self.disk.geometry()
-    }
-
-    fn identity(&self) -> &Identity {
-        self.disk.identity()
-    }
-
-    async fn read(&self, position: u64, buffer: &DataBuffer) -> Result<(), StorageError> {
-        self.gate.pass().await;
-        self.disk.read(position, buffer).await
-    }
-
-    async fn write(&self, position: u64, buffer: &DataBuffer, force: bool) -> Result<(), StorageError> {
-        self.gate.pass().await;
-        self.disk.write(position, buffer, force).await
-    }
-
-    async fn flush(&self) -> Result<(), StorageError> {
-        self.disk.flush().await
-    }
-
-    async fn unmap(&self, ranges: &[ByteRange]) -> Result<(), StorageError> {
-        self.disk.unmap(ranges).await
-    }
-
-    async fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> Result<(), StorageError> {
-        self.disk.write_zeroes(range, may_unmap).await
-    }
-
-    async fn block_status(&self, range: ByteRange) -> Result<BlockStatus, StorageError> {
-        self.disk.block_status(range).await
-    }
-}
 
 /// A request as a test writes it down.
 #[derive(Clone)]
@@ -318,22 +216,5 @@ impl Drop for Guest {
         if !std::thread::panicking() {
             stopped.unwrap();
         }
-    }
-}
-
-/// A disk of 256 blocks behind `gate`.
-pub(super) fn disk(target: u8, gate: &Arc<Gate>) -> Attachment<GatedDisk> {
-    let gate = gate.clone();
-    Attachment::new(target, DiskOptions::default(), || async {
-        Ok(GatedDisk { disk: MemoryDisk::new(scsi::testing::GEOMETRY), gate })
-    })
-}
-
-/// Waits for something that happens soon; gives up only when it is plainly never going to happen.
-pub(super) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what} never came");
-        std::thread::sleep(Duration::from_micros(100));
     }
 }

@@ -263,14 +263,14 @@ fn disks_come_and_go_with_a_message() {
     for target in [7, 65, 255] {
         assert!(matches!(guest.adapter.attach(disk(target, &guest.gate)), Err(AdapterError::NoTarget { .. })));
     }
-    assert!(matches!(guest.adapter.detach(3), Err(AdapterError::NoTarget { target: 3 })));
+    assert!(matches!(guest.adapter.detach(3), Err(AdapterError::NoTarget { target: 3, .. })));
 }
 
 #[test]
 fn a_disk_that_cannot_be_opened_is_named() {
     let memory = std::sync::Arc::new(crate::hba::GuestMemory::from_ranges(&[(GuestAddress(0), 4096)]).unwrap());
-    let attachment = super::Attachment::<GatedDisk>::new(2, scsi::DiskOptions::default(), || async {
-        Err(Box::new(StorageError::NotReady) as super::OpenError)
+    let attachment = crate::hba::Attachment::<GatedDisk>::new(2, scsi::DiskOptions::default(), || async {
+        Err(Box::new(StorageError::NotReady) as crate::hba::OpenError)
     });
     let line = std::sync::Arc::new(Line::default());
     let error = super::PvScsi::start("test", memory, line, vec![attachment]).err().unwrap();

@@ -1,7 +1,7 @@
 //! Owns: the queue's thread: it takes doorbells, begins requests on a fixed pool of tasks, posts answers in batches.
 //! Promises: no request changes threads or allocates here; one interrupt a batch; a guest that never stops kicking cannot
 //! keep a reset waiting.
-//! Must not know: register offsets, what stores the blocks.
+//! Must not know: what requests mean, what stores the blocks.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -17,45 +17,43 @@ use scsi::{BlockDevice, Target};
 use tracing::error;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Model;
 use super::control::Control;
-use super::interrupts::{COMPLETION, Interrupts};
-use super::request::{Request, carry_out};
+use super::request::Request;
 use super::state::State;
 use crate::hba::GuestMemory;
 use crate::hba::event_file::into_file;
 use crate::hba::guest_segments::GuestSegments;
 
-/// Requests that run at once; more wait in the guest's ring. Linux sends at most 254 to a unit.
-pub(super) const WORKERS: usize = 256;
-/// Target numbers: 0 to 64, as on ESX since hardware version 14.
-pub(super) const TARGETS: usize = 65;
+/// Requests that run at once; more wait in the guest's rings. Linux sends at most 254 to a unit.
+const WORKERS: usize = 256;
 /// A worker lets the other tasks run after so many requests, even if none of them had to wait for anything.
 const REQUESTS_IN_A_ROW: u32 = 32;
 /// How soon a full completion ring is looked at again: its guest gives no sign when it has made room.
 const CONGESTION_PAUSE: Duration = Duration::from_millis(5);
 
 /// What the queue's thread shares with the threads that access registers.
-pub(super) struct Shared<D> {
+pub(super) struct Shared<M: Model, D> {
     /// Signalled by kicks and by controls.
     pub(super) doorbell: EventFd,
-    pub(super) interrupts: Interrupts,
-    controls: Mutex<Controls<D>>,
+    pub(super) model: Arc<M>,
+    controls: Mutex<Controls<M, D>>,
     control_waits: AtomicBool,
 }
 
-struct Controls<D> {
-    waiting: VecDeque<Control<D>>,
+struct Controls<M: Model, D> {
+    waiting: VecDeque<Control<M, D>>,
     ended: bool,
 }
 
-impl<D> Shared<D> {
-    pub(super) fn new(doorbell: EventFd, interrupts: Interrupts) -> Self {
+impl<M: Model, D> Shared<M, D> {
+    pub(super) fn new(doorbell: EventFd, model: Arc<M>) -> Self {
         let controls = Mutex::new(Controls { waiting: VecDeque::new(), ended: false });
-        Self { doorbell, interrupts, controls, control_waits: AtomicBool::new(false) }
+        Self { doorbell, model, controls, control_waits: AtomicBool::new(false) }
     }
 
     /// Hands a control to the queue's thread. If that has ended, the control is dropped, and with it its way to reply.
-    pub(super) fn send(&self, control: Control<D>) {
+    pub(super) fn send(&self, control: Control<M, D>) {
         let mut controls = self.controls.lock();
         if controls.ended {
             return;
@@ -70,11 +68,11 @@ impl<D> Shared<D> {
     pub(super) fn ring(&self) {
         if let Err(error) = self.doorbell.write(1) {
             // The counter is at its limit, so the thread is about to wake anyway; or the descriptor is broken.
-            error!(%error, "PVSCSI doorbell cannot be rung");
+            error!(%error, "the {} doorbell cannot be rung", M::NAME);
         }
     }
 
-    fn next_control(&self) -> Option<Control<D>> {
+    fn next_control(&self) -> Option<Control<M, D>> {
         if !self.control_waits.load(Ordering::Acquire) {
             return None;
         }
@@ -93,17 +91,23 @@ impl<D> Shared<D> {
 }
 
 /// The queue as its own thread sees it.
-pub(super) struct Queue<D> {
-    pub(super) memory: Arc<GuestMemory>,
-    pub(super) shared: Arc<Shared<D>>,
-    pub(super) state: RefCell<State>,
+pub(crate) struct Queue<M: Model, D> {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(super) shared: Arc<Shared<M, D>>,
+    pub(crate) state: RefCell<State<M::Rings>>,
     targets: RefCell<Vec<Option<Rc<Target<D>>>>>,
 }
 
-impl<D: BlockDevice + 'static> Queue<D> {
-    pub(super) fn new(memory: Arc<GuestMemory>, shared: Arc<Shared<D>>) -> Self {
-        let targets = RefCell::new((0..TARGETS).map(|_| None).collect());
-        Self { memory, shared, state: RefCell::new(State::new(WORKERS)), targets }
+impl<M: Model, D: BlockDevice + 'static> Queue<M, D> {
+    pub(super) fn new(memory: Arc<GuestMemory>, shared: Arc<Shared<M, D>>) -> Self {
+        let targets = RefCell::new((0..M::TARGETS).map(|_| None).collect());
+        let state = RefCell::new(State::new(M::NAME, shared.model.initial_rings(), WORKERS));
+        Self { memory, shared, state, targets }
+    }
+
+    /// What the adapter's threads share.
+    pub(crate) fn model(&self) -> &M {
+        &self.shared.model
     }
 
     /// Works until a control says stop; returns when nothing runs any more.
@@ -132,7 +136,8 @@ impl<D: BlockDevice + 'static> Queue<D> {
         }
     }
 
-    pub(super) fn target(&self, number: u8) -> Option<Rc<Target<D>>> {
+    /// The target with this number.
+    pub(crate) fn target(&self, number: u8) -> Option<Rc<Target<D>>> {
         self.targets.borrow().get(usize::from(number))?.clone()
     }
 
@@ -152,14 +157,12 @@ impl<D: BlockDevice + 'static> Queue<D> {
         let in_a_row = Cell::new(0);
         loop {
             let request = self.next_request(slot, &in_a_row).await;
-            let target = self.target(request.descriptor.target);
-            let entry = carry_out(&request.descriptor, target.as_deref(), &self.memory, &mut segments).await;
-            drop(target);
-            request.answer(entry);
+            let answer = M::carry_out(&self, &request.descriptor, &mut segments).await;
+            request.answer(answer);
         }
     }
 
-    async fn next_request(&self, slot: usize, in_a_row: &Cell<u32>) -> Request<'_> {
+    async fn next_request(&self, slot: usize, in_a_row: &Cell<u32>) -> Request<'_, M::Rings> {
         let descriptor = poll_fn(|context| {
             if in_a_row.get() >= REQUESTS_IN_A_ROW {
                 in_a_row.set(0);
@@ -200,7 +203,7 @@ impl<D: BlockDevice + 'static> Queue<D> {
     /// Posts all answers that find room.
     pub(super) fn post_now(&self) {
         if self.state.borrow_mut().post() {
-            self.shared.interrupts.post(COMPLETION);
+            self.shared.model.posted();
         }
     }
 }

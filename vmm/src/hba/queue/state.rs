@@ -7,47 +7,43 @@ use std::task::Waker;
 
 use tracing::warn;
 
-use super::entries::{CompletionEntry, Descriptor, HostStatus, Message};
-use super::registers::MAX_RING_PAGES;
-use super::rings::{RingError, Rings};
+use super::Rings;
 
-/// The most requests taken from the ring ahead of time, to find one that is to be aborted: as many as a ring holds.
-const BACKLOG_LIMIT: usize = MAX_RING_PAGES * 32;
-/// With so many answers that found no room in the completion ring, no more requests are begun.
+/// The most requests taken from the rings ahead of time, to find one that is to be aborted: as many as the largest ring of
+/// an adapter holds.
+const BACKLOG_LIMIT: usize = 1024;
+/// With so many answers that found no room with the guest, no more requests are begun.
 const ANSWER_LIMIT: usize = BACKLOG_LIMIT;
 
 /// How a running request must end instead of with its own result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    /// With this host status.
-    Answer(HostStatus),
+pub(crate) enum Ending<F> {
+    /// With this failure.
+    Answer(F),
     /// Without any answer: the adapter is being reset.
     Forget,
 }
 
 /// A request that a worker has begun.
-#[derive(Debug)]
-pub(super) struct Running {
-    pub(super) context: u64,
-    pub(super) target: u8,
-    ending: Option<Ending>,
+struct Running<R: Rings> {
+    key: R::Key,
+    ending: Option<Ending<R::Failure>>,
 }
 
 /// A worker's place.
-#[derive(Debug, Default)]
-struct Slot {
-    running: Option<Running>,
+struct Slot<R: Rings> {
+    running: Option<Running<R>>,
     /// Set while the worker waits for a request.
     waker: Option<Waker>,
 }
 
 /// See the module.
-#[derive(Debug)]
-pub(super) struct State {
-    rings: Option<Rings>,
-    backlog: VecDeque<Descriptor>,
-    answers: VecDeque<CompletionEntry>,
-    slots: Vec<Slot>,
+pub(crate) struct State<R: Rings> {
+    name: &'static str,
+    rings: Option<R>,
+    backlog: VecDeque<R::Descriptor>,
+    answers: VecDeque<R::Answer>,
+    slots: Vec<Slot<R>>,
     /// Workers that wait for a request, the last one that went idle last: its stack is still in the cache.
     idle: Vec<usize>,
     running: usize,
@@ -59,13 +55,14 @@ pub(super) struct State {
     post_waker: Option<Waker>,
 }
 
-impl State {
-    pub(super) fn new(workers: usize) -> Self {
+impl<R: Rings> State<R> {
+    pub(super) fn new(name: &'static str, rings: Option<R>, workers: usize) -> Self {
         Self {
-            rings: None,
+            name,
+            rings,
             backlog: VecDeque::with_capacity(BACKLOG_LIMIT),
             answers: VecDeque::with_capacity(ANSWER_LIMIT + BACKLOG_LIMIT),
-            slots: (0..workers).map(|_| Slot::default()).collect(),
+            slots: (0..workers).map(|_| Slot { running: None, waker: None }).collect(),
             idle: Vec::with_capacity(workers),
             running: 0,
             held: false,
@@ -77,11 +74,10 @@ impl State {
     // --- Requests in ---
 
     /// Begins the next request in `slot`; without one, `waker` is kept to wake the worker.
-    pub(super) fn begin(&mut self, slot: usize, waker: &Waker) -> Option<Descriptor> {
+    pub(super) fn begin(&mut self, slot: usize, waker: &Waker) -> Option<R::Descriptor> {
         if let Some(descriptor) = self.next() {
             self.running += 1;
-            let (context, target) = (descriptor.context.get(), descriptor.target);
-            self.slots[slot].running = Some(Running { context, target, ending: None });
+            self.slots[slot].running = Some(Running { key: R::key(&descriptor), ending: None });
             return Some(descriptor);
         }
         if self.slots[slot].waker.replace(waker.clone()).is_none() {
@@ -90,24 +86,24 @@ impl State {
         None
     }
 
-    fn next(&mut self) -> Option<Descriptor> {
+    fn next(&mut self) -> Option<R::Descriptor> {
         if self.held || self.is_full() {
             return None;
         }
         self.backlog.pop_front().or_else(|| self.fetch())
     }
 
-    fn fetch(&mut self) -> Option<Descriptor> {
+    fn fetch(&mut self) -> Option<R::Descriptor> {
         let fetched = self.rings.as_mut()?.fetch();
         self.trust(fetched).flatten()
     }
 
     /// Rings whose indices lie are not used any more until the guest sets up new ones.
-    fn trust<T>(&mut self, result: Result<T, RingError>) -> Option<T> {
+    fn trust<T>(&mut self, result: Result<T, R::Error>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                warn!(%error, "PVSCSI rings are broken; the adapter does nothing until the guest resets it");
+                warn!(%error, "the {} rings are broken; the adapter does nothing until the guest resets it", self.name);
                 self.rings = None;
                 self.backlog.clear();
                 None
@@ -120,7 +116,7 @@ impl State {
         if self.held || self.is_full() {
             return;
         }
-        let Some(pending) = self.rings.as_mut().map(Rings::pending) else { return };
+        let Some(pending) = self.rings.as_mut().map(R::pending) else { return };
         let pending = self.trust(pending).map_or(0, |pending| pending as usize);
         for _ in 0..(pending + self.backlog.len()).min(self.idle.len()) {
             let waker = self.idle.pop().and_then(|slot| self.slots[slot].waker.take());
@@ -130,7 +126,7 @@ impl State {
 
     /// Takes what the guest has put into the ring so far, so that it can be ended.
     fn fill_backlog(&mut self) {
-        let Some(pending) = self.rings.as_mut().map(Rings::pending) else { return };
+        let Some(pending) = self.rings.as_mut().map(R::pending) else { return };
         let pending = self.trust(pending).map_or(0, |pending| pending as usize);
         for _ in 0..pending.min(BACKLOG_LIMIT.saturating_sub(self.backlog.len())) {
             match self.fetch() {
@@ -142,13 +138,13 @@ impl State {
 
     // --- Answers out ---
 
-    /// A worker's request has ended with `entry`.
-    pub(super) fn finish(&mut self, slot: usize, entry: CompletionEntry) {
+    /// A worker's request has ended with `answer`; without one somebody else will answer it.
+    pub(super) fn finish(&mut self, slot: usize, answer: Option<R::Answer>) {
         let Some(running) = self.slots[slot].running.take() else { return };
         self.running -= 1;
         match running.ending {
-            None => self.answer(entry),
-            Some(Ending::Answer(status)) => self.answer(CompletionEntry::failed(entry.context, status)),
+            None => answer.into_iter().for_each(|answer| self.answer(answer)),
+            Some(Ending::Answer(failure)) => self.answer(R::failed(running.key, failure)),
             Some(Ending::Forget) => {}
         }
         if let Some(waker) = self.drain_waker.take() {
@@ -156,8 +152,9 @@ impl State {
         }
     }
 
-    fn answer(&mut self, entry: CompletionEntry) {
-        self.answers.push_back(entry);
+    /// Queues an answer, or anything else that the guest gets in its turn.
+    pub(crate) fn answer(&mut self, answer: R::Answer) {
+        self.answers.push_back(answer);
         if let Some(waker) = self.post_waker.take() {
             waker.wake();
         }
@@ -195,10 +192,10 @@ impl State {
         !self.answers.is_empty()
     }
 
-    /// Puts a message into the message ring, if there is one; true if it was put there.
-    pub(super) fn post_message(&mut self, message: &Message) -> bool {
-        let Some(posted) = self.rings.as_mut().map(|rings| rings.post_message(message)) else { return false };
-        self.trust(posted).unwrap_or(false)
+    /// Does something with the rings, if there are any that can be trusted.
+    pub(crate) fn with_rings<T>(&mut self, work: impl FnOnce(&mut R) -> Result<T, R::Error>) -> Option<T> {
+        let result = work(self.rings.as_mut()?);
+        self.trust(result)
     }
 
     // --- Resets and aborts ---
@@ -214,29 +211,43 @@ impl State {
         self.wake_workers();
     }
 
-    /// Ends every request that `chosen` picks by context and target: those that wait, at once; those that run, when the
-    /// storage has let go of them.
-    pub(super) fn end(&mut self, ending: Ending, chosen: impl Fn(u64, u8) -> bool) {
+    /// Ends every request that `chosen` picks: those that wait, at once; those that run, when the storage has let go of
+    /// them. Returns how many.
+    pub(super) fn end(&mut self, ending: Ending<R::Failure>, chosen: impl Fn(&R::Key) -> bool) -> u32 {
         self.fill_backlog();
+        let mut ended = 0;
         for _ in 0..self.backlog.len() {
             let Some(descriptor) = self.backlog.pop_front() else { break };
-            if !chosen(descriptor.context.get(), descriptor.target) {
+            let key = R::key(&descriptor);
+            if !chosen(&key) {
                 self.backlog.push_back(descriptor);
-            } else if let Ending::Answer(status) = ending {
-                self.answer(CompletionEntry::failed(descriptor.context, status));
+                continue;
+            }
+            ended += 1;
+            if let Ending::Answer(failure) = ending {
+                self.answer(R::failed(key, failure));
             }
         }
         for running in self.slots.iter_mut().filter_map(|slot| slot.running.as_mut()) {
-            if chosen(running.context, running.target) {
+            if chosen(&running.key) {
+                ended += 1;
                 running.ending = Some(ending);
             }
         }
+        ended
+    }
+
+    /// Is there a request, waiting or running, that `chosen` picks?
+    pub(crate) fn has(&mut self, chosen: impl Fn(&R::Key) -> bool) -> bool {
+        self.fill_backlog();
+        let runs = self.slots.iter().filter_map(|slot| slot.running.as_ref());
+        self.backlog.iter().any(|waits| chosen(&R::key(waits))) || runs.into_iter().any(|runs| chosen(&runs.key))
     }
 
     /// Does no request run that `chosen` picks? If one does, `waker` is woken at the next end of any.
-    pub(super) fn is_drained(&mut self, waker: &Waker, chosen: impl Fn(u64, u8) -> bool) -> bool {
+    pub(super) fn is_drained(&mut self, waker: &Waker, chosen: impl Fn(&R::Key) -> bool) -> bool {
         let runs = self.slots.iter().filter_map(|slot| slot.running.as_ref());
-        let drained = self.running == 0 || !runs.into_iter().any(|running| chosen(running.context, running.target));
+        let drained = self.running == 0 || !runs.into_iter().any(|running| chosen(&running.key));
         if !drained {
             self.drain_waker = Some(waker.clone());
         }
@@ -244,14 +255,9 @@ impl State {
     }
 
     /// Uses new rings, or none. Nothing runs any more; what waits is forgotten.
-    pub(super) fn set_rings(&mut self, rings: Option<Rings>) {
+    pub(crate) fn set_rings(&mut self, rings: Option<R>) {
         self.backlog.clear();
         self.answers.clear();
         self.rings = rings;
-    }
-
-    /// The rings in use.
-    pub(super) fn rings(&mut self) -> Option<&mut Rings> {
-        self.rings.as_mut()
     }
 }

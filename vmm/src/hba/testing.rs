@@ -1,0 +1,129 @@
+//! Owns: what the tests of all adapters have in common: an interrupt line that counts, a disk that waits on demand.
+//! Promises: a test that waits gives up only when what it waits for is plainly never going to happen.
+//! Must not know: any adapter.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use scsi::testing::MemoryDisk;
+use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, DiskOptions, Geometry, Identity, StorageError};
+
+use super::{Attachment, InterruptLine};
+
+/// Counts interrupts.
+#[derive(Default)]
+pub(crate) struct Line {
+    pub(crate) msi: AtomicBool,
+    pub(crate) messages: AtomicUsize,
+    pub(crate) level: AtomicBool,
+}
+
+impl InterruptLine for Line {
+    fn msi_enabled(&self) -> bool {
+        self.msi.load(Ordering::SeqCst)
+    }
+
+    fn raise_msi(&self) {
+        self.messages.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn set_level(&self, asserted: bool) {
+        self.level.store(asserted, Ordering::SeqCst);
+    }
+}
+
+/// Lets a disk's reads and writes wait until the test opens it.
+#[derive(Default)]
+pub(crate) struct Gate {
+    closed: AtomicBool,
+    waiting: AtomicUsize,
+    wakers: Mutex<Vec<Waker>>,
+}
+
+impl Gate {
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn open(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+        self.wakers.lock().drain(..).for_each(Waker::wake);
+    }
+
+    /// Requests that wait at the gate.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    async fn pass(&self) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        std::future::poll_fn(|context| {
+            self.wakers.lock().push(context.waker().clone());
+            if self.closed.load(Ordering::SeqCst) { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+        })
+        .await;
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A memory disk behind a gate.
+pub(crate) struct GatedDisk {
+    disk: MemoryDisk,
+    gate: Arc<Gate>,
+}
+
+impl BlockDevice for GatedDisk {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+
+    fn identity(&self) -> &Identity {
+        self.disk.identity()
+    }
+
+    async fn read(&self, position: u64, buffer: &DataBuffer) -> Result<(), StorageError> {
+        self.gate.pass().await;
+        self.disk.read(position, buffer).await
+    }
+
+    async fn write(&self, position: u64, buffer: &DataBuffer, force: bool) -> Result<(), StorageError> {
+        self.gate.pass().await;
+        self.disk.write(position, buffer, force).await
+    }
+
+    async fn flush(&self) -> Result<(), StorageError> {
+        self.disk.flush().await
+    }
+
+    async fn unmap(&self, ranges: &[ByteRange]) -> Result<(), StorageError> {
+        self.disk.unmap(ranges).await
+    }
+
+    async fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> Result<(), StorageError> {
+        self.disk.write_zeroes(range, may_unmap).await
+    }
+
+    async fn block_status(&self, range: ByteRange) -> Result<BlockStatus, StorageError> {
+        self.disk.block_status(range).await
+    }
+}
+
+/// A disk of 256 blocks behind `gate`.
+pub(crate) fn disk(target: u8, gate: &Arc<Gate>) -> Attachment<GatedDisk> {
+    let gate = gate.clone();
+    Attachment::new(target, DiskOptions::default(), || async {
+        Ok(GatedDisk { disk: MemoryDisk::new(scsi::testing::GEOMETRY), gate })
+    })
+}
+
+/// Waits for something that happens soon; gives up only when it is plainly never going to happen.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what} never came");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
