@@ -292,6 +292,8 @@ fn block_limits(geometry: &Geometry, atomic_write_bytes: u32) -> Vec<u8> {
 fn block_device_characteristics(geometry: &Geometry) -> Vec<u8> {
     let mut body = vec![0; 0x3C];
     body[1] = u8::from(!geometry.rotational);
+    // WABEREQ: blocks that SANITIZE has erased are read without an error.
+    body[3] = 0x40;
     body
 }
 
