@@ -18,8 +18,14 @@ pub trait ScsiPath: Send + Sync {
     /// The largest data transfer of one command, in bytes.
     fn max_transfer(&self) -> usize;
 
+    /// Whether every command of this path that ended as [`PathError::Unknown`] is proven dead by now: carried out or not, it will not be
+    /// later. It asks the target where it takes that, and does not wait for commands that are still in flight. The default proves nothing.
+    fn settled(&self) -> bool {
+        false
+    }
+
     /// Aborts what this path has in flight and proves that nothing more of it reaches the logical unit (iSCSI: task management, or a
-    /// session that was ended and acknowledged; a kernel device: its last descriptor closed). False: not proven.
+    /// session that was ended and acknowledged; a kernel device: its last descriptor closed). False: not proven. A path that was ended may take no more commands.
     fn end(&self) -> bool;
 }
 

@@ -1,6 +1,10 @@
-//! Owns: a disk in memory for tests of this crate and of transports.
+//! Owns: a disk in memory for tests of this crate and of transports, and paths to it for tests of initiators ([`TestTarget`]).
 //! Promises: it panics when the device server breaks the contract of [`BlockDevice`].
 //! Must not know: CDBs.
+
+mod paths;
+
+pub use paths::{PathFault, TestPath, TestTarget};
 
 use std::cell::{Cell, RefCell};
 

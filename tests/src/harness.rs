@@ -98,6 +98,11 @@ impl Luns {
         Luns { folder, images }
     }
 
+    /// LUNs elsewhere, by their URLs. Beside them, files go into `folder`.
+    pub fn elsewhere(folder: TempDir, urls: &[String]) -> Luns {
+        Luns { folder, images: urls.iter().map(PathBuf::from).collect() }
+    }
+
     /// The same with a volume made by `mkfs.vmfs` and these further arguments.
     pub fn formatted(count: usize, mib: u64, arguments: &[&str]) -> Luns {
         let luns = Luns::blank(count, mib);

@@ -10,6 +10,7 @@ pub mod harness;
 pub mod history;
 pub mod lockd;
 pub mod machines;
+pub mod networks;
 pub mod program;
 pub mod random;
 pub mod raw_initiator;

@@ -3,8 +3,19 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CRATES: &[&str] =
-    &["vmfs-core", "vmfs-fuse", "vmfs-mkfs", "lockd", "scsi", "storage", "vmm", "iscsi", "iscsi-target", "nfs-backend"];
+const CRATES: &[&str] = &[
+    "vmfs-core",
+    "vmfs-fuse",
+    "vmfs-mkfs",
+    "lockd",
+    "luns",
+    "scsi",
+    "storage",
+    "vmm",
+    "iscsi",
+    "iscsi-target",
+    "nfs-backend",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above").to_owned()
@@ -74,6 +85,21 @@ fn the_vmm_and_the_target_write_no_metadata() {
     assert_never_says("storage/src", &["vmfs_core::format", "vmfs_core::cas", "vmfs_core::alloc", "vmfs_core::object"]);
     assert_never_says("vmm/src", &["vmfs_core::format", "vmfs_core::cas", "vmfs_core::alloc", "vmfs_core::object"]);
     assert_never_says("iscsi-target/src", &["vmfs_core::format", "vmfs_core::alloc", "vmfs_core::object"]);
+}
+
+#[test]
+fn the_core_knows_no_socket_and_no_scsi_command() {
+    assert_never_says("vmfs-core/src", &["std::net", "TcpStream", "scsi::", "iscsi::"]);
+    for above in ["lockd", "vmfs-fuse", "vmfs-mkfs"] {
+        assert!(!dependencies("luns").iter().any(|d| d == above), "luns depends on {above}");
+    }
+}
+
+#[test]
+fn every_program_opens_its_luns_in_one_place() {
+    for name in ["vmfs-fuse", "lockd"] {
+        assert_never_says(&format!("{name}/src"), &["lun::open_lun", "OpenLun, open_lun"]);
+    }
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Promises of the iSCSI target, by initiators that others have written (libiscsi) and by raw connections.
 
+#[path = "iscsi/volumes.rs"]
+mod volumes;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -87,9 +90,15 @@ fn launch(folder: &TempDir, options: &str, portals: &[String]) -> (Child, Vec<St
 
 /// Starts a daemon and gives the addresses where it listens.
 fn launch_with(folder: &TempDir, arguments: &[String]) -> (Child, Vec<String>) {
+    launch_at(folder, arguments, |command| command)
+}
+
+/// The same; `place` says where the command runs.
+fn launch_at(folder: &TempDir, arguments: &[String], place: impl FnOnce(Command) -> Command) -> (Child, Vec<String>) {
     let control = folder.path().join("control");
     let mut command = Command::new(program("iscsi-target"));
     command.arg("serve").arg("--control").arg(&control).arg("--state-dir").arg(folder.path()).args(arguments);
+    let mut command = place(command);
     let log = fs::File::create(folder.path().join("log")).unwrap();
     let daemon = command.stderr(log).spawn().expect("iscsi-target starts");
     let ask = || {

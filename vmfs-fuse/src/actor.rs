@@ -18,7 +18,7 @@ use tokio::task::{JoinSet, LocalSet};
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::gate::GatePage;
 use vmfs_core::keeper::{Embedded, SlotKeeper};
-use vmfs_core::lun::{DeviceFinder, Lun, OpenLun, open_lun};
+use vmfs_core::lun::{DeviceFinder, Lun, OpenLun};
 use vmfs_core::real_env::RealEnv;
 use vmfs_core::volume::{MountOptions, Volume};
 
@@ -147,7 +147,7 @@ pub struct Luns {
 }
 
 async fn mount(luns: Luns, options: MountOptions, gate: GatePage, lockd: Option<Link>) -> Result<Volume, FsError> {
-    let members = open_luns(&luns.members, &options)?;
+    let members = open_luns(&luns.members, &options).await?;
     let keeper: Rc<dyn SlotKeeper> = match lockd {
         Some(link) => Rc::new(link),
         None => Rc::new(Embedded),
@@ -166,7 +166,7 @@ async fn await_missing(volume: &Volume, paths: &[String], how: OpenLun) {
     while !volume.missing().is_empty() {
         tokio::time::sleep(LOOK_FOR_MISSING).await;
         for path in paths {
-            let Ok(lun) = open_lun(path, how) else { continue };
+            let Ok(lun) = luns::open_lun_aside(path, how).await else { continue };
             if volume.luns().iter().any(|known| known.name == lun.name()) {
                 continue;
             }
@@ -179,12 +179,12 @@ async fn await_missing(volume: &Volume, paths: &[String], how: OpenLun) {
 }
 
 /// Opens the LUNs. A degraded mount goes without those that cannot be opened.
-fn open_luns(paths: &[String], options: &MountOptions) -> Result<Vec<Rc<dyn Lun>>, FsError> {
+async fn open_luns(paths: &[String], options: &MountOptions) -> Result<Vec<Rc<dyn Lun>>, FsError> {
     let how = open_how(options);
     let mut luns = Vec::with_capacity(paths.len());
     let mut absent = None;
     for path in paths {
-        match open_lun(path, how) {
+        match luns::open_lun_aside(path, how).await {
             Ok(lun) => luns.push(lun),
             Err(error) if options.degraded => {
                 tracing::warn!("mounted without a LUN: {error}");

@@ -9,7 +9,7 @@ use lockd::server::Refusal;
 use serde_json::{Value, json};
 use vmfs_core::disk::Progress;
 use vmfs_core::error::{FsError, FsErrorKind};
-use vmfs_core::lun::{OpenLun, open_lun};
+use vmfs_core::lun::OpenLun;
 use vmfs_core::units::FdId;
 use vmfs_core::volume::{LunInfo, Stayed, Volume};
 
@@ -20,7 +20,7 @@ use crate::state::State;
 /// `vmfs extent add` of one LUN.
 pub fn add(state: &Arc<State>, lun: String, force: bool, progress: &mut dyn FnMut(u64, u64)) -> Result<Value, Refusal> {
     long(state, progress, move |volume, teller| async move {
-        let opened = open_lun(&lun, OpenLun { read_only: false, refuse_busy_device: true })?;
+        let opened = luns::open_lun_aside(&lun, OpenLun { read_only: false, refuse_busy_device: true }).await?;
         let bytes = opened.bytes();
         let mut tell = |step: vmfs_core::mkfs::Progress| {
             teller.tell(Progress { done: step.done_bytes, total: step.total_bytes });

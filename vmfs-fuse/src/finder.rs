@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use vmfs_core::env::LocalFuture;
-use vmfs_core::lun::{Lun, OpenLun, open_lun};
+use vmfs_core::lun::{Lun, OpenLun};
 use vmfs_core::volume::{LunFinder, WantedLun};
 
 /// Looks in the places that were named, in those where the volume's LUNs lie, and under the path that the adding host recorded.
@@ -26,11 +26,16 @@ impl LunFinder for Places {
             let own: Vec<PathBuf> = wanted.present.iter().map(PathBuf::from).collect();
             let (watched, hint, bytes) = (self.watched.clone(), hint(wanted), wanted.bytes);
             let listed = tokio::task::spawn_blocking(move || list(&watched, &own, hint, bytes)).await;
-            let paths = listed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            let mut paths = listed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            // A URL that was named is a place too.
+            let urls = self.watched.iter().filter(|place| place.to_string_lossy().contains("://"));
+            paths.extend(
+                urls.filter(|url| !wanted.present.iter().any(|name| Path::new(name) == url.as_path())).cloned(),
+            );
             let how = OpenLun { read_only: self.read_only, refuse_busy_device: false };
             let mut luns = Vec::new();
             for path in paths {
-                match open_lun(&path.to_string_lossy(), how) {
+                match luns::open_lun_aside(&path.to_string_lossy(), how).await {
                     Ok(lun) => luns.push(lun),
                     Err(error) => tracing::debug!(%error, "no candidate"),
                 }

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use vmfs_core::error::FsErrorKind;
-use vmfs_core::lun::{OpenLun, open_lun};
+use vmfs_core::lun::OpenLun;
 
 use crate::finder::{expand, identity};
 use crate::state::State;
@@ -140,7 +140,7 @@ fn is_blank(path: &Path) -> std::io::Result<bool> {
 fn add(state: &Arc<State>, path: &Path) {
     let name = path.to_string_lossy().into_owned();
     let added = state.actor.ask(move |volume| async move {
-        let lun = open_lun(&name, OpenLun { read_only: false, refuse_busy_device: true })?;
+        let lun = luns::open_lun_aside(&name, OpenLun { read_only: false, refuse_busy_device: true }).await?;
         volume.add_extent(lun, false, &mut |_| ()).await
     });
     match added {

@@ -3,6 +3,7 @@
 //! Must not know: how the facts are found.
 
 use serde_json::{Value, json};
+use vmfs_core::lun::Reservation;
 use vmfs_core::volume::{
     Affected, BrokenLock, HostStatus, LunStatus, MissingLun, ScrubReport, Takeover, VolumeStatus, WhyLocked,
 };
@@ -72,8 +73,24 @@ fn lun(lun: &LunStatus) -> Value {
         "lease_left_ms": lun.lease_left_ms,
         "error": lun.error,
         "lost": lun.lost,
+        "reservation": lun.reservation.as_ref().map(reservation),
         "hosts": lun.hosts.iter().map(host).collect::<Vec<_>>(),
     })
+}
+
+fn reservation(seen: &Reservation) -> Value {
+    json!({
+        "type": seen.kind,
+        "keeps_out": seen.keeps_out(),
+        "own_key": key(seen.own),
+        "keys": seen.keys.iter().map(|registered| key(*registered)).collect::<Vec<_>>(),
+        "persists": seen.persists,
+    })
+}
+
+/// As text: a number of JSON need not keep 64 bits.
+fn key(key: u64) -> Option<String> {
+    (key != 0).then(|| format!("{key:#018x}"))
 }
 
 fn takeover(takeover: &Takeover) -> Value {
@@ -129,6 +146,8 @@ fn host(host: &HostStatus) -> Value {
         "beat_age_ms": host.beat_age_ms,
         "live_since_s": host.live_since_s,
         "fence_grade": format!("{:?}", host.fence_grade),
+        "reservation_key": key(host.reservation_key),
+        "registered_paths": host.registered_paths,
         "lease_ms": host.lease.lease_ms,
         "own": host.own,
         "former_self": host.former_self,

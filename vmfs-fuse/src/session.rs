@@ -117,7 +117,9 @@ fn keeper(mount: &Mount, gate: &Arc<SharedGateMemory>) -> Result<Option<Link>, S
 
 /// Watched places as they are meant where the command is typed: a daemon works elsewhere.
 fn absolute(places: &[PathBuf]) -> Vec<PathBuf> {
-    places.iter().map(|place| std::path::absolute(place).unwrap_or_else(|_| place.clone())).collect()
+    let is_url = |place: &Path| place.to_string_lossy().contains("://");
+    let absolute = |place: &PathBuf| if is_url(place) { None } else { std::path::absolute(place).ok() };
+    places.iter().map(|place| absolute(place).unwrap_or_else(|| place.clone())).collect()
 }
 
 /// Closes what is open and unmounts the volume. When this host was fenced there is nothing to close, and nobody to wait for.

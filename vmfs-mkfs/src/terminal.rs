@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vmfs_core::error::{FsError, FsErrorKind};
-use vmfs_core::lun::{Lun, OpenLun, open_lun};
+use vmfs_core::lun::{Lun, OpenLun};
 
 /// Exit status of a command that was refused or failed.
 pub const FAILED: u8 = 1;
@@ -48,7 +48,7 @@ pub fn open_luns(paths: &[String], how: OpenLun) -> Result<Vec<Rc<dyn Lun>>, FsE
             return Err(FsError::refused(FsErrorKind::Invalid, message));
         }
     }
-    paths.iter().map(|path| open_lun(path, how)).collect()
+    paths.iter().map(|path| luns::open_lun(path, how)).collect()
 }
 
 /// A bar for work counted in bytes, or in things.

@@ -13,7 +13,7 @@ use vmfs_core::format::CellContext;
 use vmfs_core::format::header::{LeaseTimes, LockMode, LunHeader};
 use vmfs_core::format::layout;
 use vmfs_core::keeper::{Joining, adopt_joined};
-use vmfs_core::lun::{Fencing, Lun, OpenLun, open_lun};
+use vmfs_core::lun::{Fencing, Lun, OpenLun};
 use vmfs_core::real_env::RealEnv;
 use vmfs_core::slot::{self, HostIdentity, OwnSlot};
 use vmfs_core::units::{CellSize, LunIndex, SlotId, SlotRef};
@@ -66,7 +66,7 @@ async fn open(mount: &MountIdentity, place: &LunPlace) -> Result<(CellIo, Rc<dyn
     if !place.path.contains("://") {
         answers(&place.path).await?;
     }
-    let lun = open_lun(&place.path, OpenLun::default())?;
+    let lun = luns::open_lun_aside(&place.path, OpenLun::default()).await?;
     let env: Rc<dyn Env> = Rc::new(RealEnv);
     let io = CellIo::new(CellContext { volume: mount.volume.0, cell_size }, env);
     let cell = io.read(&lun, layout::header_cell(index)).await?;

@@ -96,6 +96,12 @@ pub trait Lun {
         Box::pin(std::future::ready(self.data().hold_drain_byte(owner.slot)))
     }
 
+    /// Shuts out everybody who has marked paths to this LUN: it is going to be formatted, and what they hold there ends. The default has
+    /// nobody to shut out.
+    fn evict(&self) -> LocalFuture<'_, Result<(), LunError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Takes the mark off: the slot was left, nothing is in flight, nothing follows. The default has nothing that would stay behind.
     fn unmark_paths(&self) -> LocalFuture<'_, ()> {
         Box::pin(std::future::ready(()))

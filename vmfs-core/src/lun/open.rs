@@ -47,13 +47,14 @@ const NETWORK_FILE_SYSTEMS: &[(u32, &str)] = &[
     (0x786f_4256, "VirtualBox shared folder"),
 ];
 
-/// Opens the LUN that `path_or_url` names: an image file, a block device, or `iscsi://...` (refused by this version).
+/// Opens the LUN that `path_or_url` names: an image file or a block device, shared by the processes of this machine. URLs are for whoever
+/// has sockets.
 pub fn open_lun(path_or_url: &str, how: OpenLun) -> Result<Rc<dyn Lun>, FsError> {
     if path_or_url.starts_with("iscsi://") {
         return Err(refuse(
             FsErrorKind::Unsupported,
             path_or_url,
-            "iSCSI URLs are not in this version; use an image file",
+            "an iSCSI unit can be a LUN of a volume, but not this; use an image file or a block device",
         ));
     }
     if let Some((scheme, _)) = path_or_url.split_once("://") {

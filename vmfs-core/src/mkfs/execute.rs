@@ -75,6 +75,7 @@ pub async fn execute(
         Making { env, plan, context: plan.context(), progress, done: Progress { done_bytes: 0, total_bytes } };
     let each = || luns.iter().zip(&plan.luns);
     for (lun, _) in each() {
+        lun.evict().await?;
         making.write(lun, HEADER_OFFSET, AlignedBuf::zeroed(HEADER_AREA)).await?;
     }
     for (lun, planned) in each() {
@@ -112,6 +113,7 @@ pub(super) async fn execute_member(
     let total_bytes = bytes_of(plan, planned);
     let mut making =
         Making { env, plan, context: plan.context(), progress, done: Progress { done_bytes: 0, total_bytes } };
+    lun.evict().await?;
     making.write(lun, HEADER_OFFSET, AlignedBuf::zeroed(HEADER_AREA)).await?;
     making.write_slots(lun, planned).await?;
     making.write_block_table(lun, planned).await?;

@@ -138,6 +138,10 @@ impl Lun for UndoLun {
         self.inner.mark_paths(owner)
     }
 
+    fn evict(&self) -> LocalFuture<'_, Result<(), LunError>> {
+        self.inner.evict()
+    }
+
     fn unmark_paths(&self) -> LocalFuture<'_, ()> {
         self.inner.unmark_paths()
     }

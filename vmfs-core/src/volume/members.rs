@@ -129,6 +129,11 @@ pub(super) async fn header_copy(lun: &Rc<dyn Lun>) -> Option<(CellContext, LunHe
     header_at(lun, HEADER_COPY_OFFSET).await.ok()?.ok()
 }
 
+/// How the volume whose header is in these bytes, the first of that place of a LUN, does compare-and-write; `None`: they are no header.
+pub fn lock_mode_of(head: &[u8]) -> Option<LockMode> {
+    decode_header(HEADER_OFFSET, head).ok().map(|(_, header)| header.lock_mode)
+}
+
 async fn header_at(lun: &Rc<dyn Lun>, offset: u64) -> Result<Result<(CellContext, LunHeader), FormatError>, FsError> {
     let bytes = lun.read(offset, FIXED_STRIDE as usize).await?;
     Ok(decode_header(offset, &bytes))

@@ -30,6 +30,7 @@ mod types;
 pub(crate) mod words;
 
 pub use dump::DumpTarget;
+pub use members::lock_mode_of;
 pub use membership::{LunFinder, WantedLun};
 pub use scrub::{ScrubFinding, ScrubOptions, ScrubReport};
 pub use types::{

@@ -9,7 +9,7 @@ use super::{Inner, explain};
 use crate::context::Member;
 use crate::error::FsError;
 use crate::format::dirent::{MAX_NAME, ObjectRef};
-use crate::format::heartbeat::{Heartbeat, SlotState};
+use crate::format::heartbeat::{FenceGrade, Heartbeat, SlotState};
 use crate::format::root_cell::{HoldMode, Holder};
 use crate::object::HolderInfo;
 use crate::slot;
@@ -51,6 +51,11 @@ fn lun_info(member: &Member) -> LunInfo {
 fn host_status(inner: &Inner, lun: LunIndex, slot: SlotId, heartbeat: Heartbeat) -> HostStatus {
     let beat_age = inner.context.beat_age(lun, slot, &heartbeat);
     let own = heartbeat.incarnation == inner.info.incarnation && inner.info.incarnation != 0;
+    let seen = inner.context.member(lun).ok().and_then(|member| member.lun.reservation());
+    let is_its = |key: &&u64| heartbeat.reservation_key != 0 && **key == heartbeat.reservation_key;
+    let registered_paths = seen.as_ref().map_or(0, |seen| seen.keys.iter().filter(is_its).count() as u32);
+    let can_be_shut_out =
+        heartbeat.state == SlotState::Live && registered_paths > 0 && seen.is_some_and(|seen| seen.keeps_out());
     HostStatus {
         slot: SlotRef { slot, generation: heartbeat.generation },
         state: heartbeat.state,
@@ -60,7 +65,9 @@ fn host_status(inner: &Inner, lun: LunIndex, slot: SlotId, heartbeat: Heartbeat)
         beat: heartbeat.beat,
         beat_age_ms: beat_age.as_millis() as u64,
         live_since_s: heartbeat.live_since_s,
-        fence_grade: heartbeat.fence_grade,
+        fence_grade: if can_be_shut_out { FenceGrade::A } else { heartbeat.fence_grade },
+        reservation_key: heartbeat.reservation_key,
+        registered_paths,
         lease: heartbeat.lease,
         own,
         former_self: heartbeat.host == inner.host.host && !own,
@@ -157,6 +164,7 @@ async fn lun_status(inner: &Inner, member: &Rc<Member>, warnings: &mut Vec<Strin
         lease_left_ms,
         error: None,
         lost: inner.context.is_lost(member.index),
+        reservation: member.lun.reservation(),
     };
     let slots = match slot::read_slots(&inner.context.io, &member.lun, member.index).await {
         Ok(slots) => slots,

@@ -8,6 +8,7 @@ use crate::format::dirent::ObjectRef;
 use crate::format::header::{LeaseTimes, LockMode, MemberState};
 use crate::format::heartbeat::{FenceGrade, SlotState};
 use crate::format::root_cell::{HoldMode, LunSet, ObjectFlags, ObjectType};
+use crate::lun::Reservation;
 use crate::slot::HostIdentity;
 use crate::units::{BlockSize, CellSize, FdId, LunIndex, SlotId, SlotRef, Uuid};
 
@@ -350,8 +351,12 @@ pub struct HostStatus {
     pub beat_age_ms: u64,
     /// Seconds since 1970 at the join, by the owner's clock.
     pub live_since_s: u64,
-    /// Fence grade on that LUN.
+    /// Fence grade on that LUN: of one that lives, how surely it would be kept out; of one that is gone, how surely it is.
     pub fence_grade: FenceGrade,
+    /// Key under which its paths are registered with the LUN's reservation; 0: it has none.
+    pub reservation_key: u64,
+    /// Paths that are registered under that key, as this mount last saw.
+    pub registered_paths: u32,
     /// The owner's lease parameters.
     pub lease: LeaseTimes,
     /// It is this mount.
@@ -403,6 +408,8 @@ pub struct LunStatus {
     pub error: Option<String>,
     /// It has answered nothing for so long that it is taken for lost.
     pub lost: bool,
+    /// Its persistent reservation as it was last seen; `None`: it has none, or this mount does not look.
+    pub reservation: Option<Reservation>,
 }
 
 /// State of the volume, as `vmfs status` tells it.

@@ -7,6 +7,7 @@ mod dump;
 mod extent;
 mod lock;
 mod mounted;
+mod probe;
 mod rdm;
 mod report;
 mod scrub;
@@ -27,6 +28,7 @@ Examples:
   vmfs status --json /mnt/ds1
   vmfs extent add /dev/sdc /mnt/ds1
   vmfs scrub /mnt/ds1
+  vmfs probe-lun /dev/sdc
   vmfs dump --lun /dev/sdb header
   vmfs COMMAND --help                     shows an example for each command
 
@@ -55,6 +57,8 @@ enum Command {
     /// Locks: break one whose holder is gone
     #[command(subcommand)]
     Lock(lock::LockCommand),
+    /// What a LUN can do for a volume that hosts share
+    ProbeLun(probe::ProbeArguments),
     /// Look through a mounted volume for damage, while hosts work on it
     Scrub(scrub::ScrubArguments),
     /// Structures in words: of a file, or of cells of a LUN
@@ -112,6 +116,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(false) => return ExitCode::from(FAILED),
             Err(error) => Err(error),
         },
+        Command::ProbeLun(arguments) => probe::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Heartbeat(status::HeartbeatCommand::List(arguments)) => status::heartbeats(&arguments),
         Command::Extent(command) => extent::run(&command),

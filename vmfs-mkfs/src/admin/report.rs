@@ -22,6 +22,8 @@ pub(super) struct Host {
     pub beat_age_ms: u64,
     pub live_since_s: u64,
     pub fence_grade: String,
+    pub reservation_key: Option<String>,
+    pub registered_paths: u32,
     pub lease_ms: u32,
     pub own: bool,
     pub former_self: bool,
@@ -42,7 +44,20 @@ pub(super) struct Lun {
     pub lease_left_ms: u64,
     pub error: Option<String>,
     pub lost: bool,
+    pub reservation: Option<Reservation>,
     pub hosts: Vec<Host>,
+}
+
+/// A LUN's persistent reservation.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Reservation {
+    #[serde(rename = "type")]
+    pub kind: Option<u8>,
+    pub keeps_out: bool,
+    pub own_key: Option<String>,
+    pub keys: Vec<String>,
+    pub persists: bool,
 }
 
 /// A member that is not there.
@@ -170,9 +185,26 @@ impl From<&LunStatus> for Lun {
             lease_left_ms: lun.lease_left_ms,
             error: lun.error.clone(),
             lost: lun.lost,
+            reservation: lun.reservation.as_ref().map(Reservation::from),
             hosts: lun.hosts.iter().map(Host::from).collect(),
         }
     }
+}
+
+impl From<&vmfs_core::lun::Reservation> for Reservation {
+    fn from(seen: &vmfs_core::lun::Reservation) -> Reservation {
+        Reservation {
+            kind: seen.kind,
+            keeps_out: seen.keeps_out(),
+            own_key: shown_key(seen.own),
+            keys: seen.keys.iter().filter_map(|key| shown_key(*key)).collect(),
+            persists: seen.persists,
+        }
+    }
+}
+
+fn shown_key(key: u64) -> Option<String> {
+    (key != 0).then(|| format!("{key:#018x}"))
 }
 
 impl From<&HostStatus> for Host {
@@ -187,6 +219,8 @@ impl From<&HostStatus> for Host {
             beat_age_ms: host.beat_age_ms,
             live_since_s: host.live_since_s,
             fence_grade: format!("{:?}", host.fence_grade),
+            reservation_key: shown_key(host.reservation_key),
+            registered_paths: host.registered_paths,
             lease_ms: host.lease.lease_ms,
             own: host.own,
             former_self: host.former_self,
@@ -284,6 +318,17 @@ impl Lun {
             ),
         };
         say(format!("lun{:<5} {}: {space}", self.index, self.name));
+        if let Some(seen) = &self.reservation {
+            let what = match seen.kind {
+                Some(7) => "write exclusive for all registrants".to_owned(),
+                Some(5) => "write exclusive for registrants".to_owned(),
+                Some(kind) => format!("type {kind}"),
+                None => "none".to_owned(),
+            };
+            let lasting = if seen.persists { "kept over a loss of power" } else { "NOT kept over a loss of power" };
+            let grade = if seen.keeps_out { "fence grade A" } else { "fence grade C" };
+            say(format!("  reservation: {what}, {} paths registered, {lasting}: {grade}", seen.keys.len()));
+        }
     }
 }
 
@@ -296,8 +341,11 @@ impl Host {
             (_, true) => ", an earlier mount of this host that did not leave",
             _ => "",
         };
+        let registered =
+            self.reservation_key.as_ref().map(|key| format!(", key {key} on {} paths", self.registered_paths));
+        let registered = registered.unwrap_or_default();
         say(format!(
-            "{indent}{:<12} {:<8} {name}{whose}: beat {} seen for {}.{} s, lease {} s, fence grade {}",
+            "{indent}{:<12} {:<8} {name}{whose}: beat {} seen for {}.{} s, lease {} s, fence grade {}{registered}",
             self.slot,
             self.state,
             self.beat,
