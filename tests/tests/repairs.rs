@@ -1,5 +1,7 @@
 //! Volumes that were left by killed mounts, damaged or copied: the commands that bring them back.
 
+#[path = "repairs/copies.rs"]
+mod copies;
 #[path = "repairs/lost_luns.rs"]
 mod lost_luns;
 #[path = "repairs/scrub.rs"]

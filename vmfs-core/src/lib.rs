@@ -31,6 +31,7 @@ pub mod rdm;
 pub mod real_env;
 pub mod recover;
 pub mod repair;
+pub mod resignature;
 pub mod sabotage;
 #[cfg(feature = "sim")]
 pub mod sim;

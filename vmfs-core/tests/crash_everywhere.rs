@@ -4,6 +4,7 @@
 //! A sequence dies in its last operation only: deaths in the ones before are those of the shorter sequences. `VMFS_TEST_EVERY_CRASH=1`
 //! runs all of them; else a sample, `VMFS_TEST_SCALE` times as large.
 
+mod copies;
 mod crash_support;
 mod names_support;
 mod scale;

@@ -115,13 +115,13 @@ fn lun_header() -> impl Strategy<Value = (CellSize, LunHeader)> {
     (
         (cell_size(), block_size(), uuid(), lun(), member_state(), stored(1..=2, LockMode::from_stored)),
         (64u64 << 20..64 << 40, any::<u16>(), lease(), any::<u64>(), any::<u64>(), fd(), any::<[u64; 3]>()),
-        ("\\PC{0,16}", identity(), 0u64..1 << 40, slot_ref()),
+        ("\\PC{0,16}", identity(), 0u64..1 << 40, slot_ref(), uuid()),
     )
         .prop_map(
             |(
                 (cell, block_size, lun_uuid, lun_index, state, lock_mode),
                 numbers,
-                (label, identity, grown, growing),
+                (label, identity, grown, growing, volume),
             )| {
                 let (bytes, member_count, lease, volume_generation, created_s, root, features) = numbers;
                 let bytes = bytes - bytes % 4096;
@@ -148,6 +148,7 @@ fn lun_header() -> impl Strategy<Value = (CellSize, LunHeader)> {
                     identity,
                     segments: [Some(first), second].into_iter().flatten().collect(),
                     growing,
+                    volume: Some(volume).filter(|volume| *volume != Uuid::default()),
                 };
                 (cell, header)
             },

@@ -153,7 +153,7 @@ fn every_cell_kind_has_its_number() {
 #[test]
 fn the_lun_header_has_its_fields_where_the_text_says() {
     let image = typed(
-        392,
+        408,
         "
         00: 20 21 22 23 24 25 26 27 28 29 2a 2b 2c 2d 2e 2f
         10: 03 02 14 01 02 03 04 00
@@ -178,7 +178,8 @@ fn the_lun_header_has_its_fields_where_the_text_says() {
         108: 32 00 00 00 00 00 00 00
         110: 00 00 90 06 00 00 00 00
         118: 00 00 a0 06 00 00 00 00
-        180: 07 00 00 00 00 03 00 00",
+        180: 07 00 00 00 00 03 00 00
+        188: 40 41 42 43 44 45 46 47 48 49 4a 4b 4c 4d 4e 4f",
     );
     let header = LunHeader {
         lun_uuid: counted_uuid(0x20),
@@ -202,6 +203,7 @@ fn the_lun_header_has_its_fields_where_the_text_says() {
             Segment { first_block: 100, block_count: 50, table_offset: 105 << 20, data_offset: 106 << 20 },
         ],
         growing: SlotRef { slot: SlotId(3), generation: Generation(7) },
+        volume: Some(counted_uuid(0x40)),
     };
     for cell in BOTH {
         assert_eq!(LunHeader::decode(cell, &image).unwrap(), header);

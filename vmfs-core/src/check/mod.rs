@@ -56,7 +56,7 @@ pub(crate) async fn check_for_repair(
     let reference = probe::reference_of(&probed);
     let context = probed[0].context;
     let header = &probed.iter().find(|member| member.header.lun_index == reference).expect("it is one of them").header;
-    let report = Report { volume: context.volume, label: header.label.clone(), ..Report::default() };
+    let report = Report { volume: header.volume_of(context.volume), label: header.label.clone(), ..Report::default() };
     let root = header.root;
     let by_index: BTreeMap<_, _> = probed.iter().map(|m| (m.header.lun_index, m.lun.clone())).collect();
     let mut checker = Checker::new(Reader::new(context, by_index), observer, root, report);
@@ -94,7 +94,7 @@ pub(crate) async fn check_for_repair(
 /// The hosts that use a volume, in words: those whose heartbeat goes on while it is watched. At once when no slot is taken, else it
 /// takes some seconds. LUNs without a readable header are passed over: [`check`] tells them.
 pub async fn hosts_in_use(env: &Rc<dyn Env>, luns: &[Rc<dyn Lun>]) -> Result<Vec<String>, FsError> {
-    let members = probe::probe_all(luns, &mut Vec::new()).await?;
+    let members = probe::probe_copies(luns, &mut Vec::new()).await?;
     let each = members.iter().map(async |member| {
         let io = CellIo::new(member.context, env.clone());
         slot::hosts_in_use(&io, &member.lun, member.header.lun_index).await

@@ -8,11 +8,11 @@ use super::finding::{Finding, Severity, Structure};
 use super::state::expect_plain;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::cell::probe;
-use crate::format::header::{BEING_REPAIRED, LunHeader, MemberState};
+use crate::format::header::{BEING_REPAIRED, BEING_RESIGNATURED, LunHeader, MemberState, OWN_VOLUME};
 use crate::format::layout::{FIXED_STRIDE, HEADER_COPY_OFFSET, HEADER_OFFSET, LunLayout, TABLE_OFFSET};
 use crate::format::{Cell, CellContext, CellKind, FormatError};
 use crate::lun::Lun;
-use crate::units::{CellAddress, LunIndex};
+use crate::units::{CellAddress, LunIndex, Uuid};
 
 /// A LUN with a header that can be believed.
 pub(crate) struct Probed {
@@ -22,6 +22,11 @@ pub(crate) struct Probed {
 }
 
 impl Probed {
+    /// UUID of the volume that it belongs to.
+    pub fn volume(&self) -> Uuid {
+        self.header.volume_of(self.context.volume)
+    }
+
     pub fn layout(&self) -> LunLayout {
         LunLayout {
             lun: self.header.lun_index,
@@ -36,8 +41,32 @@ fn invalid(message: String) -> FsError {
     FsError::refused(FsErrorKind::Invalid, message)
 }
 
-/// Reads all headers. LUNs whose header and copy are both damaged are left out, with a finding.
+/// Reads all headers. LUNs whose header and copy are both damaged are left out, with a finding. Refused: LUNs of several volumes, or of a
+/// copy that is half a volume of its own.
 pub(crate) async fn probe_all(luns: &[Rc<dyn Lun>], findings: &mut Vec<Finding>) -> Result<Vec<Probed>, FsError> {
+    let members = probe_copies(luns, findings).await?;
+    for member in &members {
+        let (name, first) = (member.lun.name(), &members[0]);
+        if member.header.incompatible & BEING_RESIGNATURED != 0 {
+            return Err(invalid(format!(
+                "{name} is being made part of a volume of its own, and that was cut off; end it with vmfs resignature first, with all \
+                 LUNs of the copy"
+            )));
+        }
+        if member.volume() != first.volume() {
+            return Err(invalid(format!(
+                "{name} is of volume {}, {} of volume {}; give the LUNs of one volume",
+                member.volume(),
+                first.lun.name(),
+                first.volume()
+            )));
+        }
+    }
+    Ok(members)
+}
+
+/// As [`probe_all`], of LUNs that carry the cells of one volume, whatever volume they belong to by now.
+pub(crate) async fn probe_copies(luns: &[Rc<dyn Lun>], findings: &mut Vec<Finding>) -> Result<Vec<Probed>, FsError> {
     let mut members: Vec<Probed> = Vec::with_capacity(luns.len());
     for lun in luns {
         let Some(probed) = probe_one(lun, findings).await? else { continue };
@@ -50,7 +79,7 @@ pub(crate) async fn probe_all(luns: &[Rc<dyn Lun>], findings: &mut Vec<Finding>)
                 )));
             }
             if other.context.volume != probed.context.volume {
-                let volumes = (other.context.volume, probed.context.volume);
+                let volumes = (other.volume(), probed.volume());
                 return Err(invalid(format!(
                     "{} is of volume {}, {} of volume {}; give the LUNs of one volume",
                     name.0, volumes.0, name.1, volumes.1
@@ -174,7 +203,7 @@ fn check_header(member: &Probed, reference: &LunHeader, findings: &mut Vec<Findi
     if !matches!(header.state, MemberState::Active | MemberState::Draining | MemberState::Joining) {
         wrong(Structure::Header, "state", format!("{:?}", header.state), "active".to_owned());
     }
-    if header.incompatible & !BEING_REPAIRED != 0 {
+    if header.incompatible & !(BEING_REPAIRED | BEING_RESIGNATURED | OWN_VOLUME) != 0 {
         wrong(
             Structure::Header,
             "incompatible",

@@ -165,9 +165,10 @@ struct RawLunHeader {
     identity: RawIdentity,
     segments: [RawSegment; MAX_SEGMENTS],
     growing: U64,
+    volume: [u8; 16],
 }
 
-const _: () = assert!(size_of::<RawLunHeader>() == 392);
+const _: () = assert!(size_of::<RawLunHeader>() == 408);
 const _: () = assert!(size_of::<RawLunHeader>() <= CellSize::B512.payload());
 
 /// Longest label, in bytes of UTF-8.
@@ -175,6 +176,11 @@ pub const MAX_LABEL: usize = 64;
 
 /// Bit of `incompatible`: fsck.vmfs repairs the volume, or was cut off while it did. No mount.
 pub const BEING_REPAIRED: u64 = 1;
+/// Bit of `incompatible`: the volume's UUID is the one in the header and not the one in the cells: it was made of a copy of the volume
+/// that has that one.
+pub const OWN_VOLUME: u64 = 2;
+/// Bit of `incompatible`: a copy is being made a volume of its own, or that was cut off. No mount, neither as the old nor as the new one.
+pub const BEING_RESIGNATURED: u64 = 4;
 
 /// The decoded payload of a header cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,6 +221,8 @@ pub struct LunHeader {
     pub segments: Vec<Segment>,
     /// Who writes the table of the next segment; nobody: the LUN is not being grown.
     pub growing: SlotRef,
+    /// UUID of the volume, when it is not the one in the cells ([`OWN_VOLUME`]).
+    pub volume: Option<Uuid>,
 }
 
 impl LunHeader {
@@ -260,9 +268,15 @@ impl LunHeader {
                 })
                 .collect(),
             growing: value(SlotRef::unpack(raw.growing.get()), NAME, "growing", raw.growing.get())?,
+            volume: Some(Uuid(raw.volume)).filter(|volume| *volume != Uuid::default()),
         };
         header.check_geometry(cell)?;
         Ok(header)
+    }
+
+    /// UUID of the volume whose cells have `cells`.
+    pub fn volume_of(&self, cells: Uuid) -> Uuid {
+        self.volume.unwrap_or(cells)
     }
 
     /// Segments follow one another in block numbers, tables and blocks lie in order within the LUN.
@@ -338,6 +352,7 @@ impl LunHeader {
             identity: RawIdentity::encode(&self.identity),
             segments,
             growing: self.growing.pack().into(),
+            volume: self.volume.unwrap_or_default().0,
         };
         raw.as_bytes().to_vec()
     }

@@ -368,6 +368,7 @@ impl Making<'_> {
             identity: planned.identity.clone(),
             segments: planned.layout.segments.clone(),
             growing: SlotRef::NOBODY,
+            volume: None,
         }
     }
 

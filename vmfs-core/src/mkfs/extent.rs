@@ -15,11 +15,11 @@ use crate::units::{CellSize, LunIndex, SlotRef, Uuid};
 
 /// What a LUN becomes.
 pub struct NewExtent<'a> {
-    /// Volume UUID.
+    /// UUID in the volume's cells.
     pub volume: Uuid,
     /// Cell size of the volume.
     pub cell_size: CellSize,
-    /// The header of a member: lease, lock mode, label and root directory are the volume's.
+    /// The header of a member: volume UUID, lease, lock mode, label and root directory are the volume's.
     pub like: &'a LunHeader,
     /// Index that is reserved for it.
     pub index: LunIndex,

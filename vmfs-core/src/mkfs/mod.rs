@@ -297,10 +297,11 @@ async fn inspect_volume(
     bytes: &[u8],
 ) -> Result<Option<String>, FsError> {
     let at = CellAddress { lun: index, offset };
-    let label = Cell::decode(&context, at, &bytes[..context.cell_size.bytes()])
-        .and_then(|cell| LunHeader::decode(context.cell_size, cell.payload()))
-        .map_or_else(|_| "damaged".to_owned(), |header| format!("label {:?}", header.label));
-    let what = format!("{index} of the VMFS volume {} ({label})", context.volume);
+    let header = Cell::decode(&context, at, &bytes[..context.cell_size.bytes()])
+        .and_then(|cell| LunHeader::decode(context.cell_size, cell.payload()));
+    let volume = header.as_ref().map_or(context.volume, |header| header.volume_of(context.volume));
+    let label = header.map_or_else(|_| "damaged".to_owned(), |header| format!("label {:?}", header.label));
+    let what = format!("{index} of the VMFS volume {volume} ({label})");
     let io = CellIo::new(context, env.clone());
     let users = slot::hosts_in_use(&io, lun, index).await?;
     if force {
@@ -323,7 +324,7 @@ fn names(users: &[(SlotId, crate::format::heartbeat::Heartbeat)]) -> String {
     users.iter().map(|(slot, h)| format!("{} ({slot})", h.host_name)).collect::<Vec<_>>().join(", ")
 }
 
-fn new_uuid(env: &Rc<dyn Env>) -> Uuid {
+pub(crate) fn new_uuid(env: &Rc<dyn Env>) -> Uuid {
     let mut bytes = [0; 16];
     env.random(&mut bytes);
     // RFC 9562, section 5.4: version 4, variant 10.

@@ -94,7 +94,7 @@ pub(super) async fn ground(env: &Rc<dyn Env>, luns: &[Rc<dyn Lun>]) -> Result<Gr
         let layout: LunLayout = probed.layout();
         (probed.header.lun_index, Member { lun: probed.lun, header: probed.header, layout, unfenced: None })
     };
-    Ok(Ground { io, members: probed.into_iter().map(member).collect() })
+    Ok(Ground { io, again: "repair again", members: probed.into_iter().map(member).collect() })
 }
 
 /// Changes the headers of all members, each before its copy.

@@ -1,4 +1,4 @@
-//! Owns: reading and changing single cells of a volume that no host uses.
+//! Owns: reading and changing single cells of a volume that no host uses (repair, resignature).
 //! Promises: a cell is changed from the very image that was read, also a damaged one; no image comes a second time (rule R2).
 //! Must not know: what is changed and why.
 
@@ -17,7 +17,7 @@ use crate::lun::{Compared, Lun};
 use crate::units::{BlockAddress, BlockNo, CellAddress, LunIndex, SlotRef, UnitAddress};
 
 /// One member LUN.
-pub(super) struct Member {
+pub(crate) struct Member {
     pub lun: Rc<dyn Lun>,
     pub header: LunHeader,
     pub layout: LunLayout,
@@ -26,8 +26,10 @@ pub(super) struct Member {
 }
 
 /// All members of the volume under repair.
-pub(super) struct Ground {
+pub(crate) struct Ground {
     pub io: CellIo,
+    /// What is to be done again when somebody else changed the volume meanwhile.
+    pub again: &'static str,
     pub members: BTreeMap<LunIndex, Member>,
 }
 
@@ -80,7 +82,7 @@ impl Ground {
         let new = Cell::encode(self.context(), header, &change.payload);
         match lun.compare_and_write(at.offset, &raw, new.image()).await? {
             Compared::Written => Ok(new),
-            Compared::Miscompare => Err(changed(&lun, at)),
+            Compared::Miscompare => Err(self.changed(&lun, at)),
         }
     }
 
@@ -89,9 +91,18 @@ impl Ground {
         let new = self.io.successor(cell, change, SlotRef::NOBODY);
         match self.io.cas(lun, cell, new).await? {
             CasOutcome::Applied(cell) => Ok(cell),
-            CasOutcome::Lost(_) | CasOutcome::Overtaken(_) => Err(changed(lun, cell.address())),
+            CasOutcome::Lost(_) | CasOutcome::Overtaken(_) => Err(self.changed(lun, cell.address())),
             CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => Err(error.into()),
         }
+    }
+
+    fn changed(&self, lun: &Rc<dyn Lun>, at: CellAddress) -> FsError {
+        let message = format!(
+            "cell {at} of {} was changed by somebody else: a host uses the volume; unmount it everywhere and {}",
+            lun.name(),
+            self.again
+        );
+        FsError::refused(FsErrorKind::Busy, message)
     }
 
     /// Changes the payload of a sound cell.
@@ -181,12 +192,4 @@ pub(super) async fn raw_cell(lun: &Rc<dyn Lun>, offset: u64, bytes: usize) -> Re
     let buf = lun.read(start, (end - start) as usize).await?;
     let skip = (offset - start) as usize;
     Ok(buf[skip..skip + bytes].to_vec())
-}
-
-fn changed(lun: &Rc<dyn Lun>, at: CellAddress) -> FsError {
-    let message = format!(
-        "cell {at} of {} was changed by somebody else: a host uses the volume; unmount it everywhere and repair again",
-        lun.name()
-    );
-    FsError::refused(FsErrorKind::Busy, message)
 }

@@ -3,6 +3,7 @@
 //! its owner is fenced, so one that only slept finds that it has lost. Must not know: what is repaired.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::rc::Rc;
 
 use super::fixed::change_headers;
@@ -19,10 +20,10 @@ use crate::slot;
 use crate::units::{LunIndex, SLOTS, SlotId, SlotRef};
 
 /// Who was in which slot, and how far its beat was.
-pub(super) type Seen = BTreeMap<(LunIndex, SlotId), (u64, u64)>;
+pub(crate) type Seen = BTreeMap<(LunIndex, SlotId), (u64, u64)>;
 
 /// The slots in which somebody is, or was when it died.
-pub(super) async fn taken_slots(ground: &Ground) -> Result<Seen, FsError> {
+pub(crate) async fn taken_slots(ground: &Ground) -> Result<Seen, FsError> {
     let mut seen = Seen::new();
     for (lun, member) in &ground.members {
         for (nth, slot) in slot::read_slots(&ground.io, &member.lun, *lun).await?.into_iter().enumerate() {
@@ -37,7 +38,7 @@ pub(super) async fn taken_slots(ground: &Ground) -> Result<Seen, FsError> {
 }
 
 /// Refuses while a host uses the volume.
-pub(super) async fn refuse_users(env: &Rc<dyn Env>, luns: &[Rc<dyn Lun>], what: &str) -> Result<(), FsError> {
+pub(crate) async fn refuse_users(env: &Rc<dyn Env>, luns: &[Rc<dyn Lun>], what: &str) -> Result<(), FsError> {
     let users = hosts_in_use(env, luns).await?;
     if users.is_empty() {
         return Ok(());
@@ -64,9 +65,24 @@ pub(super) async fn open(ground: &mut Ground) -> Result<(), FsError> {
     change_headers(ground, |header| header.incompatible &= !BEING_REPAIRED).await.map(|_| ())
 }
 
+/// A slot that was not left, claimed and fenced.
+pub(crate) struct Fenced {
+    pub lun: LunIndex,
+    pub slot: SlotId,
+    pub host_name: String,
+    pub fence_grade: FenceGrade,
+}
+
+impl fmt::Display for Fenced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Fenced { lun, slot, host_name, fence_grade } = self;
+        write!(f, "{slot} of {lun}: host {host_name:?} was gone, fence grade {fence_grade:?}")
+    }
+}
+
 /// Claims and fences every slot that was not left, from images that stood still for as long as a takeover needs. A process that is only
 /// stopped, with requests on their way, is a refusal.
-pub(super) async fn fence_all(ground: &mut Ground, incarnation: u64) -> Result<Vec<String>, FsError> {
+pub(crate) async fn fence_all(ground: &mut Ground, incarnation: u64) -> Result<Vec<Fenced>, FsError> {
     let mut left = Vec::new();
     for (lun, member) in &ground.members {
         for (nth, slot) in slot::read_slots(&ground.io, &member.lun, *lun).await?.into_iter().enumerate() {
@@ -98,7 +114,7 @@ pub(super) async fn fence_all(ground: &mut Ground, incarnation: u64) -> Result<V
             let member = ground.members.get_mut(&lun).expect("it is a key");
             member.unfenced = Some(SlotRef { slot: number, generation: found.generation });
         }
-        done.push(format!("{number} of {lun}: host {:?} was gone, fence grade {fence_grade:?}", found.host_name));
+        done.push(Fenced { lun, slot: number, host_name: found.host_name, fence_grade });
     }
     Ok(done)
 }
@@ -107,8 +123,8 @@ fn still_there(ground: &Ground, lun: LunIndex, number: SlotId, found: &Heartbeat
     let name = ground.member(lun)?.lun.name();
     let message = format!(
         "{number} of {name}: a process of host {:?} still has the LUN open for writing, though it renews nothing; end it (see \
-         fuser(1)), then repair again",
-        found.host_name
+         fuser(1)), then {}",
+        found.host_name, ground.again
     );
     Ok(FsError::refused(FsErrorKind::Busy, message))
 }

@@ -10,8 +10,8 @@
 
 mod bodies;
 mod fixed;
-mod ground;
-mod guard;
+pub(crate) mod ground;
+pub(crate) mod guard;
 mod mappings;
 mod names;
 mod objects;
@@ -162,7 +162,7 @@ pub async fn repair(
     let mut incarnation = [0; 8];
     env.random(&mut incarnation);
     match guard::fence_all(&mut ground, u64::from_le_bytes(incarnation).max(1)).await {
-        Ok(slots) => slots.into_iter().for_each(|slot| work.repaired(slot)),
+        Ok(slots) => slots.into_iter().for_each(|slot| work.repaired(slot.to_string())),
         Err(error) => {
             // Nothing but slots was changed yet, and a host can take those up.
             guard::open(&mut ground).await?;
@@ -333,7 +333,7 @@ pub async fn identities(luns: &[Rc<dyn Lun>]) -> Result<Vec<(Uuid, Uuid)>, FsErr
     let mut all = Vec::with_capacity(luns.len());
     for lun in luns {
         let probed = check::probe::probe_all(std::slice::from_ref(lun), &mut Vec::new()).await?;
-        all.push((probed[0].context.volume, probed[0].header.lun_uuid));
+        all.push((probed[0].volume(), probed[0].header.lun_uuid));
     }
     Ok(all)
 }

@@ -49,12 +49,14 @@ fn refuse<T>(kind: FsErrorKind, message: String) -> Result<T, FsError> {
 /// The LUN is of this volume, made like the others, and not there yet.
 fn check_belongs(inner: &Inner, probed: &Probed) -> Result<(), FsError> {
     let (name, info, header) = (probed.lun.name(), &inner.info, &probed.header);
-    if probed.context.volume != info.uuid {
+    if probed.context.volume != inner.context.io.context().volume || probed.volume() != info.uuid {
         return refuse(
             FsErrorKind::Invalid,
             format!(
                 "{name} belongs to volume {} (label {:?}), not to the mounted {}; check the path",
-                probed.context.volume, header.label, info.uuid
+                probed.volume(),
+                header.label,
+                info.uuid
             ),
         );
     }

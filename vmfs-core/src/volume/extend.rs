@@ -57,7 +57,7 @@ async fn left_unfinished(inner: &Inner, lun: &Rc<dyn Lun>, tables: &Tables) -> R
             None => return Ok(Found::Other),
         },
     };
-    if context.volume != inner.info.uuid {
+    if header.volume_of(context.volume) != inner.info.uuid {
         return Ok(Found::Other);
     }
     let listed = tables.merged.get(&header.lun_index).filter(|entry| entry.lun_uuid == header.lun_uuid);
@@ -92,7 +92,7 @@ async fn make(
         listed.retain(|other| other.index != entry.index && stage(other) != Stage::Reserved);
         listed.push(joining.clone());
         let new = NewExtent {
-            volume: inner.info.uuid,
+            volume: inner.context.io.context().volume,
             cell_size,
             like: &like,
             index: entry.index,

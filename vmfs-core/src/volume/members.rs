@@ -10,16 +10,16 @@ use super::membership::further;
 use crate::cas::CellIo;
 use crate::env::Env;
 use crate::error::{FsError, FsErrorKind};
-use crate::format::header::{BEING_REPAIRED, LockMode, LunHeader, MemberState};
+use crate::format::header::{BEING_REPAIRED, BEING_RESIGNATURED, LockMode, LunHeader, MemberState, OWN_VOLUME};
 use crate::format::layout::{FIXED_STRIDE, HEADER_COPY_OFFSET, HEADER_OFFSET, LunLayout, member_cell};
 use crate::format::member::Member;
 use crate::format::{Cell, CellContext, CellKind, FormatError, cell};
 use crate::lun::Lun;
-use crate::units::{CellAddress, LunIndex, MAX_MEMBERS};
+use crate::units::{CellAddress, LunIndex, MAX_MEMBERS, Uuid};
 use crate::volume::types::MissingLun;
 
 /// Features of `incompatible` that this code knows.
-const KNOWN_INCOMPATIBLE: u64 = 0;
+const KNOWN_INCOMPATIBLE: u64 = OWN_VOLUME;
 /// Features of `read_only_compatible` that this code knows.
 const KNOWN_READ_ONLY_COMPATIBLE: u64 = 0;
 
@@ -31,6 +31,11 @@ pub(super) struct Probed {
 }
 
 impl Probed {
+    /// UUID of the volume that it belongs to.
+    pub fn volume(&self) -> Uuid {
+        self.header.volume_of(self.context.volume)
+    }
+
     pub fn layout(&self) -> LunLayout {
         LunLayout {
             lun: self.header.lun_index,
@@ -171,10 +176,13 @@ fn check_against(before: &[Probed], probed: &Probed) -> Result<(), FsError> {
                 )
             });
         }
-        if other.context.volume != probed.context.volume {
+        if other.context.volume != probed.context.volume || other.volume() != probed.volume() {
             return refuse(format!(
                 "{name} belongs to volume {} (label {:?}), {other_name} to volume {} (label {:?}); give the LUNs of one volume",
-                probed.context.volume, header.label, other.context.volume, other.header.label
+                probed.volume(),
+                header.label,
+                other.volume(),
+                other.header.label
             ));
         }
         let differs = if other.header.lun_index == header.lun_index {
@@ -188,10 +196,7 @@ fn check_against(before: &[Probed], probed: &Probed) -> Result<(), FsError> {
         } else {
             continue;
         };
-        return refuse(format!(
-            "{name} and {other_name} of volume {} have {differs}; run fsck.vmfs",
-            probed.context.volume
-        ));
+        return refuse(format!("{name} and {other_name} of volume {} have {differs}; run fsck.vmfs", probed.volume()));
     }
     Ok(())
 }
@@ -257,6 +262,12 @@ fn check_features(name: &str, incompatible: u64) -> Result<(), FsError> {
             "{name} is being repaired by fsck.vmfs, or that was cut off; wait for its end, or run fsck.vmfs -p again"
         ));
     }
+    if incompatible & BEING_RESIGNATURED != 0 {
+        return refuse(format!(
+            "{name} is being made part of a volume of its own by vmfs resignature, or that was cut off; give the command again with \
+             all LUNs of the copy"
+        ));
+    }
     let unknown = incompatible & !KNOWN_INCOMPATIBLE;
     if unknown != 0 {
         return refuse(format!(
@@ -301,7 +312,7 @@ fn lock_mode_name(mode: LockMode) -> &'static str {
 }
 
 /// The member table as a LUN has it: the members that were ever used.
-pub(super) async fn member_table(io: &CellIo, on: &Rc<dyn Lun>, lun: LunIndex) -> Result<Vec<Member>, FsError> {
+pub(crate) async fn member_table(io: &CellIo, on: &Rc<dyn Lun>, lun: LunIndex) -> Result<Vec<Member>, FsError> {
     let first = member_cell(lun, LunIndex::new(1).expect("1 is a member index"));
     let mut table = Vec::new();
     for (nth, cell) in io.read_strided(on, first, FIXED_STRIDE, MAX_MEMBERS).await?.into_iter().enumerate() {
@@ -336,7 +347,7 @@ fn missing_from(members: &[Probed], table: &[Member]) -> Result<Vec<MissingLun>,
                 "{} ({}) is not among the members in use of volume {}; leave it out, or run fsck.vmfs",
                 probed.lun.name(),
                 probed.header.lun_uuid,
-                probed.context.volume
+                probed.volume()
             ));
         }
     }
@@ -353,18 +364,20 @@ fn missing_from(members: &[Probed], table: &[Member]) -> Result<Vec<MissingLun>,
     Ok(missing.collect())
 }
 
+/// LUNs that are missing, in words.
+pub(crate) fn in_words(missing: &[MissingLun]) -> String {
+    let each = missing.iter().map(|lun| {
+        let known_as = if lun.identity.is_empty() { String::new() } else { format!(", {}", lun.identity) };
+        format!("{} (UUID {}, {} bytes{known_as})", lun.index, lun.uuid, lun.bytes)
+    });
+    each.collect::<Vec<_>>().join(" and ")
+}
+
 fn refuse_incomplete<T>(members: &[Probed], missing: &[MissingLun]) -> Result<T, FsError> {
-    let missing: Vec<String> = missing
-        .iter()
-        .map(|lun| {
-            let known_as = if lun.identity.is_empty() { String::new() } else { format!(", {}", lun.identity) };
-            format!("{} (UUID {}, {} bytes{known_as})", lun.index, lun.uuid, lun.bytes)
-        })
-        .collect();
-    let volume = members[0].context.volume;
+    let volume = members[0].volume();
     refuse(format!(
         "volume {volume}: missing {}; name every LUN of the volume, or mount it with -o degraded to use what lies wholly on the others",
-        missing.join(" and ")
+        in_words(missing)
     ))
 }
 

@@ -57,7 +57,7 @@ pub trait LunFinder {
 
 /// How far a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Stage {
+pub(crate) enum Stage {
     Free,
     /// Its index is taken, its LUN is being formatted.
     Reserved,
@@ -69,7 +69,7 @@ pub(super) enum Stage {
     Removed,
 }
 
-pub(super) fn stage(entry: &member::Member) -> Stage {
+pub(crate) fn stage(entry: &member::Member) -> Stage {
     match entry.state {
         MemberState::Free => Stage::Free,
         MemberState::Joining if entry.lun_bytes == 0 => Stage::Reserved,
@@ -82,7 +82,7 @@ pub(super) fn stage(entry: &member::Member) -> Stage {
 }
 
 /// What goes forward only: how far a member is, and its size.
-pub(super) fn further(entry: &member::Member) -> (Stage, u64) {
+pub(crate) fn further(entry: &member::Member) -> (Stage, u64) {
     (stage(entry), entry.lun_bytes)
 }
 
@@ -218,7 +218,7 @@ async fn search(inner: &Rc<Inner>, entry: &member::Member) -> Result<(), FsError
     let mut found = Vec::new();
     for lun in candidates {
         if let Ok(probed) = members::probe(lun).await
-            && probed.context.volume == inner.info.uuid
+            && probed.volume() == inner.info.uuid
             && probed.header.lun_uuid == entry.lun_uuid
         {
             found.push(probed);

@@ -202,7 +202,7 @@ fn lun_of<'a>(probed: &'a [Probed], own: &OwnSlot) -> &'a Rc<dyn Lun> {
 
 fn describe(first: &Probed, read_only: bool, incarnation: u64, root: ObjectRef) -> VolumeInfo {
     VolumeInfo {
-        uuid: first.context.volume,
+        uuid: first.volume(),
         label: first.header.label.clone(),
         cell_size: first.context.cell_size,
         block_size: first.header.block_size,

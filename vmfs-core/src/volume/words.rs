@@ -100,6 +100,9 @@ pub(crate) fn lun_header(header: &LunHeader) -> String {
     lines.field("compatible", format!("{:#x}", header.compatible));
     lines.field("read_only_compatible", format!("{:#x}", header.read_only_compatible));
     lines.field("incompatible", format!("{:#x}", header.incompatible));
+    if let Some(volume) = header.volume {
+        lines.field("volume", volume);
+    }
     for segment in &header.segments {
         let first = segment.first_block;
         let blocks = format!("blocks {first}..{}", first + segment.block_count);

@@ -10,6 +10,7 @@ mod mounted;
 mod probe;
 mod rdm;
 mod report;
+mod resignature;
 mod scrub;
 mod status;
 
@@ -29,6 +30,7 @@ Examples:
   vmfs extent add /dev/sdc /mnt/ds1
   vmfs scrub /mnt/ds1
   vmfs probe-lun /dev/sdc
+  vmfs resignature /dev/sdd /dev/sde      a clone or snapshot becomes a volume of its own
   vmfs dump --lun /dev/sdb header
   vmfs COMMAND --help                     shows an example for each command
 
@@ -61,6 +63,8 @@ enum Command {
     ProbeLun(probe::ProbeArguments),
     /// Look through a mounted volume for damage, while hosts work on it
     Scrub(scrub::ScrubArguments),
+    /// Make a clone or array snapshot of a volume's LUNs a volume of its own
+    Resignature(resignature::ResignatureArguments),
     /// Structures in words: of a file, or of cells of a LUN
     Dump(dump::DumpArguments),
     /// Hosts by their heartbeats
@@ -117,6 +121,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Err(error) => Err(error),
         },
         Command::ProbeLun(arguments) => probe::run(&arguments),
+        Command::Resignature(arguments) => resignature::run(&arguments),
         Command::Dump(arguments) => dump::run(&arguments),
         Command::Heartbeat(status::HeartbeatCommand::List(arguments)) => status::heartbeats(&arguments),
         Command::Extent(command) => extent::run(&command),
