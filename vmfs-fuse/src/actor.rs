@@ -22,8 +22,9 @@ use vmfs_core::lun::{DeviceFinder, Lun, OpenLun};
 use vmfs_core::real_env::RealEnv;
 use vmfs_core::volume::{MountOptions, Volume};
 
-/// Threads for blocking commands of the metadata path.
-const BLOCKING_THREADS: usize = 32;
+/// Threads for blocking commands of the metadata path, made when they are needed: one for each command in flight. A LUN that hangs may
+/// hold many of them for as long as its commands have patience; the others' renewals go on meanwhile.
+const BLOCKING_THREADS: usize = 256;
 /// How long operations that were begun may go on after the unmount was asked for.
 const LAST_OPERATIONS: Duration = Duration::from_secs(30);
 /// The same once this host was fenced: none of them can change anything any more, and others wait for the end of this process.

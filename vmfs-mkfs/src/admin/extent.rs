@@ -162,8 +162,11 @@ fn add(arguments: &Add) -> Result<(), AdminError> {
     Ok(())
 }
 
-/// The path as the mount can use it, which works in another directory.
+/// The path as the mount can use it, which works in another directory; a URL means the same everywhere.
 fn absolute(lun: &Path) -> Result<String, AdminError> {
+    if let Some(url) = lun.to_str().filter(|text| text.contains("://")) {
+        return Ok(url.to_owned());
+    }
     let path = lun.canonicalize().map_err(|error| AdminError(format!("{}: {error}; check the path", lun.display())))?;
     let text = path.to_str().map(str::to_owned);
     text.ok_or_else(|| AdminError(format!("{}: its path is no UTF-8; rename it", lun.display())))
