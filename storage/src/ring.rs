@@ -20,10 +20,10 @@ use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 const MAX_SEGMENTS: usize = 1024;
 /// The most bytes of a transfer that is done at once: copying more takes the thread longer than passing it on.
 const MOST_AT_ONCE: usize = 512 << 10;
-/// A write into the page cache that took this long was made to wait, by the disk or for memory.
-const LONG: Duration = Duration::from_millis(5);
+/// A write into the page cache that took this long was made to wait, by the disk or for memory; a busy processor alone takes less.
+const LONG: Duration = Duration::from_millis(30);
 /// Time after one for which writes go by the ring, so that they hold up nobody else of this thread.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What must outlive an operation: the file, the memory, and the list that the kernel reads it from.
 struct Held {
