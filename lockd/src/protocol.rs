@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages; both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Names an open file or directory of the mount: 32 hex digits on the wire. Whoever has the file open learns it by ioctl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,11 +60,19 @@ pub enum Request {
         /// [`PROTOCOL_VERSION`] of the client.
         version: u32,
     },
-    /// The gate page and what the client needs to know for direct access to an open disk. The answer carries two descriptors: the
-    /// gate page (read only) and the revoke eventfd.
+    /// The gate page and what the client needs to know for direct access to an open disk. The answer carries three descriptors: the
+    /// gate page (read only), the revoke eventfd, and the recall eventfd, which is raised when [`Request::Recalled`] has a new answer.
     Attach {
         /// The open disk.
         ticket: Ticket,
+    },
+    /// Which range of the disk the mount wants back, to move its blocks. Until a range is given free, a client that has let go of it
+    /// has nothing in flight there and begins nothing, and it forgets where the bytes lay.
+    Recalled {
+        /// The open disk.
+        ticket: Ticket,
+        /// Number of the recall whose range the client has let go of; 0: none.
+        let_go: u64,
     },
     /// A data descriptor of a LUN, made for this client. The answer carries one descriptor.
     OpenLun {
@@ -202,6 +210,17 @@ pub struct Attachment {
     pub luns: Vec<LunAccess>,
 }
 
+/// A range of a disk that the mount wants back for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recall {
+    /// Names it, never 0.
+    pub number: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
 /// What the mount answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
@@ -222,6 +241,11 @@ pub enum Answer {
     },
     /// To `OpenLun`.
     LunOpened,
+    /// To `Recalled`.
+    Recalled {
+        /// What is wanted now; `None`: nothing, every range is free.
+        recall: Option<Recall>,
+    },
     /// On the way to an administrative answer.
     Progress {
         /// Bytes done.

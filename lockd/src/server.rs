@@ -22,7 +22,7 @@ use rustix::net::{
 };
 use vmfs_core::units::Uuid;
 
-use crate::protocol::{AdminRequest, Answer, Attachment, PROTOCOL_VERSION, Request, Ticket, decode, encode};
+use crate::protocol::{AdminRequest, Answer, Attachment, PROTOCOL_VERSION, Recall, Request, Ticket, decode, encode};
 use crate::rights;
 
 /// Most connections at a time.
@@ -47,8 +47,10 @@ pub struct Refusal {
 pub trait Service: Send + Sync + 'static {
     /// Volume and host.
     fn identity(&self) -> (Uuid, Uuid);
-    /// Lets `client` use the open disk; gives the gate page (read only) and the revoke eventfd.
-    fn attach(&self, client: ClientId, ticket: Ticket) -> Result<(Attachment, OwnedFd, OwnedFd), Refusal>;
+    /// Lets `client` use the open disk; gives the gate page (read only), the revoke eventfd and the client's recall eventfd.
+    fn attach(&self, client: ClientId, ticket: Ticket) -> Result<(Attachment, [OwnedFd; 3]), Refusal>;
+    /// Hears that `client` has let go of a recalled range (0: of none); gives the range that is wanted now.
+    fn recalled(&self, client: ClientId, ticket: Ticket, let_go: u64) -> Result<Option<Recall>, Refusal>;
     /// A data descriptor for `client`, with its drain lock held and the slot read live afterwards.
     fn open_lun(&self, client: ClientId, ticket: Ticket, lun: u8) -> Result<OwnedFd, Refusal>;
     /// Carries out an administrative request and tells how far it is, in bytes.
@@ -275,7 +277,10 @@ fn carry_out(service: &dyn Service, client: ClientId, socket: &OwnedFd, request:
         Request::Hello { .. } => return (refused(libc::EPROTO, "hello was said"), vec![]),
         Request::Attach { ticket } => service
             .attach(client, ticket)
-            .map(|(attachment, gate, revoke)| (Answer::Attached { attachment }, vec![gate, revoke])),
+            .map(|(attachment, descriptors)| (Answer::Attached { attachment }, descriptors.into())),
+        Request::Recalled { ticket, let_go } => {
+            service.recalled(client, ticket, let_go).map(|recall| (Answer::Recalled { recall }, vec![]))
+        }
         Request::OpenLun { ticket, lun } => {
             service.open_lun(client, ticket, lun).map(|descriptor| (Answer::LunOpened, vec![descriptor]))
         }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lockd::drain;
-use lockd::protocol::{AdminRequest, Attachment, LunAccess, NameIn, Ticket};
+use lockd::protocol::{AdminRequest, Attachment, LunAccess, NameIn, Recall, Ticket};
 use lockd::server::{ClientId, Refusal, Service};
 use serde_json::{Value, json};
 use vmfs_core::disk::Progress;
-use vmfs_core::error::{FsError, FsErrorKind};
+use vmfs_core::error::FsError;
 use vmfs_core::file::Hold;
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::units::{LunIndex, Uuid};
@@ -110,34 +110,35 @@ impl Service for Control {
         (self.state.info.uuid, self.state.host)
     }
 
-    fn attach(&self, _: ClientId, ticket: Ticket) -> Result<(Attachment, OwnedFd, OwnedFd), Refusal> {
+    fn attach(&self, client: ClientId, ticket: Ticket) -> Result<(Attachment, [OwnedFd; 3]), Refusal> {
         let handle = self.disk(ticket)?;
         if handle.file.hold() == Hold::Nothing {
             return refuse(libc::EOPNOTSUPP, "a read-only mount holds no locks: read the disk through the mount");
         }
         let gate = self.state.gate.read_only_descriptor().map_err(|error| io_refusal("the gate page", &error))?;
         let revoke = handle.direct.revoke_event().map_err(|error| io_refusal("the revoke event", &error))?;
+        let recalls = self.state.recalls.attach(client, &handle).map_err(|error| io_refusal("its recalls", &error))?;
         let luns = self.luns().map_err(|error| refusal(&error))?.iter().map(|lun| self.access(lun)).collect();
-        Ok((Attachment { lock_lun: handle.file.fd().lun().get(), luns }, gate, revoke))
+        Ok((Attachment { lock_lun: handle.file.fd().lun().get(), luns }, [gate, revoke, recalls]))
     }
 
-    fn open_lun(&self, _: ClientId, ticket: Ticket, lun: u8) -> Result<OwnedFd, Refusal> {
+    fn recalled(&self, client: ClientId, ticket: Ticket, let_go: u64) -> Result<Option<Recall>, Refusal> {
+        self.disk(ticket)?;
+        Ok(self.state.recalls.answered(client, let_go))
+    }
+
+    fn open_lun(&self, client: ClientId, ticket: Ticket, lun: u8) -> Result<OwnedFd, Refusal> {
         let handle = self.disk(ticket)?;
+        if !self.state.recalls.has_attached(client, &handle) {
+            return refuse(libc::EPROTO, "a LUN is opened by who has attached to the disk over the same connection");
+        }
         let Some(lun) = LunIndex::new(lun) else { return refuse(libc::EINVAL, format!("there is no LUN {lun}")) };
         if handle.file.hold() == Hold::Nothing {
             return refuse(libc::EOPNOTSUPP, "a read-only mount holds no locks: read the disk through the mount");
         }
         let descriptor = self.open_drained(&handle, lun)?;
         // The lock first, the slot second: a breaker that took the range before has claimed the slot by now.
-        // A file whose blocks are being moved is not one to know places of; the mark was set before the lent ones were looked at.
-        let fd = handle.file.fd();
-        let live = self.state.actor.ask(move |volume| async move {
-            if volume.is_moving(fd) {
-                let message = format!("{fd} is being moved to other LUNs by vmfs extent drain; try again in a moment");
-                return Err(FsError::refused(FsErrorKind::Busy, message));
-            }
-            volume.context().prove_live([lun]).await
-        });
+        let live = self.state.actor.ask(move |volume| async move { volume.context().prove_live([lun]).await });
         if let Err(error) = live {
             let mut lent = handle.direct.lent.lock();
             if let Some(last) = lent.iter().rposition(|one| one.lun == lun) {

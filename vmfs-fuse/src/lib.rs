@@ -31,6 +31,7 @@ mod options;
 mod over;
 mod policy;
 mod raw_devices;
+mod recalls;
 mod reports;
 mod session;
 mod space;

@@ -14,7 +14,7 @@ use fuser::{
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::file::{OpenFile, OpenMode};
 use vmfs_core::format::dirent::ObjectRef;
-use vmfs_core::units::{FdId, LunIndex};
+use vmfs_core::units::LunIndex;
 use vmfs_core::volume::{AttributeChange, Stat, Volume};
 
 use crate::attributes::{LIFETIME, errno, file_attr};
@@ -152,6 +152,7 @@ pub fn release(state: &Arc<State>, number: u64, reply: ReplyEmpty) {
 pub async fn close(state: &State, volume: &Volume, handle: &Arc<FileHandle>) -> Result<(), FsError> {
     handle.direct.raise_revoke();
     drained(state, volume, handle).await;
+    state.recalls.closed(handle);
     handle.direct.grants.lock().clear();
     volume.close(handle.file.clone()).await
 }
@@ -169,12 +170,6 @@ pub fn let_go(state: &State, lun: LunIndex) -> bool {
         lent.retain(|one| !lockd_drained(state, one.lun, one.byte).unwrap_or(false));
         gone && lent.is_empty()
     })
-}
-
-/// Whether a program has the means to move the data of a file itself.
-pub fn is_lent(state: &State, fd: FdId) -> bool {
-    let files = state.handles.files();
-    files.iter().any(|(_, handle)| handle.file.fd() == fd && !handle.direct.lent.lock().is_empty())
 }
 
 /// Waits until no request of a program that had descriptors is in flight: their drain locks can be had again.

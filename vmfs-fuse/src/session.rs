@@ -29,6 +29,7 @@ use crate::opening;
 use crate::options::{Lockd, Mount};
 use crate::over::Over;
 use crate::policy::{Follower, Policy};
+use crate::recalls::Programs;
 use crate::state::State;
 
 /// Worker threads when nothing is said: enough to keep a LUN busy while each blocks in one command.
@@ -72,11 +73,9 @@ fn mount_volume(mount: &Mount, over: &Arc<Over>) -> Result<Arc<State>, String> {
     let (actor, (info, luns)) =
         Actor::start(luns_of(mount), options, page, link, over.on_over(), prepare).map_err(|error| named(&error))?;
     let state = Arc::new(State::new(actor, info, luns, host, gate));
-    let (shared, lending) = (Arc::downgrade(&state), Arc::downgrade(&state));
+    let (shared, recalls) = (Arc::downgrade(&state), state.recalls.clone());
     state.actor.send(move |volume| async move {
-        volume.set_moved_by_others(Box::new(move |fd| {
-            lending.upgrade().is_some_and(|state| opening::is_lent(&state, fd))
-        }));
+        volume.files().set_borrowers(Rc::new(Programs(recalls)));
         volume.set_let_go(Box::new(move |lun| shared.upgrade().is_none_or(|state| opening::let_go(&state, lun))));
     });
     Ok(state)

@@ -19,6 +19,7 @@ use vmfs_core::volume::VolumeInfo;
 use crate::actor::Actor;
 use crate::handles::Handles;
 use crate::inodes::Inodes;
+use crate::recalls::Recalls;
 
 /// Shared by the FUSE workers, the actor's jobs and the socket's connections.
 pub struct State {
@@ -28,6 +29,8 @@ pub struct State {
     pub inodes: Inodes,
     /// What the kernel has open.
     pub handles: Handles,
+    /// Who has to let go of blocks before they are moved.
+    pub recalls: Arc<Recalls>,
     /// The data paths of the LUNs.
     pub luns: Arc<DataLuns>,
     /// The volume.
@@ -48,6 +51,7 @@ impl State {
             actor,
             inodes: Inodes::new(info.root),
             handles: Handles::default(),
+            recalls: Arc::default(),
             luns,
             info,
             host,

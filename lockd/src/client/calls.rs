@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -62,7 +63,7 @@ pub enum Withdrawn {
 pub(super) struct OpenDisk {
     // Dropped in this order: the file's end lets the mount release the lock.
     pub(super) revoke: OwnedFd,
-    pub(super) connection: Mutex<Connection>,
+    pub(super) connection: Arc<Mutex<Connection>>,
     pub(super) file: File,
     pub(super) ticket: Ticket,
     pub(super) path: PathBuf,

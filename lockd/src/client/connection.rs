@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use crate::protocol::{AdminRequest, Answer, Attachment, PROTOCOL_VERSION, Request, Ticket, decode, encode};
+use crate::protocol::{AdminRequest, Answer, Attachment, PROTOCOL_VERSION, Recall, Request, Ticket, decode, encode};
 use crate::rights;
 
 /// A request that was refused or failed.
@@ -85,11 +85,19 @@ impl Connection {
         &self.socket
     }
 
-    /// What is needed for direct access to an open disk, the gate page and the revoke eventfd.
-    pub fn attach(&mut self, ticket: Ticket) -> Result<(Attachment, OwnedFd, OwnedFd), ConnectionError> {
+    /// What is needed for direct access to an open disk; the gate page, the revoke eventfd and the recall eventfd.
+    pub fn attach(&mut self, ticket: Ticket) -> Result<(Attachment, [OwnedFd; 3]), ConnectionError> {
         let (answer, descriptors) = self.ask(&Request::Attach { ticket }, &mut |_, _| ())?;
-        match (answer, <[OwnedFd; 2]>::try_from(descriptors)) {
-            (Answer::Attached { attachment }, Ok([gate, revoke])) => Ok((attachment, gate, revoke)),
+        match (answer, <[OwnedFd; 3]>::try_from(descriptors)) {
+            (Answer::Attached { attachment }, Ok(descriptors)) => Ok((attachment, descriptors)),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Which range of the disk the mount wants back now, if any. `let_go`: number of the one that this client has let go of, 0: none.
+    pub fn recalled(&mut self, ticket: Ticket, let_go: u64) -> Result<Option<Recall>, ConnectionError> {
+        match self.ask(&Request::Recalled { ticket, let_go }, &mut |_, _| ())? {
+            (Answer::Recalled { recall }, _) => Ok(recall),
             (other, _) => Err(unexpected(&other)),
         }
     }

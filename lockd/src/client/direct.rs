@@ -1,6 +1,6 @@
 //! Owns: an open disk whose data its caller moves straight on the LUNs.
 //! Promises: resolving allocates nothing, makes no system call and waits for nobody; a segment is never taken away while its
-//!   reference lives; a grant that is dropped gives its space back.
+//!   reference lives, neither by a discard nor by a mount that moves it; a grant that is dropped gives its space back.
 //! Must not know: how the caller moves its data, the format.
 //!
 //! The order for every request: resolve, ask the gate, move the data, drop the references; after a read ask the gate again
@@ -11,20 +11,20 @@ use std::fs::OpenOptions;
 use std::ops::{Deref, Range};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
+use parking_lot::Mutex;
 use vmfs_core::gate::{Gate, GateState};
-use vmfs_core::mapping::epoch::{References, RunRef, stripe_end};
+use vmfs_core::mapping::epoch::{RunRef, stripe_end};
 use vmfs_core::units::{Generation, LunIndex};
 
 use super::calls::{MountCalls, OpenDisk, Withdrawn};
+use super::following::Following;
 use super::lun_table::LunTable;
 use super::mounted::{MountedDirectory, ask, connect, connection_error};
-use super::runs::{Known, RunCache};
+use super::ranges::Ranges;
+use super::runs::Known;
 use super::{Connection, DirectError, DirectErrorKind, io_error};
 use crate::clock;
 use crate::gate_memory::ReadOnlyGateMemory;
@@ -117,6 +117,8 @@ pub struct DiskParts {
 
 /// An open disk of a mount.
 pub struct DirectFile {
+    // It ends first: nobody waits for what it was to let go of.
+    following: Option<Following>,
     // The descriptors are dropped before the mount's calls, whose end lets the mount release the lock.
     luns: LunTable,
     mount: Box<dyn MountCalls>,
@@ -127,10 +129,7 @@ pub struct DirectFile {
     block: u64,
     gate: Gate,
     lock: (LunIndex, Generation),
-    cache: RwLock<RunCache>,
-    references: Arc<References>,
-    changed: Notify,
-    punching: tokio::sync::Mutex<()>,
+    ranges: Arc<Ranges>,
 }
 
 /// As many bytes are asked for at least: their runs come with one call.
@@ -151,21 +150,19 @@ impl DirectFile {
         }
         let ticket = Ticket(answer.ticket);
         let mut connection = connect(path, &answer).map_err(|error| connection_error(path, &error))?;
-        let (attachment, gate, revoke) = connection.attach(ticket).map_err(|error| connection_error(path, &error))?;
+        let (attachment, [gate, revoke, recalls]) =
+            connection.attach(ticket).map_err(|error| connection_error(path, &error))?;
         let memory = ReadOnlyGateMemory::map(gate.as_fd()).map_err(|error| io_error(path, "its gate page", &error))?;
         let gate = Gate::open(Arc::new(memory)).map_err(|error| broken(path, error.to_string()))?;
         let luns = open_luns(path, &mut connection, ticket, &attachment, &[])?;
         let lock_lun = LunIndex::new(attachment.lock_lun)
             .ok_or_else(|| broken(path, format!("the mount says that LUN {} holds its lock", attachment.lock_lun)))?;
-        DirectFile::from_parts(DiskParts {
+        let ended = connection.socket().try_clone().map_err(|error| io_error(path, "its socket", &error))?;
+        let connection = Arc::new(Mutex::new(connection));
+        let asking = connection.clone();
+        let mut disk = DirectFile::from_parts(DiskParts {
             luns,
-            mount: Box::new(OpenDisk {
-                revoke,
-                connection: Mutex::new(connection),
-                file,
-                ticket,
-                path: path.to_owned(),
-            }),
+            mount: Box::new(OpenDisk { revoke, connection, file, ticket, path: path.to_owned() }),
             path: path.to_owned(),
             writable: write,
             size: answer.size.get(),
@@ -173,7 +170,11 @@ impl DirectFile {
             block: answer.block_bytes.get().into(),
             gate,
             lock_lun,
-        })
+        })?;
+        let ask = move |let_go| asking.lock().recalled(ticket, let_go).map_err(std::io::Error::other);
+        let following = Following::start(disk.ranges.clone(), recalls, ended, Box::new(ask));
+        disk.following = Some(following.map_err(|error| io_error(path, "the thread that follows its moves", &error))?);
+        Ok(disk)
     }
 
     /// An open disk of anything that answers as a mount does.
@@ -190,6 +191,7 @@ impl DirectFile {
             return Err(broken(&path, format!("the mount says granules of {granule} and blocks of {block} bytes")));
         }
         Ok(DirectFile {
+            following: None,
             luns,
             mount,
             path,
@@ -199,10 +201,7 @@ impl DirectFile {
             block,
             gate,
             lock,
-            cache: RwLock::new(RunCache::default()),
-            references: Arc::new(References::default()),
-            changed: Notify::new(),
-            punching: tokio::sync::Mutex::new(()),
+            ranges: Arc::default(),
         })
     }
 
@@ -275,7 +274,7 @@ impl DirectFile {
     /// multiple of 16 MiB of the file. `each` must not call this module.
     pub fn resolve(&self, offset: u64, length: u64, each: &mut dyn FnMut(Segment)) {
         let end = offset.saturating_add(length);
-        let cache = self.cache.read();
+        let cache = self.ranges.cache.read();
         let mut at = offset;
         while at < end {
             let (known, known_end) = cache.at(at, end.min(stripe_end(at)));
@@ -284,7 +283,7 @@ impl DirectFile {
                 Known::Data { lun, offset } => match self.luns.position(lun) {
                     None => Segment::Unknown { length },
                     Some(lun) => {
-                        let reference = self.references.take(at);
+                        let reference = self.ranges.references.take(at);
                         Segment::Data { lun, offset, length, reference }
                     }
                 },
@@ -298,7 +297,7 @@ impl DirectFile {
     /// Asks the mount where a range lies. Blocks for the time of one call; the range may still be `Unknown` in parts when it is
     /// long or is being discarded: resolve again, and yield in between.
     pub fn load(&self, offset: u64, length: u64) -> Result<(), DirectError> {
-        let version = self.cache.read().version();
+        let version = self.ranges.cache.read().version();
         let mut page = RunPage::request(offset, length.max(LOAD_AHEAD));
         self.mount.extents(&mut page).map_err(|error| self.error("asking where it lies", &error))?;
         let mut found = Vec::new();
@@ -311,7 +310,10 @@ impl DirectFile {
             };
             found.push((range, known));
         }
-        let mut cache = self.cache.write();
+        let mut cache = self.ranges.cache.write();
+        if self.ranges.is_closed() {
+            return Err(self.error("asking where it lies", &std::io::Error::other(Withdrawn::MountEnded)));
+        }
         if cache.version() == version {
             found.into_iter().for_each(|(range, known)| cache.learn(range, known));
         }
@@ -333,7 +335,7 @@ impl DirectFile {
         let start = offset - offset % file.granule;
         let end = offset.saturating_add(length).next_multiple_of(file.granule);
         let range = start..end;
-        file.begin(&range).await;
+        file.ranges.begin(&range).await;
         let mut grant = Grant { file, id: 0, pieces: Vec::new(), range: range.clone(), done: false };
         let file = &*grant.file;
         let mut page = RunPage::request(offset, length);
@@ -346,7 +348,7 @@ impl DirectFile {
             }
         }
         if grant.id == 0 {
-            file.cache.write().forget(range);
+            file.ranges.cache.write().forget(range);
             return Ok(None);
         }
         Ok(Some(grant))
@@ -359,49 +361,10 @@ impl DirectFile {
 
     /// Makes a range read as zeros and gives its space back. Waits until no reference overlaps it; then it blocks for one call.
     pub async fn punch(&self, offset: u64, length: u64) -> Result<(), DirectError> {
-        let range = offset..offset.saturating_add(length);
-        let _one = self.punching.lock().await;
-        // The counters of the epoch before must be empty before a new one begins.
-        self.references.settled(&range).await;
-        loop {
-            let mut changed = pin!(self.changed.notified());
-            changed.as_mut().enable();
-            if self.take_away(&range) {
-                break;
-            }
-            changed.await;
-        }
-        let taken = Taken(self);
-        self.references.settled(&range).await;
+        let taken = self.ranges.take(offset..offset.saturating_add(length)).await;
         let result = self.mount.punch(offset, length);
         drop(taken);
         result.map_err(|error| self.error("discarding", &error))
-    }
-
-    /// Makes a range unknown to new requests, unless a part of it is being filled.
-    fn take_away(&self, range: &Range<u64>) -> bool {
-        let mut cache = self.cache.write();
-        let free = !cache.is_changing(range);
-        if free {
-            cache.take_away(range.clone());
-            self.references.advance(range);
-        }
-        free
-    }
-
-    async fn begin(&self, range: &Range<u64>) {
-        loop {
-            let mut changed = pin!(self.changed.notified());
-            changed.as_mut().enable();
-            {
-                let mut cache = self.cache.write();
-                if !cache.is_changing(range) {
-                    cache.begin(range.clone());
-                    return;
-                }
-            }
-            changed.await;
-        }
     }
 
     /// Where a run lies: position of its LUN, and what to remember. A LUN that is not known yet is asked for.
@@ -428,16 +391,6 @@ impl DirectFile {
     }
 }
 
-/// A range that is being taken away; dropping it lets requests have it again.
-struct Taken<'a>(&'a DirectFile);
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        self.0.cache.write().give_back();
-        self.0.changed.notify_waiters();
-    }
-}
-
 impl<F: Deref<Target = DirectFile>> Grant<F> {
     /// What has to be written.
     pub fn pieces(&self) -> &[GrantPiece] {
@@ -454,7 +407,7 @@ impl<F: Deref<Target = DirectFile>> Grant<F> {
         self.done = true;
         let result = self.file.mount.filled(self.id, true);
         if result.is_ok() {
-            let mut cache = self.file.cache.write();
+            let mut cache = self.file.ranges.cache.write();
             for piece in &self.pieces {
                 let known = Known::Data { lun: self.file.lun(piece.lun).index.get(), offset: piece.offset };
                 cache.set(piece.file_offset..piece.file_offset + piece.length, known);
@@ -472,8 +425,7 @@ impl<F: Deref<Target = DirectFile>> Drop for Grant<F> {
         {
             tracing::warn!("{}: space of a write that was given up: {error}", self.file.path.display());
         }
-        self.file.cache.write().end(&self.range);
-        self.file.changed.notify_waiters();
+        self.file.ranges.end(&self.range);
     }
 }
 

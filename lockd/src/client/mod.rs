@@ -5,8 +5,10 @@
 mod calls;
 mod connection;
 mod direct;
+mod following;
 mod lun_table;
 mod mounted;
+mod ranges;
 mod runs;
 
 pub use calls::{MountCalls, Withdrawn};

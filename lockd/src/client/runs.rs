@@ -108,10 +108,11 @@ impl RunCache {
         self.taken = Some(range);
     }
 
-    /// Ends [`RunCache::take_away`].
+    /// Ends [`RunCache::take_away`]. What was learned of the range meanwhile may be from before its change: it is forgotten too.
     pub(super) fn give_back(&mut self) {
-        self.taken = None;
-        self.version += 1;
+        if let Some(range) = self.taken.take() {
+            self.forget(range);
+        }
     }
 
     /// Marks a range as being allocated and filled by one owner.
@@ -182,6 +183,7 @@ mod tests {
         assert_eq!(cache.at(50, 300), (Known::Data { lun: 1, offset: 50 }, 100));
         assert_eq!(cache.at(150, 300), (Known::Unknown, 200));
         assert!(cache.is_changing(&(199..250)) && !cache.is_changing(&(200..250)));
+        cache.learn(100..200, Known::Data { lun: 1, offset: 100 });
         cache.give_back();
         assert_eq!(cache.at(150, 300), (Known::Unknown, 200));
         assert!(!cache.is_changing(&(0..300)));

@@ -19,11 +19,15 @@ impl Service for Echo {
         (Uuid([1; 16]), self.host)
     }
 
-    fn attach(&self, _: ClientId, ticket: Ticket) -> Result<(Attachment, OwnedFd, OwnedFd), Refusal> {
+    fn attach(&self, _: ClientId, ticket: Ticket) -> Result<(Attachment, [OwnedFd; 3]), Refusal> {
         if ticket != Ticket([7; 16]) {
             return Err(Refusal { errno: libc::ESTALE, message: "no such ticket".to_owned() });
         }
-        Ok((Attachment { lock_lun: 1, luns: vec![] }, memfd("gate"), memfd("revoke")))
+        Ok((Attachment { lock_lun: 1, luns: vec![] }, ["gate", "revoke", "recalls"].map(memfd)))
+    }
+
+    fn recalled(&self, _: ClientId, _: Ticket, let_go: u64) -> Result<Option<Recall>, Refusal> {
+        Ok((let_go == 0).then_some(Recall { number: 3, offset: 4096, length: 8192 }))
     }
 
     fn open_lun(&self, _: ClientId, _: Ticket, lun: u8) -> Result<OwnedFd, Refusal> {
@@ -62,8 +66,11 @@ fn a_client_gets_answers_descriptors_and_refusals() {
     let server = Server::start_below(base.path(), service.clone()).unwrap();
     {
         let mut connection = Connection::open(server.path()).unwrap();
-        let (attachment, gate, revoke) = connection.attach(Ticket([7; 16])).unwrap();
-        assert_eq!((attachment.lock_lun, text(gate), text(revoke)), (1, "gate".to_owned(), "revoke".to_owned()));
+        let (attachment, descriptors) = connection.attach(Ticket([7; 16])).unwrap();
+        assert_eq!((attachment.lock_lun, descriptors.map(text)), (1, ["gate", "revoke", "recalls"].map(str::to_owned)));
+        let recall = connection.recalled(Ticket([7; 16]), 0).unwrap();
+        assert_eq!(recall, Some(Recall { number: 3, offset: 4096, length: 8192 }));
+        assert_eq!(connection.recalled(Ticket([7; 16]), 3).unwrap(), None);
         assert_eq!(text(connection.open_lun(Ticket([7; 16]), 9).unwrap()), "lun 9");
         let error = connection.attach(Ticket([8; 16])).unwrap_err();
         assert_eq!((error.raw_os_error(), error.to_string()), (Some(libc::ESTALE), "no such ticket".to_owned()));

@@ -14,6 +14,7 @@ use super::allocate::in_doubt;
 use super::cells::CellCache;
 use super::mover::DataLuns;
 use super::open_file::{Access, Hold, Inline, OpenFile, OpenMode, SharedFile};
+use super::recall::BorrowersCell;
 use crate::alloc::Space;
 use crate::context::Context;
 use crate::error::{FsError, FsErrorKind};
@@ -38,6 +39,7 @@ pub struct Files {
     /// Objects with a data command whose end is not known: they are not written, freed or unlocked by this mount any more.
     doubtful: RefCell<HashSet<FdId>>,
     pub(super) devices: RefCell<Option<Rc<dyn RawDevices>>>,
+    pub(super) borrowers: BorrowersCell,
 }
 
 /// The actor's half of an open file.
@@ -102,6 +104,7 @@ impl Files {
             table: RefCell::default(),
             doubtful: RefCell::default(),
             devices: RefCell::default(),
+            borrowers: RefCell::default(),
         };
         files.refresh_luns();
         files

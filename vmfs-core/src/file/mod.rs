@@ -9,6 +9,7 @@
 //! content    read and write on the actor                             publish   flush: data, pointers, body
 //! seek erase size                                                    discard   punch, cut, zero
 //! hand_over  an open disk to another host                            raw       the LUN of a raw device mapping
+//! relocate   what lies on a LUN to others                            recall    blocks from programs that move data themselves
 //! ```
 
 mod allocate;
@@ -24,6 +25,7 @@ mod mover;
 mod open_file;
 mod publish;
 mod raw;
+mod recall;
 mod relocate;
 mod seek;
 mod size;
@@ -34,3 +36,4 @@ pub use hand_over::{HandOver, Resolved, Unresolved};
 pub use mover::{DataLuns, Moved, Mover, Stop};
 pub use open_file::{Device, Hold, Need, OpenFile, OpenMode, Permit, ReadSegment, Run, SharedFile, WriteSegment};
 pub use raw::physical_refusal;
+pub use recall::{Borrowers, Recalled};

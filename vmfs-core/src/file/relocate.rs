@@ -3,6 +3,7 @@
 //! cut off at any moment is begun again. Must not know: why the LUN is to be empty, whose idea it was.
 //!
 //! ```text
+//! recall     programs forget the places         a VM's I/O to these blocks has ended and waits
 //! window     freeze, publish what is filled     data I/O to these blocks waits
 //! copy       take blocks elsewhere, read, write durably
 //! mark       old blocks: retiring
@@ -94,8 +95,12 @@ impl Files {
                 // Most cells have nothing there: one look at each.
                 while let Some(first) = self.first_there(open, at..cell_end, from).await? {
                     let window = first..cell_end.min(first + step);
-                    let moved = self.relocate_window(open, window.clone(), from, &mut near).await?;
-                    tell(moved << self.context.block_size().shift())?;
+                    let shift = self.context.block_size().shift();
+                    // Before the change lock is taken: a program ends its requests first, and they may need that.
+                    let back = self.recall(open, window.start << shift..window.end << shift).await?;
+                    let moved = self.relocate_window(open, window.clone(), from, &mut near).await;
+                    back.finish(open);
+                    tell(moved? << shift)?;
                     at = window.end;
                 }
             }

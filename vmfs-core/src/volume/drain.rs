@@ -174,36 +174,8 @@ async fn move_object(
     let object = inner.objects.load_any(fd).await?;
     let units = found.units.get(&fd).map_or(&[][..], Vec::as_slice);
     match object.image().root.object_type {
-        Some(ObjectType::File | ObjectType::Disk) => {
-            let _moving = Moving::begin(inner, fd)?;
-            inner.files.relocate(&object, lun, tell).await
-        }
+        Some(ObjectType::File | ObjectType::Disk) => inner.files.relocate(&object, lun, tell).await,
         _ => inner.names.relocate(&object, lun, units).await,
-    }
-}
-
-/// While it lives nobody is given the means to move the data of an object by himself.
-struct Moving<'a> {
-    inner: &'a Inner,
-}
-
-impl<'a> Moving<'a> {
-    fn begin(inner: &'a Inner, fd: FdId) -> Result<Moving<'a>, FsError> {
-        inner.moving.set(Some(fd));
-        let moving = Moving { inner };
-        // The mark first, the look second: whoever comes later finds the mark.
-        if inner.moved_by_others.borrow().as_ref().is_some_and(|is_moved| is_moved(fd)) {
-            let message =
-                format!("{fd} is in use by a program that moves its data itself, a running VM: stop that, and repeat");
-            return Err(FsError::refused(FsErrorKind::Busy, message));
-        }
-        Ok(moving)
-    }
-}
-
-impl Drop for Moving<'_> {
-    fn drop(&mut self) {
-        self.inner.moving.set(None);
     }
 }
 

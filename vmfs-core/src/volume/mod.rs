@@ -60,13 +60,10 @@ use crate::lun::Lun;
 use crate::mkfs::Progress;
 use crate::object::Objects;
 use crate::slot::HostIdentity;
-use crate::units::{FdId, LunIndex};
+use crate::units::LunIndex;
 
 /// Tells programs that move data themselves to let go of the disks whose locks lie on a LUN; true: nothing of them is on its way.
 pub type LetGo = Box<dyn Fn(LunIndex) -> bool>;
-
-/// Whether a program moves the data of an object itself, past this one.
-pub type MovedByOthers = Box<dyn Fn(FdId) -> bool>;
 
 /// A file that was created or found, and open if that was asked for.
 pub type Created = (Stat, Option<Arc<OpenFile>>);
@@ -100,10 +97,6 @@ struct Inner {
     draining: Mutex<()>,
     /// The volume is about to be unmounted: long work ends where it stands.
     stopping: Cell<bool>,
-    /// The object whose data this host is moving to other LUNs.
-    moving: Cell<Option<FdId>>,
-    /// Whether a program beside this one moves the data of an object.
-    moved_by_others: RefCell<Option<MovedByOthers>>,
     /// A header shows that the membership has changed.
     membership: Notify,
     /// Finds members that are not there.
@@ -264,16 +257,6 @@ impl Volume {
     /// Ends the growing and emptying of LUNs where it stands, for the volume is about to be unmounted: each can be repeated.
     pub fn end_long_work(&self) {
         self.inner.stopping.set(true);
-    }
-
-    /// Whether this host is moving the data of an object to other LUNs: until that has ended nobody else is given the means to move it.
-    pub fn is_moving(&self, fd: FdId) -> bool {
-        self.inner.moving.get() == Some(fd)
-    }
-
-    /// Tells how to find out whether a program moves the data of an object itself: it is not moved to other LUNs then.
-    pub fn set_moved_by_others(&self, is_moved: MovedByOthers) {
-        *self.inner.moved_by_others.borrow_mut() = Some(is_moved);
     }
 
     /// Looks through everything that is on the LUNs for damage, while this host and others work; `tell` hears bytes done and to do.

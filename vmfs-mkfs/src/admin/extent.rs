@@ -29,9 +29,9 @@ Make the LUN larger first, on all hosts. A LUN can grow four times; all hosts us
     Grow(Grow),
     /// Move what lies on a member LUN to the others; nothing new is put there any more
     #[command(after_help = "Example:\n  vmfs extent drain /dev/sdc /mnt/ds1\n\n\
-Data and metadata blocks move while the volume is in use. What stays is listed with its reason: files that another host has\n\
-locked, disks of running VMs. Give the command again, also on that host, until nothing is left. An object's descriptor, which is\n\
-its identity, stays where it was made: copy the object and remove the original to free it. Exit status 1: something stayed.")]
+Data and metadata blocks move while the volume is in use, also those of running VMs of this host. What stays is listed with its\n\
+reason: files that another host has locked. Give the command again, also on that host, until nothing is left. An object's\n\
+descriptor, which is its identity, stays where it was made: copy the object and remove the original to free it. Exit status 1: something stayed.")]
     Drain(Grow),
 }
 
