@@ -157,6 +157,8 @@ pub enum AdminRequest {
     ExtentDrain {
         /// Its path, or `lunN`.
         lun: String,
+        /// Give it up instead, on whatever host it goes on.
+        cancel: bool,
     },
     /// Makes a raw device mapping: descriptor `X.vmdk` and mapping `X-rdm.vmdk` or `X-rdmp.vmdk`.
     RdmCreate {

@@ -328,6 +328,15 @@ fn the_first_lun_is_drained_while_a_guest_runs_on_it_and_files_are_written() {
     let listed = run(command("vmfs").args(["extent", "list", "--json"]).arg(mounts[1].path()));
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     assert_eq!((&listed[0]["state"], &listed[1]["state"]), (&"Draining".into(), &"Active".into()), "{listed}");
+    // Taken back by the other host.
+    let cancel = || {
+        let mut vmfs = command("vmfs");
+        vmfs.args(["extent", "drain", "--cancel", "--json", "lun1"]).arg(mounts[1].path());
+        vmfs
+    };
+    let said: serde_json::Value = serde_json::from_str(&run(&mut cancel())).unwrap();
+    assert_eq!((&said["index"], &said["state"]), (&1.into(), &"Active".into()), "{said}");
+    assert!(refused(&mut cancel(), 1).contains("not being drained"));
     for mount in mounts {
         mount.unmount();
     }

@@ -13,6 +13,7 @@ use vmfs_core::lun::OpenLun;
 use vmfs_core::units::FdId;
 use vmfs_core::volume::{LunInfo, Stayed, Volume};
 
+use crate::control::refusal;
 use crate::disks::long;
 use crate::finder::identity;
 use crate::state::State;
@@ -71,6 +72,16 @@ pub fn drain(state: &Arc<State>, lun: String, progress: &mut dyn FnMut(u64, u64)
             "descriptors": report.roots.iter().map(root).collect::<Vec<_>>(),
         }))
     })
+}
+
+/// `vmfs extent drain --cancel`.
+pub fn cancel_drain(state: &Arc<State>, lun: String) -> Result<Value, Refusal> {
+    let asked = state.actor.ask(move |volume| async move {
+        let member = member(&volume, &lun)?;
+        volume.cancel_drain(member.index).await?;
+        Ok(json!({ "index": member.index.get(), "name": member.name, "state": "Active" }))
+    });
+    asked.map_err(|error| refusal(&error))
 }
 
 /// The member that is meant by a path that leads to it, or by `lunN`.

@@ -45,7 +45,7 @@ pub(super) async fn drain(
     let total = found.block_count() << inner.info.block_size.shift();
     let mut report = DrainReport::of(lun);
     for _ in 0..PASSES {
-        inner.go_on()?;
+        go_on(inner, lun)?;
         space.units.top_up(&space.blocks).await?;
         let found = space.occupied(lun).await?;
         let before = report.moved_bytes;
@@ -67,6 +67,38 @@ impl Inner {
         self.for_writing()?;
         if self.stopping.get() { Err(unmounting()) } else { Ok(()) }
     }
+}
+
+/// As [`Inner::go_on`], as long as the LUN is to be emptied: any host may have said that it is not.
+fn go_on(inner: &Inner, lun: LunIndex) -> Result<(), FsError> {
+    inner.go_on()?;
+    if inner.context.is_draining(lun) { Ok(()) } else { Err(given_up(lun)) }
+}
+
+fn given_up(lun: LunIndex) -> FsError {
+    let message =
+        format!("emptying {lun} was given up by vmfs extent drain --cancel; what was moved stays where it is");
+    FsError::refused(FsErrorKind::Io, message)
+}
+
+/// Gives the emptying of a LUN up: what was moved stays moved, and all hosts put things there again. Only the LUN's header says so: in the
+/// member tables draining means no more than in use. A drain that goes on, on whatever host, ends with its next window.
+pub(super) async fn cancel(inner: &Rc<Inner>, lun: LunIndex) -> Result<(), FsError> {
+    inner.for_writing()?;
+    let member = inner.context.member(lun)?;
+    let name = member.lun.name().to_owned();
+    let (_, before) = membership::read_header(inner, &member).await?;
+    if before.state != MemberState::Draining {
+        return Err(FsError::refused(
+            FsErrorKind::Invalid,
+            format!("{name} is {:?}: it is not being drained", before.state),
+        ));
+    }
+    let edit = |header: &LunHeader| match header.state {
+        MemberState::Active | MemberState::Draining => Ok(LunHeader { state: MemberState::Active, ..header.clone() }),
+        state => Err(FsError::refused(FsErrorKind::Invalid, format!("{name} is {state:?}: it is not being drained"))),
+    };
+    membership::change_header(inner, &member, edit).await.map(|_| ())
 }
 
 fn unmounting() -> FsError {
@@ -134,11 +166,11 @@ async fn one_pass(
     let owners: BTreeSet<FdId> = found.blocks.keys().chain(found.units.keys()).copied().collect();
     let mut stayed = Vec::new();
     for fd in owners {
-        inner.go_on()?;
+        go_on(inner, lun)?;
         let mut tell = |bytes: u64| {
             *moved += bytes;
             progress(Progress { done_bytes: (*moved).min(total), total_bytes: total });
-            inner.go_on()
+            go_on(inner, lun)
         };
         match move_object(inner, fd, lun, found, &mut tell).await {
             Ok(()) => {}
@@ -146,6 +178,7 @@ async fn one_pass(
             Err(FsError::Stale { .. }) => {}
             Err(error) if inner.context.fenced().is_some() => return Err(error),
             Err(_) if inner.stopping.get() => return Err(unmounting()),
+            Err(_) if !inner.context.is_draining(lun) => return Err(given_up(lun)),
             Err(error) => {
                 tracing::info!(%fd, %lun, %error, "what it has on the LUN stays there");
                 let name = name_of(inner, fd).await;

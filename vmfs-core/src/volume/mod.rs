@@ -254,6 +254,11 @@ impl Volume {
         Box::pin(async move { drain::drain(&self.inner, lun, progress).await })
     }
 
+    /// Gives the emptying of a LUN up: all hosts put things there again, and a drain that goes on ends. `Invalid`: it is not being drained.
+    pub fn cancel_drain(&self, lun: LunIndex) -> LocalFuture<'_, Result<(), FsError>> {
+        Box::pin(async move { drain::cancel(&self.inner, lun).await })
+    }
+
     /// Ends the growing and emptying of LUNs where it stands, for the volume is about to be unmounted: each can be repeated.
     pub fn end_long_work(&self) {
         self.inner.stopping.set(true);

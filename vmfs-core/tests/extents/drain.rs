@@ -249,6 +249,122 @@ fn an_unmount_ends_a_drain_where_it_stands_and_leaves_nothing_behind() {
     }
 }
 
+#[test]
+fn a_drain_that_is_given_up_by_another_host_ends_and_the_lun_is_used_again() {
+    for seed in 0..4 {
+        let (sim, disks) = world(seed, 2, CellSize::B512);
+        sim.block_on(async {
+            let (one, two) = (mount_slow(&sim, &disks, 1).await, mount_slow(&sim, &disks, 2).await);
+            let refused = one.cancel_drain(FIRST).await.unwrap_err();
+            assert!(refused.to_string().contains("not being drained"), "{refused}");
+            let all = put(&one, 60).await;
+            let drainer = one.clone();
+            let draining = sim.spawn(HostNo(1), async move { drain(&drainer).await });
+            // Two heartbeats pass before anything is moved, and what is moved takes some time.
+            sim.sleep(Duration::from_millis(3000 + 400 * seed)).await;
+            two.cancel_drain(FIRST).await.unwrap();
+            match draining.join().await.unwrap() {
+                Ok(report) => assert!(report.is_moved(), "{report:?}"),
+                Err(error) => assert!(error.to_string().contains("given up"), "{error}"),
+            }
+            sim.sleep(Duration::from_secs(10)).await;
+            for volume in [&one, &two] {
+                assert_eq!(volume.luns()[0].state, MemberState::Active, "seed {seed}");
+            }
+            let mut made = Vec::new();
+            for nth in 0..8 {
+                made.push(create(&two, two.root(), format!("after {nth}").as_bytes()).await.unwrap().object);
+            }
+            assert!(made.iter().any(|object| object.fd.lun() == FIRST), "nothing new lies on the LUN: {made:?}");
+            check_put(&two, &Put { names: all.names + 8, ..all }).await;
+            one.unmount().await.unwrap();
+            two.unmount().await.unwrap();
+            let (later, _) = mount(&sim, &disks, 3).await;
+            assert_eq!(later.luns()[0].state, MemberState::Active);
+            let report = drain(&later).await.unwrap();
+            assert!(report.is_moved(), "seed {seed}: {report:?}");
+            assert_eq!(later.luns()[0].state, MemberState::Draining);
+            later.unmount().await.unwrap();
+        });
+        assert_eq!(errors(&sim, &disks), [], "seed {seed}");
+    }
+}
+
+/// Programs that move data themselves: they let go after a while, or never. What was asked of them is written down.
+struct Programs {
+    sim: Sim,
+    let_go: bool,
+    out: Rc<std::cell::Cell<u32>>,
+    asked: std::cell::RefCell<Vec<(vmfs_core::units::FdId, std::ops::Range<u64>)>>,
+}
+
+/// A range that came back.
+struct Back(Rc<std::cell::Cell<u32>>);
+
+impl vmfs_core::file::Recalled for Back {
+    fn give_up(self: Box<Self>) {
+        panic!("nothing is in doubt");
+    }
+}
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl vmfs_core::file::Borrowers for Programs {
+    fn recall(
+        &self,
+        fd: vmfs_core::units::FdId,
+        range: std::ops::Range<u64>,
+    ) -> LocalFuture<'static, Result<Box<dyn vmfs_core::file::Recalled>, FsError>> {
+        self.asked.borrow_mut().push((fd, range));
+        let (sim, let_go, out) = (self.sim.clone(), self.let_go, self.out.clone());
+        Box::pin(async move {
+            if !let_go {
+                std::future::pending::<()>().await;
+            }
+            sim.sleep(Duration::from_millis(20)).await;
+            out.set(out.get() + 1);
+            Ok(Box::new(Back(out)) as Box<dyn vmfs_core::file::Recalled>)
+        })
+    }
+}
+
+#[test]
+fn a_block_is_moved_when_the_programs_have_let_go_of_it_and_stays_while_one_does_not() {
+    for let_go in [true, false] {
+        let (sim, disks) = world(5, 2, CellSize::B512);
+        sim.block_on(async {
+            let one = mount_slow(&sim, &disks, 1).await;
+            let all = put(&one, 3).await;
+            let out = Rc::new(std::cell::Cell::new(0));
+            let programs = Rc::new(Programs { sim: sim.clone(), let_go, out: out.clone(), asked: Default::default() });
+            one.files().set_borrowers(programs.clone());
+            let report = drain(&one).await.unwrap();
+            assert_eq!(out.get(), 0, "every range has come back");
+            let large: Vec<_> = programs.asked.borrow().iter().filter(|(fd, _)| *fd == all.large.fd).cloned().collect();
+            if let_go {
+                assert!(report.is_moved() && report.stayed.is_empty(), "{report:?}");
+                // Each byte of it once.
+                let mut ranges: Vec<_> = large.into_iter().map(|(_, range)| range).collect();
+                ranges.sort_by_key(|range| range.start);
+                assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "{ranges:?}");
+                assert!(ranges[0].start == 0 && ranges.last().unwrap().end >= 3 << 20, "{ranges:?}");
+                check_empty(&one).await;
+            } else {
+                assert!(!report.is_moved(), "{report:?}");
+                let large = report.stayed.iter().find(|stayed| stayed.object == all.large.fd).unwrap();
+                assert!(large.kind == FsErrorKind::Busy && large.reason.contains("stands still"), "{large:?}");
+            }
+            check_put(&one, &all).await;
+            one.unmount().await.unwrap();
+        });
+        assert_eq!(errors(&sim, &disks), []);
+    }
+}
+
 /// Kills the draining host at its `nth` change. False: the LUN was empty before.
 fn killed_at(nth: usize) -> bool {
     let (sim, disks) = world(nth as u64, 2, CellSize::B512);

@@ -31,12 +31,27 @@ Make the LUN larger first, on all hosts. A LUN can grow four times; all hosts us
     #[command(after_help = "Example:\n  vmfs extent drain /dev/sdc /mnt/ds1\n\n\
 Data and metadata blocks move while the volume is in use, also those of running VMs of this host. What stays is listed with its\n\
 reason: files that another host has locked. Give the command again, also on that host, until nothing is left. An object's\n\
-descriptor, which is its identity, stays where it was made: copy the object and remove the original to free it. Exit status 1: something stayed.")]
-    Drain(Grow),
+descriptor, which is its identity, stays where it was made: copy the object and remove the original to free it. Exit status 1: something stayed.\n\
+A LUN that is not to be emptied after all is used again with --cancel.")]
+    Drain(Drain),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Grow {
+    /// Print the facts as JSON
+    #[arg(long)]
+    json: bool,
+    /// Path of the LUN, or lunN as vmfs extent list shows it
+    lun: PathBuf,
+    /// Mount point
+    mount: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Drain {
+    /// Give it up: use the LUN again, and end a drain that goes on, on whatever host
+    #[arg(long)]
+    cancel: bool,
     /// Print the facts as JSON
     #[arg(long)]
     json: bool,
@@ -90,10 +105,22 @@ fn grow(arguments: &Grow) -> Result<(), AdminError> {
 /// Objects that are named in a report for people.
 const NAMED: usize = 20;
 
-fn drain(arguments: &Grow) -> Result<(), AdminError> {
+fn drain(arguments: &Drain) -> Result<(), AdminError> {
     let directory = mounted::directory(&arguments.mount)?;
-    let what = AdminRequest::ExtentDrain { lun: member(&arguments.lun)? };
+    let what = AdminRequest::ExtentDrain { lun: member(&arguments.lun)?, cancel: arguments.cancel };
     let answer = mounted::ask(&directory, &arguments.mount, what, "draining")?;
+    if arguments.cancel {
+        if arguments.json {
+            say_json(&answer);
+        } else {
+            say(format!(
+                "{}: lun{} is not drained any more and is used again",
+                arguments.lun.display(),
+                answer["index"]
+            ));
+        }
+        return Ok(());
+    }
     let number = |name: &str| answer[name].as_u64().unwrap_or(0);
     if arguments.json {
         say_json(&answer);
