@@ -60,7 +60,7 @@ pub struct RunArguments {
     #[arg(
         long,
         value_name = "PATH[,OPTION...]",
-        help = "A disk, as PATH[,hba=pvscsi|lsilogic][,readonly][,serial=TEXT]; repeat it for more. A comma in PATH is written twice"
+        help = "A disk, as PATH[,hba=pvscsi|lsilogic|virtio-scsi][,readonly][,serial=TEXT]; repeat it for more. A comma in PATH is written twice"
     )]
     pub disk: Vec<DiskConfig>,
 
@@ -137,9 +137,9 @@ impl HbaKind {
     /// How many target numbers an adapter of this kind has, its own included; `None` if it is not in this version.
     fn targets(self) -> Option<u8> {
         match self {
-            HbaKind::Pvscsi => Some(65),
+            HbaKind::Pvscsi | HbaKind::VirtioScsi => Some(65),
             HbaKind::LsiLogic => Some(16),
-            HbaKind::BusLogic | HbaKind::VirtioScsi => None,
+            HbaKind::BusLogic => None,
         }
     }
 
@@ -244,7 +244,7 @@ pub fn adapters(disks: &[DiskConfig]) -> Result<Vec<PlacedAdapter>> {
         let object = || format!("disk {}", disk.path.display());
         let Some(targets) = disk.hba.targets() else {
             let cause = format!("the adapter {} is not in this version", disk.hba.name());
-            return Err(Error::new(Kind::Unsupported, object(), cause, "Use hba=pvscsi or hba=lsilogic"));
+            return Err(Error::new(Kind::Unsupported, object(), cause, "Use hba=pvscsi, lsilogic or virtio-scsi"));
         };
         // Targets are given in order, so the next free one follows from how many are taken.
         let next = |adapter: &PlacedAdapter| {

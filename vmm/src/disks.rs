@@ -6,6 +6,7 @@ use crate::config::{DiskConfig, HbaKind, PlacedAdapter, PlacedDisk};
 use crate::error::{Error, Kind, Result};
 use crate::hba::lsilogic::LsiLogic;
 use crate::hba::pvscsi::PvScsi;
+use crate::hba::virtio_scsi::VirtioScsi;
 use crate::hba::{Adapter, AdapterError, Attachment, InterruptLine, OpenError};
 use crate::holders;
 use crate::memory::GuestRam;
@@ -35,13 +36,16 @@ pub fn start_adapter(
     let started: std::result::Result<Adapter, AdapterError> = match kind {
         HbaKind::Pvscsi => PvScsi::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter),
         HbaKind::LsiLogic => LsiLogic::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter),
-        HbaKind::BusLogic | HbaKind::VirtioScsi => {
+        HbaKind::VirtioScsi => {
+            VirtioScsi::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter)
+        }
+        HbaKind::BusLogic => {
             let cause = "it is not in this version";
             return Err(Error::new(
                 Kind::Unsupported,
                 format!("adapter {name}"),
                 cause,
-                "Use hba=pvscsi or hba=lsilogic",
+                "Use hba=pvscsi, lsilogic or virtio-scsi",
             ));
         }
     };

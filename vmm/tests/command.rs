@@ -244,7 +244,7 @@ fn several_disks_are_targets_in_their_order() {
     let other = setup.path("other.img");
     File::create(&other).expect("made").set_len(6 * MIB).expect("sized");
     let disks = [setup.disk(), other].map(|path| path.to_str().expect("UTF-8").to_string());
-    for hba in ["pvscsi", "lsilogic"] {
+    for hba in ["pvscsi", "lsilogic", "virtio-scsi"] {
         let disks = disks.clone().map(|disk| format!("{disk},hba={hba}"));
         let arguments = ["--disk", &disks[0], "--disk", &disks[1]];
         for (target, bytes) in [(0, 4 * MIB), (1, 6 * MIB)] {

@@ -8,6 +8,7 @@ use crate::lsilogic::LsiLogic;
 use crate::memory::{Arena, OutOfMemory};
 use crate::pci::Function;
 use crate::pvscsi::Pvscsi;
+use crate::virtio_scsi::VirtioScsi;
 
 /// Which way a command's data goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -108,6 +109,7 @@ impl From<OutOfMemory> for AttachError {
 pub enum Adapter {
     Pvscsi(Pvscsi),
     LsiLogic(LsiLogic),
+    VirtioScsi(VirtioScsi),
 }
 
 /// Does the same with whichever adapter it is.
@@ -116,6 +118,7 @@ macro_rules! each {
         match $adapter {
             Adapter::Pvscsi($driver) => $do,
             Adapter::LsiLogic($driver) => $do,
+            Adapter::VirtioScsi($driver) => $do,
         }
     };
 }
@@ -126,14 +129,18 @@ impl Adapter {
         if let Some(function) = Pvscsi::find() {
             return Pvscsi::attach(function, interrupt, arena).map(Adapter::Pvscsi);
         }
-        let function = LsiLogic::find().ok_or(AttachError::NotFound)?;
-        LsiLogic::attach(function, interrupt, arena).map(Adapter::LsiLogic)
+        if let Some(function) = LsiLogic::find() {
+            return LsiLogic::attach(function, interrupt, arena).map(Adapter::LsiLogic);
+        }
+        let function = VirtioScsi::find().ok_or(AttachError::NotFound)?;
+        VirtioScsi::attach(function, interrupt, arena).map(Adapter::VirtioScsi)
     }
 
     pub fn name(&self) -> &'static str {
         match self {
             Adapter::Pvscsi(_) => "pvscsi",
             Adapter::LsiLogic(_) => "lsilogic",
+            Adapter::VirtioScsi(_) => "virtio-scsi",
         }
     }
 
@@ -144,7 +151,7 @@ impl Adapter {
     /// The memory BAR that shows the registers.
     pub fn memory_bar(&self) -> u8 {
         match self {
-            Adapter::Pvscsi(_) => 0,
+            Adapter::Pvscsi(_) | Adapter::VirtioScsi(_) => 0,
             Adapter::LsiLogic(_) => 1,
         }
     }
@@ -180,6 +187,7 @@ impl Adapter {
             Adapter::Pvscsi(driver) => driver.kick(read_or_write),
             // A request that is posted is seen.
             Adapter::LsiLogic(_) => {}
+            Adapter::VirtioScsi(driver) => driver.kick(),
         }
     }
 
@@ -205,8 +213,16 @@ impl Adapter {
             }
             match (vector, seen) {
                 (Some(vector), Some(seen)) => {
-                    if let Adapter::LsiLogic(driver) = self {
-                        driver.unmask();
+                    match self {
+                        Adapter::Pvscsi(_) => {}
+                        Adapter::LsiLogic(driver) => driver.unmask(),
+                        Adapter::VirtioScsi(driver) => {
+                            driver.unmask();
+                            // What came before the status was read interrupts no more.
+                            if let Some(completion) = driver.poll() {
+                                return Some(completion);
+                            }
+                        }
                     }
                     cpu::wait_for_interrupt(vector, seen);
                 }
@@ -226,6 +242,7 @@ impl Adapter {
         match self {
             Adapter::Pvscsi(_) => crate::pvscsi::REQUESTS + 16,
             Adapter::LsiLogic(_) => crate::lsilogic::FRAMES as u32,
+            Adapter::VirtioScsi(_) => crate::virtio_scsi::REQUESTS as u32,
         }
     }
 }

@@ -23,6 +23,9 @@ const VECTOR_SPURIOUS: u8 = 0x5F;
 
 const LOCAL_APIC: u64 = 0xFEE0_0000;
 const IO_APIC: u64 = 0xFEC0_0000;
+const IO_APIC_DATA: u64 = IO_APIC + 0x10;
+/// The I/O APIC's entry of the adapter's pin: level-triggered.
+const INTX_ENTRY: u32 = 1 << 15 | VECTOR_INTX as u32;
 
 /// First byte behind the image.
 pub fn end_of_image() -> u64 {
@@ -58,6 +61,30 @@ pub fn mmio_write(address: u64, value: u32) {
     unsafe { write_volatile(address as *mut u32, value) }
 }
 
+/// Reads a device register of 16 bits.
+pub fn mmio_read16(address: u64) -> u16 {
+    // SAFETY: as above.
+    unsafe { read_volatile(address as *const u16) }
+}
+
+/// Writes a device register of 16 bits.
+pub fn mmio_write16(address: u64, value: u16) {
+    // SAFETY: as above.
+    unsafe { write_volatile(address as *mut u16, value) }
+}
+
+/// Reads a device register of 8 bits.
+pub fn mmio_read8(address: u64) -> u8 {
+    // SAFETY: as above.
+    unsafe { read_volatile(address as *const u8) }
+}
+
+/// Writes a device register of 8 bits.
+pub fn mmio_write8(address: u64, value: u8) {
+    // SAFETY: as above.
+    unsafe { write_volatile(address as *mut u8, value) }
+}
+
 fn local_apic_write(register: u64, value: u32) {
     mmio_write(LOCAL_APIC + register, value);
 }
@@ -76,15 +103,26 @@ pub fn start_interrupts() {
 /// Routes I/O APIC pin `line`, level-triggered, to [`VECTOR_INTX`]; the stub writes `value` to the adapter's
 /// register at `register`, which must end the interrupt.
 pub fn route_intx(line: u8, register: u64, value: u32) {
-    const LEVEL: u32 = 1 << 15;
     // SAFETY: one processor, and the pin is still masked: the stub cannot be reading it.
     unsafe { write_volatile(&raw mut intx_register, register) };
     // SAFETY: as above.
     unsafe { write_volatile(&raw mut intx_value, value) };
-    for (index, value) in [(0x11, 0), (0x10, LEVEL | u32::from(VECTOR_INTX))] {
+    for (index, value) in [(0x11, 0), (0x10, INTX_ENTRY)] {
         mmio_write(IO_APIC, index + 2 * u32::from(line));
-        mmio_write(IO_APIC + 0x10, value);
+        mmio_write(IO_APIC_DATA, value);
     }
+}
+
+/// The same for an adapter that lets go of its pin only when its status is read: the stub masks the pin at the I/O APIC,
+/// whose register select stays on the pin's entry.
+pub fn route_intx_masked(line: u8) {
+    const MASKED: u32 = 1 << 16;
+    route_intx(line, IO_APIC_DATA, INTX_ENTRY | MASKED);
+}
+
+/// Lets the pin through again that [`route_intx_masked`] has routed.
+pub fn unmask_intx() {
+    mmio_write(IO_APIC_DATA, INTX_ENTRY);
 }
 
 /// How many interrupts of `vector` there were.

@@ -21,6 +21,7 @@ mod pattern;
 mod pci;
 mod pvscsi;
 mod verify;
+mod virtio_scsi;
 
 use adapter::{Adapter, AttachError};
 use console::line;

@@ -75,8 +75,8 @@ impl Function {
         self.read(0x3C) as u8
     }
 
-    /// Offset of the capability `id`.
-    fn capability(&self, id: u8) -> Option<u8> {
+    /// Offset of the first capability `id` for which `fits`.
+    fn capability(&self, id: u8, fits: impl Fn(u8) -> bool) -> Option<u8> {
         const LIST_MAX: usize = 48;
         let has_list = self.read(0x04) >> 16 & 1 << 4 != 0;
         let mut offset = if has_list { self.read(0x34) as u8 & 0xFC } else { 0 };
@@ -85,7 +85,7 @@ impl Function {
                 break;
             }
             let header = self.read(offset);
-            if header as u8 == id {
+            if header as u8 == id && fits(offset) {
                 return Some(offset);
             }
             offset = (header >> 8) as u8 & 0xFC;
@@ -93,9 +93,16 @@ impl Function {
         None
     }
 
+    /// Where the area `kind` of a virtio device is in its BAR 0 (virtio 1.2, 4.1.4).
+    pub fn vendor_area(&self, kind: u8) -> Option<u32> {
+        const VENDOR_SPECIFIC: u8 = 0x09;
+        let fits = |offset| self.read(offset) >> 24 == u32::from(kind) && self.read(offset + 4) as u8 == 0;
+        self.capability(VENDOR_SPECIFIC, fits).map(|offset| self.read(offset + 8))
+    }
+
     /// Turns the function's MSI off, if it has it.
     pub fn disable_msi(&self) {
-        if let Some(offset) = self.capability(MSI) {
+        if let Some(offset) = self.capability(MSI, |_| true) {
             let control = self.read(offset) >> 16;
             self.write(offset, (control & !1) << 16);
         }
@@ -103,7 +110,7 @@ impl Function {
 
     /// Has the function's MSI sent to `vector` of processor 0; false if it has no such capability.
     pub fn enable_msi(&self, vector: u8) -> bool {
-        let Some(offset) = self.capability(MSI) else { return false };
+        let Some(offset) = self.capability(MSI, |_| true) else { return false };
         let control = self.read(offset) >> 16;
         let wide = control & 1 << 7 != 0;
         self.write(offset + 4, 0xFEE0_0000);

@@ -49,6 +49,13 @@ impl Interrupts {
         self.update_level();
     }
 
+    /// Takes all bits back and returns those that were set.
+    pub(crate) fn take(&self) -> u32 {
+        let status = self.status.swap(0, Ordering::AcqRel);
+        self.update_level();
+        status
+    }
+
     /// Lets exactly these bits of the status through to the guest.
     pub(crate) fn enable(&self, bits: u32) {
         let before = self.enabled.swap(bits, Ordering::AcqRel);

@@ -12,6 +12,7 @@ pub mod pvscsi;
 mod queue;
 #[cfg(test)]
 mod testing;
+pub mod virtio_scsi;
 mod window;
 
 use std::sync::Arc;
@@ -87,6 +88,8 @@ pub struct PciIdentity {
     pub pin: InterruptPin,
     /// The number of MSI vectors to offer in a 64-bit MSI capability; 0 for no capability.
     pub msi_vectors: u8,
+    /// Vendor-specific capabilities (PCI 3.0, appendix H), each from its length byte on.
+    pub vendor_capabilities: &'static [&'static [u8]],
 }
 
 /// A register whose writes only wake a queue: the machine registers `event` as KVM ioeventfd on guest-physical address

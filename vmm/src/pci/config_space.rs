@@ -133,6 +133,24 @@ impl ConfigSpace {
         self.allow16(register::MSI_DATA, 0xFFFF);
     }
 
+    /// Appends vendor-specific capabilities, each given from its length byte on (PCI 3.0, appendix H).
+    pub fn add_vendor_capabilities(&mut self, capabilities: &[&[u8]]) {
+        const FIRST: usize = 0x50;
+        const VENDOR_SPECIFIC: u8 = 0x09;
+        let mut place = FIRST;
+        for capability in capabilities {
+            let end = place + 2 + capability.len();
+            assert!(end <= SIZE, "no room for a capability");
+            // The newest one comes first in the list.
+            self.bytes[place] = VENDOR_SPECIFIC;
+            self.bytes[place + 1] = self.bytes[register::CAPABILITIES];
+            self.bytes[place + 2..end].copy_from_slice(capability);
+            self.bytes[register::CAPABILITIES] = place as u8;
+            self.put16(register::STATUS, self.get16(register::STATUS) | STATUS_CAPABILITIES);
+            place = end.next_multiple_of(4);
+        }
+    }
+
     /// Reads `data.len()` bytes at `offset`; beyond the space they are ones.
     pub fn read(&self, offset: usize, data: &mut [u8]) {
         for (index, byte) in data.iter_mut().enumerate() {
@@ -256,6 +274,20 @@ mod tests {
         assert_eq!(space.decoded_memory_bar(0), Some(0xE123_8000));
         space.write(0x04, &[0]);
         assert_eq!(space.decoded_memory_bar(0), None);
+    }
+
+    #[test]
+    fn vendor_capabilities_are_a_list_with_the_others() {
+        let mut space = space();
+        space.add_vendor_capabilities(&[&[5, 1, 2], &[4, 9]]);
+        let mut seen = Vec::new();
+        let mut at = space.bytes[0x34];
+        while at != 0 {
+            seen.push((at, space.bytes[usize::from(at)]));
+            at = space.bytes[usize::from(at) + 1];
+        }
+        assert_eq!(seen, [(0x58, 9), (0x50, 9), (0x40, 5)]);
+        assert_eq!((space.bytes[0x52..0x55].to_vec(), space.bytes[0x5A..0x5C].to_vec()), (vec![5, 1, 2], vec![4, 9]));
     }
 
     #[test]

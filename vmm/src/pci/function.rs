@@ -173,6 +173,7 @@ impl AdapterFunction {
         if identity.msi_vectors > 0 {
             space.set_msi();
         }
+        space.add_vendor_capabilities(identity.vendor_capabilities);
         let doorbells = adapter.doorbells().map_err(|cause| Error::host("doorbells of an adapter", cause))?;
         let decoded = vec![None; identity.bars.len()];
         let function = AdapterFunction {

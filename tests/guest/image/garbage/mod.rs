@@ -4,6 +4,7 @@
 
 mod lsilogic;
 mod pvscsi;
+mod virtio_scsi;
 
 use crate::adapter::{Adapter, Data, Request};
 use crate::console::line;
@@ -30,6 +31,7 @@ pub fn garbage(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally)
     match bench.disk.adapter {
         Adapter::Pvscsi(_) => pvscsi::garbage(&mut bench, lists),
         Adapter::LsiLogic(_) => lsilogic::garbage(&mut bench, lists),
+        Adapter::VirtioScsi(_) => virtio_scsi::garbage(&mut bench, lists),
     }
     bench.configuration();
     bench.reset_in_flight(lists);

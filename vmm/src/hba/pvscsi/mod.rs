@@ -151,6 +151,7 @@ impl<D: BlockDevice + 'static> HostBusAdapter for PvScsi<D> {
             bars: &[Bar { index: 0, kind: BarKind::Memory, size: WINDOW_SIZE }],
             pin: InterruptPin::A,
             msi_vectors: 1,
+            vendor_capabilities: &[],
         }
     }
 
