@@ -5,16 +5,17 @@ mod scale;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use vmfs_core::alloc::units::Purpose;
-use vmfs_core::error::FsErrorKind;
+use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::format::layout::{self, LunLayout};
 use vmfs_core::format::root_cell::{LunSet, ObjectFlags, ObjectType};
 use vmfs_core::format::table_entry::{EntryKind, TableCell, TableEntry};
 use vmfs_core::format::{Cell, CellContext};
 use vmfs_core::object::{Change, Committed, NewObject};
-use vmfs_core::sim::{FaultRates, HostNo, MemoryDisk};
+use vmfs_core::sim::{FaultRates, HostNo, MemoryDisk, PathState};
 use vmfs_core::units::{BlockAddress, BlockNo, CellAddress, CellSize, FdId, LunIndex};
 
 use engine_world::*;
@@ -146,6 +147,42 @@ fn blocks_that_another_host_freed_are_found_before_a_lun_is_called_full() {
         a.space.blocks.retire(fd, &taken).await.unwrap();
         a.space.blocks.free_retired(fd, &taken).await.unwrap();
         assert_eq!(take(&b, mine, 0, 8).await.map(|taken| taken.len()), Ok(8));
+    });
+}
+
+/// A block elsewhere made the loss of another LUN reach the file, though its own had room: after a failure of its own LUN, or when this
+/// host only thought that it was full.
+#[test]
+fn a_file_lies_on_its_own_lun_until_that_is_full_for_certain() {
+    let (sim, disks) = world(21, 2, 64, CellSize::B512);
+    sim.block_on(async {
+        let a = mount(&sim, &disks, HostNo(1), CellSize::B512).await;
+        let b = mount(&sim, &disks, HostNo(2), CellSize::B512).await;
+        let (fd, other) = (a.create("file", None).await.fd, b.create("other", None).await.fd);
+        assert_eq!(fd.lun(), lun1());
+        let lun2 = LunIndex::new(2).unwrap();
+        let mut both = LunSet::of(lun1());
+        both.insert(lun2);
+        let luns_of = async |first: u32| {
+            let indexes: Vec<u32> = (first..first + 4).collect();
+            let taken = a.space.blocks.take(fd, &indexes, lun1(), &both, None).await?;
+            assert_eq!(taken.iter().map(|(index, _)| *index).collect::<Vec<_>>(), indexes);
+            Ok::<_, FsError>(taken.iter().map(|(_, at)| at.lun).collect::<Vec<_>>())
+        };
+        disks[0].set_path(HostNo(1), PathState::Cut);
+        assert_eq!(luns_of(0).await.unwrap_err().kind(), FsErrorKind::Io);
+        disks[0].set_path(HostNo(1), PathState::Up);
+        assert_eq!(luns_of(0).await.unwrap(), [lun1(); 4]);
+        let filled = fill(&b, other).await;
+        assert_eq!(luns_of(10).await.unwrap(), [lun2; 4]);
+        b.space.blocks.retire(other, &filled).await.unwrap();
+        b.space.blocks.free_retired(other, &filled).await.unwrap();
+        sim.sleep(Duration::from_secs(2)).await;
+        assert_eq!(luns_of(20).await.unwrap(), [lun1(); 4]);
+        // When the LUN of the neighbour is gone, the file's own may serve.
+        disks[1].set_path(HostNo(1), PathState::Cut);
+        let taken = a.space.blocks.take(fd, &[30], lun2, &both, None).await.unwrap();
+        assert_eq!(taken[0].1.lun, lun1());
     });
 }
 

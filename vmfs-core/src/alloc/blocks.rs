@@ -2,22 +2,21 @@
 //! Promises: a block is given to one owner; a freed block still named its owner; the last blocks of a LUN are kept for metadata.
 //! Must not know: what is in the blocks, when a write to them has ended (the caller frees after that, rule R3).
 
-use std::cell::{Cell as StdCell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::all_done;
+use super::free_space::{Hints, UNKNOWN};
 use super::table::{TablePlace, Tables};
 use super::units::Purpose;
 use crate::context::{Context, Member};
-use crate::env::Instant;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::CellKind;
 use crate::format::arena::Place;
 use crate::format::layout::entries_per_cell;
 use crate::format::root_cell::LunSet;
-use crate::format::table_entry::{EntryKind, TableCell, TableEntry};
+use crate::format::table_entry::{EntryKind, TableEntry};
 use crate::sabotage::{Sabotage, active};
 use crate::units::{BlockAddress, BlockNo, FdId, LunIndex, SlotRef};
 
@@ -25,30 +24,6 @@ use crate::units::{BlockAddress, BlockNo, FdId, LunIndex, SlotRef};
 const RESERVED: u64 = 2;
 /// Table cells looked at together when a search comes to those that are not known.
 const LOOK_CELLS: usize = 64;
-/// A LUN with more table cells than this is counted again at most once in [`LOOK_AGAIN_AFTER`] because it seems full.
-const SMALL_TABLE: u64 = 4096;
-const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// Hint of a table cell whose free entries are not known.
-const UNKNOWN: u8 = u8::MAX;
-/// Table cells read with one command while the free space is counted.
-const SCAN_CELLS: usize = 1024;
-
-/// What this host knows of the free blocks of one LUN: a hint a table cell, never believed without reading the cell.
-struct Hints {
-    free: RefCell<Vec<u8>>,
-    counted: StdCell<u64>,
-    known_cells: StdCell<u64>,
-    cursor: StdCell<u64>,
-    /// Own changes so far: a count that was read while one was made is read again.
-    changes: StdCell<u64>,
-    looked_again: StdCell<Option<Instant>>,
-}
-
-impl Hints {
-    fn is_complete(&self) -> bool {
-        self.known_cells.get() == self.free.borrow().len() as u64
-    }
-}
 
 /// Containers found on the LUNs.
 #[derive(Default)]
@@ -59,23 +34,12 @@ pub struct Containers {
     pub units: RefCell<BTreeSet<BlockAddress>>,
 }
 
-/// Blocks of a LUN or of the volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BlockCount {
-    /// All.
-    pub total: u64,
-    /// Free, as far as is known.
-    pub free: u64,
-    /// Every table cell was looked at since the volume was mounted.
-    pub complete: bool,
-}
-
 /// The block tables of a mounted volume.
 pub struct Blocks {
-    context: Rc<Context>,
-    tables: Rc<Tables>,
-    hints: RefCell<BTreeMap<LunIndex, Rc<Hints>>>,
-    containers: Rc<Containers>,
+    pub(super) context: Rc<Context>,
+    pub(super) tables: Rc<Tables>,
+    pub(super) hints: RefCell<BTreeMap<LunIndex, Rc<Hints>>>,
+    pub(super) containers: Rc<Containers>,
 }
 
 /// The place of a block's entry.
@@ -129,103 +93,10 @@ impl Blocks {
         &self.containers
     }
 
-    fn hints(&self, member: &Member) -> Rc<Hints> {
-        let mut all = self.hints.borrow_mut();
-        let make = || {
-            let cells = member.layout().table_cell_count();
-            let slot = self.context.own_slot(member.index).map_or(0, |own| u64::from(own.slot.0));
-            Rc::new(Hints {
-                free: RefCell::new(vec![UNKNOWN; cells as usize]),
-                counted: StdCell::new(0),
-                known_cells: StdCell::new(0),
-                // Neighbouring slots start far apart: bit-reversed slot number as a fraction of the LUN.
-                cursor: StdCell::new(u64::from((slot as u8).reverse_bits()) * cells / 256),
-                changes: StdCell::new(0),
-                looked_again: StdCell::new(None),
-            })
-        };
-        let hints = all.entry(member.index).or_insert_with(make).clone();
-        let cells = member.layout().table_cell_count() as usize;
-        if hints.free.borrow().len() < cells {
-            // The LUN has grown.
-            hints.free.borrow_mut().resize(cells, UNKNOWN);
-        }
-        hints
-    }
-
-    fn learn(&self, member: &Member, hints: &Hints, number: u64, table: &TableCell) {
-        let Some((_, first, used)) = member.layout().table_cell(number) else { return };
-        let free = table.entries[..used].iter().filter(|e| e.kind == EntryKind::Free).count() as u8;
-        let old = std::mem::replace(&mut hints.free.borrow_mut()[number as usize], free);
-        if old == UNKNOWN {
-            hints.known_cells.set(hints.known_cells.get() + 1);
-        }
-        hints.counted.set(hints.counted.get() + u64::from(free) - if old == UNKNOWN { 0 } else { u64::from(old) });
-        for (nth, entry) in table.entries[..used].iter().enumerate() {
-            let set = match entry.kind {
-                EntryKind::FdContainer => &self.containers.fds,
-                EntryKind::UnitContainer => &self.containers.units,
-                _ => continue,
-            };
-            if let Some(block) = BlockNo::new(first.get() + nth as u64) {
-                set.borrow_mut().insert(BlockAddress { lun: member.index, block });
-            }
-        }
-    }
-
-    /// Free and all blocks of a LUN. Own changes are counted at once, other hosts' when their table cells are read again.
-    pub fn count(&self, lun: LunIndex) -> BlockCount {
-        let Ok(member) = self.context.member(lun) else { return BlockCount::default() };
-        let hints = self.hints(&member);
-        let total = member.layout().block_count();
-        let complete = hints.is_complete();
-        // What was not looked at yet is taken for free.
-        let per = entries_per_cell(member.layout().cell_size) as u64;
-        let unknown = (member.layout().table_cell_count() - hints.known_cells.get()) * per;
-        BlockCount { total, free: (hints.counted.get() + unknown).min(total), complete }
-    }
-
-    /// Reads up to `cells` table cells of a LUN from cell `from` on and counts them; gives the next cell, `None` at the end.
-    pub async fn scan(&self, lun: LunIndex, from: u64, cells: usize) -> Result<Option<u64>, FsError> {
-        let member = self.context.member(lun)?;
-        let hints = self.hints(&member);
-        let total = member.layout().table_cell_count();
-        let (mut number, end) = (from, (from + cells as u64).min(total));
-        while number < end {
-            let (at, _, _) = member.layout().table_cell(number).expect("the number is below the count");
-            let size = member.layout().cell_size.bytes() as u64;
-            let mut run = 1;
-            while run < SCAN_CELLS as u64
-                && number + run < end
-                && member
-                    .layout()
-                    .table_cell(number + run)
-                    .is_some_and(|(next, _, _)| next.offset == at.offset + run * size)
-            {
-                run += 1;
-            }
-            let changes = hints.changes.get();
-            let cells = self.context.io.read_span(&member.lun, at, run as usize).await?;
-            if changes != hints.changes.get() {
-                // What was read may be older than what is known by now.
-                continue;
-            }
-            for (nth, cell) in cells.into_iter().enumerate() {
-                let number = number + nth as u64;
-                let table = match cell.as_ref().map(|cell| TableCell::decode(member.layout().cell_size, cell.payload()))
-                {
-                    Ok(Ok(table)) => table,
-                    _ => self.tables.read(place_of_cell(&member, number).expect("below the count")).await?,
-                };
-                self.learn(&member, &hints, number, &table);
-            }
-            number += run;
-        }
-        Ok((end < total).then_some(end))
-    }
-
-    /// Takes blocks for the file blocks `indexes` (ascending) of `owner`: neighbours where possible, next to `near`, on `prefer` first,
-    /// then on the other LUNs of `allowed`. Gives the first of them when there is no room for all; `NoSpace` when there is none.
+    /// Takes blocks for the file blocks `indexes` (ascending) of `owner`: neighbours where possible, next to `near`, on `prefer` until that
+    /// is full for certain, then on the other LUNs of `allowed`. Gives the first of them when there is no room for all; `NoSpace` when
+    /// there is none. When the owner's own LUN fails no other one stands in for it: a file lies on one LUN as long as that has room, so
+    /// that the loss of another does not reach it, and without its own nothing of it can be published anyway.
     pub async fn take(
         &self,
         owner: FdId,
@@ -234,29 +105,75 @@ impl Blocks {
         allowed: &LunSet,
         near: Option<BlockAddress>,
     ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
-        let mut order: Vec<LunIndex> = allowed.iter().filter(|lun| *lun != prefer).collect();
-        order.sort_by_key(|lun| std::cmp::Reverse(self.count(*lun).free));
-        order.insert(0, prefer);
-        order.retain(|lun| !self.context.is_draining(*lun));
-        // A lost LUN is not waited for while there are others.
-        if order.iter().any(|lun| !self.context.is_lost(*lun)) {
-            order.retain(|lun| !self.context.is_lost(*lun));
+        let mut others: Vec<LunIndex> = allowed.iter().filter(|lun| *lun != prefer).collect();
+        others.sort_by_key(|lun| std::cmp::Reverse(self.count(*lun).free));
+        others.retain(|lun| !self.context.is_draining(*lun));
+        let mut taken = Vec::new();
+        if !self.context.is_draining(prefer) {
+            match self.take_at_home(owner, indexes, prefer, !others.is_empty(), near).await {
+                Ok(found) => taken = found,
+                Err(error) if prefer == owner.lun() || others.is_empty() || !may_be_elsewhere(&error) => {
+                    return Err(error);
+                }
+                Err(_) => {}
+            }
         }
-        let mut taken = self.take_in_order(owner, indexes, &order, near).await?;
-        if taken.is_empty() && !indexes.is_empty() {
-            for lun in &order {
-                match self.look_again(*lun).await {
-                    Ok(_) | Err(FsError::MissingLun { .. }) => {}
-                    Err(error) if error.kind() == FsErrorKind::Io && order.len() > 1 => {}
+        // A lost LUN is not waited for while there are others.
+        if others.iter().any(|lun| !self.context.is_lost(*lun)) {
+            others.retain(|lun| !self.context.is_lost(*lun));
+        }
+        let rest = &indexes[taken.len()..];
+        let near = taken.last().map(|(_, at): &(u32, BlockAddress)| *at).or(near);
+        let mut more = self.take_in_order(owner, rest, &others, near).await;
+        if taken.is_empty() && !rest.is_empty() && more.as_ref().is_ok_and(Vec::is_empty) {
+            for lun in &others {
+                match self.look_again(*lun, false).await {
+                    Ok(_) => {}
+                    Err(error) if may_be_elsewhere(&error) => {}
                     Err(error) => return Err(error),
                 }
             }
-            taken = self.take_in_order(owner, indexes, &order, near).await?;
+            more = self.take_in_order(owner, rest, &others, near).await;
+        }
+        match more {
+            Ok(more) => taken.extend(more),
+            Err(error) if taken.is_empty() => return Err(error),
+            // What was taken so far is the caller's; the next call meets the error again.
+            Err(_) => {}
         }
         if taken.is_empty() && !indexes.is_empty() {
             let luns: Vec<String> = allowed.iter().map(|lun| lun.to_string()).collect();
             let message = format!("no free block for {owner} on {}; remove files or add an extent", luns.join(", "));
             return Err(FsError::refused(FsErrorKind::NoSpace, message));
+        }
+        Ok(taken)
+    }
+
+    /// As many as there are on one LUN; counts it again before it is called full.
+    async fn take_at_home(
+        &self,
+        owner: FdId,
+        indexes: &[u32],
+        lun: LunIndex,
+        elsewhere: bool,
+        near: Option<BlockAddress>,
+    ) -> Result<Vec<(u32, BlockAddress)>, FsError> {
+        let near = near.filter(|at| at.lun == lun);
+        let data = EntryKind::Data;
+        let mut taken = self.take_on(lun, data, owner.get(), indexes, near, Purpose::Normal).await?;
+        if taken.len() < indexes.len() && (taken.is_empty() || elsewhere) {
+            let more = async {
+                if !self.look_again(lun, elsewhere).await? {
+                    return Ok(Vec::new());
+                }
+                let near = taken.last().map(|(_, at)| *at).or(near);
+                self.take_on(lun, data, owner.get(), &indexes[taken.len()..], near, Purpose::Normal).await
+            };
+            match more.await {
+                Ok(more) => taken.extend(more),
+                Err(error) if taken.is_empty() => return Err(error),
+                Err(_) => {}
+            }
         }
         Ok(taken)
     }
@@ -303,23 +220,10 @@ impl Blocks {
     /// Takes one block for a container, in state formatting. `None`: the LUN is full; ordinary work leaves the reserve.
     pub async fn take_for_container(&self, lun: LunIndex, purpose: Purpose) -> Result<Option<BlockAddress>, FsError> {
         let mut found = self.take_on(lun, EntryKind::Formatting, 0, &[0], None, purpose).await?;
-        if found.is_empty() && self.look_again(lun).await? {
+        if found.is_empty() && self.look_again(lun, false).await? {
             found = self.take_on(lun, EntryKind::Formatting, 0, &[0], None, purpose).await?;
         }
         Ok(found.first().map(|(_, at)| *at))
-    }
-
-    /// Counts a LUN again that seems full: other hosts may have freed blocks. `false`: that was done a moment ago.
-    async fn look_again(&self, lun: LunIndex) -> Result<bool, FsError> {
-        let member = self.context.member(lun)?;
-        let hints = self.hints(&member);
-        let (cells, now) = (member.layout().table_cell_count(), self.context.env().now());
-        if cells > SMALL_TABLE && hints.looked_again.get().is_some_and(|last| now < last.after(LOOK_AGAIN_AFTER)) {
-            return Ok(false);
-        }
-        hints.looked_again.set(Some(now));
-        self.scan(lun, 0, cells as usize).await?;
-        Ok(true)
     }
 
     /// A formatted block becomes a container (step three of rule R2), or goes back when `kind` is free.
@@ -569,6 +473,11 @@ impl Blocks {
         });
         Ok(all_done(futures_util::future::join_all(each).await)?.into_iter().flatten().collect())
     }
+}
+
+/// Whether a failure of one LUN says nothing about another.
+fn may_be_elsewhere(error: &FsError) -> bool {
+    matches!(error, FsError::MissingLun { .. }) || error.kind() == FsErrorKind::Io
 }
 
 fn is_retired_by(by: SlotRef, entry: &TableEntry) -> bool {

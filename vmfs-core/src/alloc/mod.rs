@@ -4,10 +4,15 @@
 
 pub mod arena;
 pub mod blocks;
+mod free_space;
 pub mod owners;
 pub mod roots;
 pub mod table;
+mod unit_entries;
+mod unit_stream;
 pub mod units;
+
+pub use free_space::BlockCount;
 
 /// The first error of several changes that have all ended.
 ///

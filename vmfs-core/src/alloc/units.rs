@@ -13,6 +13,8 @@ use super::all_done;
 use super::blocks::Containers;
 use super::roots::{LOOKED_THROUGH, format_container};
 use super::table::{TablePlace, Tables};
+pub use super::unit_entries::{UnitEdit, UnitUse};
+use super::unit_entries::{apply, is_marked, pooled, retiring};
 use crate::cas::{CasOutcome, CellChange};
 use crate::container::first_unit;
 use crate::context::Context;
@@ -23,7 +25,7 @@ use crate::format::table_entry::{EntryKind, TableEntry};
 use crate::format::unit::{UnitRef, cells_for};
 use crate::format::{Cell, CellKind, FormatError};
 use crate::sabotage::{Sabotage, active};
-use crate::units::{BlockAddress, CellAddress, FdId, Link, LunIndex, SlotRef, Token, UnitAddress};
+use crate::units::{BlockAddress, CellAddress, FdId, Link, LunIndex, Token, UnitAddress};
 
 /// Units taken into the pool at a time, at most; those of one table cell.
 const BATCH: usize = 32;
@@ -33,8 +35,6 @@ const LOW: usize = 16;
 const RESERVED: usize = 4;
 /// Units of a LUN kept in the pool at most.
 const POOLED: usize = 96;
-/// Reads of a unit that fails its checks before that is believed.
-const READ_TRIES: u32 = 3;
 
 /// What a unit is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,40 +64,12 @@ pub struct PreparedUnit {
     rest: Vec<Cell>,
 }
 
-/// A unit in use: what its table entry says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnitUse {
-    /// The unit.
-    pub at: UnitAddress,
-    /// Owner.
-    pub owner: FdId,
-    /// Body, PointerBlock, Inner or Bucket.
-    pub kind: EntryKind,
-    /// Index in the owner.
-    pub index: u32,
-}
-
-/// A change of the table entry of a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnitEdit {
-    /// From the own pool to its use.
-    Assign,
-    /// About to be dropped.
-    Retire,
-    /// The mark is taken back.
-    Keep,
-    /// From its use, or from its mark, to the own pool.
-    Recycle,
-    /// From its use or its mark to free.
-    Free,
-}
-
 /// Edits of the entries of one table cell: {entry, unit, edit}.
 type CellEdits = (TablePlace, Vec<(usize, UnitUse, UnitEdit)>);
 
 /// The unit containers of a mounted volume.
 pub struct Units {
-    context: Rc<Context>,
+    pub(super) context: Rc<Context>,
     tables: Rc<Tables>,
     containers: Rc<Containers>,
     pools: RefCell<BTreeMap<LunIndex, Rc<Mutex<Vec<FreshUnit>>>>>,
@@ -564,37 +536,6 @@ impl Units {
         self.tables.forget();
     }
 
-    /// Reads the stream of an immutable unit. A check that fails is read again twice; the caller reads the root again before it
-    /// believes the error, for the unit may have been dropped meanwhile.
-    pub async fn read(
-        &self,
-        reference: &UnitRef,
-        kind: CellKind,
-        owner: FdId,
-        link: Link,
-        index: u32,
-    ) -> Result<Vec<u8>, FsError> {
-        self.know(reference.at).await?;
-        let member = self.context.member(reference.at.lun)?;
-        let first = self.cell_of(reference.at, 0)?;
-        let mut tries = 0;
-        loop {
-            let cells = self.context.io.read_span(&member.lun, first, reference.used_cells.into()).await?;
-            match stream_of(cells, reference, kind, owner, link, index) {
-                Ok(stream) => return Ok(stream),
-                Err(cause) => {
-                    tries += 1;
-                    if tries == READ_TRIES {
-                        return Err(FsError::Corrupt {
-                            structure: format!("{kind:?} unit {} of {owner}", reference.at),
-                            cause,
-                        });
-                    }
-                }
-            }
-        }
-    }
-
     /// Makes sure that the geometry is known that a unit which is named somewhere needs.
     pub async fn know(&self, unit: UnitAddress) -> Result<(), FsError> {
         self.context.know_block(BlockAddress { lun: unit.lun, block: unit.block }).await
@@ -619,75 +560,4 @@ fn no_unit(unit: UnitAddress) -> FsError {
 
 fn full(lun: LunIndex) -> FsError {
     FsError::refused(FsErrorKind::NoSpace, format!("no room for metadata on {lun}; remove files or add an extent"))
-}
-
-fn pooled(by: SlotRef) -> TableEntry {
-    TableEntry { kind: EntryKind::Pool, slot: by.slot, generation_low: by.generation.low(), ..TableEntry::FREE }
-}
-
-fn used(unit: &UnitUse, by: SlotRef) -> TableEntry {
-    TableEntry {
-        fd: unit.owner.get(),
-        index: unit.index,
-        kind: unit.kind,
-        slot: by.slot,
-        generation_low: by.generation.low(),
-        was: EntryKind::Free,
-    }
-}
-
-fn retiring(unit: &UnitUse, by: SlotRef) -> TableEntry {
-    TableEntry { kind: EntryKind::Retiring, was: unit.kind, ..used(unit, by) }
-}
-
-fn names(entry: &TableEntry, unit: &UnitUse) -> bool {
-    entry.fd == unit.owner.get() && entry.index == unit.index
-}
-
-/// Whether some host has marked this use of a unit.
-fn is_marked(entry: &TableEntry, unit: &UnitUse) -> bool {
-    names(entry, unit) && entry.kind == EntryKind::Retiring && entry.was == unit.kind
-}
-
-fn apply(entry: &mut TableEntry, unit: &UnitUse, edit: UnitEdit, by: SlotRef) -> Result<(), FsError> {
-    let (used, retiring) = (used(unit, by), retiring(unit, by));
-    let in_use = names(entry, unit) && entry.kind == unit.kind;
-    let marked = is_marked(entry, unit);
-    match edit {
-        UnitEdit::Assign if *entry == pooled(by) => *entry = used,
-        UnitEdit::Assign if in_use => {}
-        UnitEdit::Assign => {
-            let message = format!("unit {} is no longer in this host's pool: {entry:?}; run fsck.vmfs", unit.at);
-            return Err(FsError::refused(FsErrorKind::Corrupt, message));
-        }
-        UnitEdit::Retire if in_use || marked => *entry = retiring,
-        UnitEdit::Keep if *entry == retiring => *entry = used,
-        UnitEdit::Recycle if in_use || marked => *entry = pooled(by),
-        UnitEdit::Free if in_use || marked => *entry = TableEntry::FREE,
-        UnitEdit::Retire | UnitEdit::Keep | UnitEdit::Recycle | UnitEdit::Free => {}
-    }
-    Ok(())
-}
-
-fn stream_of(
-    cells: Vec<Result<Cell, FormatError>>,
-    reference: &UnitRef,
-    kind: CellKind,
-    owner: FdId,
-    link: Link,
-    index: u32,
-) -> Result<Vec<u8>, FormatError> {
-    let mut crc = 0;
-    let mut stream = Vec::new();
-    for cell in cells {
-        let cell = cell?;
-        cell.expect_kind(kind)?;
-        cell.expect_owner(owner, link, index)?;
-        crc = crc32c::crc32c_append(crc, cell.image());
-        stream.extend_from_slice(cell.payload());
-    }
-    if crc != reference.crc {
-        return Err(FormatError::Value { structure: "unit", field: "crc32c", value: crc.into() });
-    }
-    Ok(stream)
 }
