@@ -124,3 +124,40 @@ fn a_punch_that_fails_half_way_frees_what_it_has_taken_or_leaves_it_to_recovery(
     let tried = (0..40).find(|changes| is_cut_off_in_a_punch(*changes));
     assert!(tried.is_some_and(|tried| tried > 3), "{tried:?}");
 }
+
+/// A file in its body of 6144 bytes grows to 17 KiB, is cut, and its host dies before it is published.
+fn grown_cut_and_left(size: u64) {
+    let (sim, disks) = world(size, 1, CellSize::B512);
+    sim.block_on(async {
+        let (other, _) = mount(&sim, &disks, 1).await;
+        let (dying, _) = mount(&sim, &disks, 2).await;
+        let file = create(&dying, dying.root(), b"small").await.unwrap().object;
+        let open = dying.open(file, WRITE).await.unwrap();
+        dying.files().write(&open, 0, &[1; 6144]).await.unwrap();
+        dying.flush(&open).await.unwrap();
+        dying.files().write(&open, 12_800, &[2; 4096]).await.unwrap();
+        dying.files().set_size(&open, size).await.unwrap();
+        sim.kill(HostNo(2));
+        assert_eq!(fsck(&sim, &disks, true).await, Vec::new(), "cut to {size}");
+        // Its lease ends.
+        sim.sleep(Duration::from_secs(180)).await;
+        let open = other.open(file, WRITE).await.unwrap();
+        let left = size.min(6144);
+        assert_eq!(open.size(), size, "cut to {size}");
+        other.files().set_size(&open, 16_384).await.unwrap();
+        let bytes = other.files().read(&open, 0, 16_384).await.unwrap();
+        let shows = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+        assert_eq!(shows, left, "cut to {size}: what was cut off is back");
+        other.close(open).await.unwrap();
+        other.unmount().await.unwrap();
+        assert_eq!(fsck(&sim, &disks, true).await, Vec::new(), "cut to {size}");
+    });
+    sim.end();
+}
+
+#[test]
+fn a_small_file_that_has_grown_and_is_cut_before_it_is_published_is_whole_after_a_death() {
+    for size in [512, 5632, 6144, 9000] {
+        grown_cut_and_left(size);
+    }
+}

@@ -454,8 +454,8 @@ impl Files {
             let batch = &gone[left.saturating_sub(CUT_AT_ONCE)..left];
             left -= batch.len();
             let empties = size == 0 && left == 0 && open.shared.disk.is_none();
-            let mut change =
-                BodyChange { size: Some(size), inline: empties.then(Vec::new), freeing: true, ..BodyChange::default() };
+            let inline = if empties { Some(Vec::new()) } else { left_in_body(open, size) };
+            let mut change = BodyChange { size: Some(size), inline, freeing: true, ..BodyChange::default() };
             let mut loot = Loot::default();
             for (pb, unit) in batch {
                 let image = open.object.image();
@@ -550,6 +550,14 @@ impl Files {
         }
         Ok(found)
     }
+}
+
+/// What a cut to `size` leaves of the bytes in the body of a file that has outgrown it, while nothing of that is published. `None`: the
+/// body holds no bytes behind the new end.
+fn left_in_body(open: &Open, size: u64) -> Option<Vec<u8>> {
+    let image = open.object.image();
+    let Content::Inline(bytes) = &image.body.content else { return None };
+    bytes.get(..usize::try_from(size).ok()?).filter(|left| left.len() < bytes.len()).map(<[u8]>::to_vec)
 }
 
 /// Whether the command behind an error may have been, or may yet be, carried out.
