@@ -118,6 +118,13 @@ impl Service for Control {
         let gate = self.state.gate.read_only_descriptor().map_err(|error| io_refusal("the gate page", &error))?;
         let revoke = handle.direct.revoke_event().map_err(|error| io_refusal("the revoke event", &error))?;
         let recalls = self.state.recalls.attach(client, &handle).map_err(|error| io_refusal("its recalls", &error))?;
+        // Asked when no block of it is being moved: a move of which nobody knows whether it has happened goes on in the dark.
+        if handle.file.is_in_doubt() {
+            return refuse(
+                libc::EIO,
+                "the end of an earlier write to it is not known: close it, and mount the volume anew",
+            );
+        }
         let luns = self.luns().map_err(|error| refusal(&error))?.iter().map(|lun| self.access(lun)).collect();
         Ok((Attachment { lock_lun: handle.file.fd().lun().get(), luns }, [gate, revoke, recalls]))
     }

@@ -186,7 +186,7 @@ impl Files {
 
     async fn open_in_turn(&self, open: &Rc<Open>, mode: OpenMode) -> Result<Arc<OpenFile>, FsError> {
         let write = mode.write || mode.truncate;
-        if write && self.is_doubtful(open.shared.fd) {
+        if write && (self.is_doubtful(open.shared.fd) || open.shared.doubt.load(Ordering::Acquire)) {
             return Err(in_doubt(open));
         }
         self.check_same_host(open, write)?;

@@ -277,6 +277,11 @@ impl SharedFile {
         self.size.load(Ordering::Acquire)
     }
 
+    /// The end of an earlier change is not known: its bytes may move yet, and it is not written to any more.
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubt.load(Ordering::Acquire)
+    }
+
     /// What this host may do by the lock it holds now.
     pub fn hold(&self) -> Hold {
         self.state.read().access.hold
