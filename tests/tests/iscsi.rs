@@ -20,6 +20,8 @@ use tests::raw_initiator::{RawInitiator, open};
 mod clients;
 #[path = "iscsi/crashes.rs"]
 mod crashes;
+#[path = "iscsi/initiator.rs"]
+mod initiator;
 #[path = "iscsi/operation.rs"]
 mod operation;
 

@@ -54,8 +54,8 @@ pub async fn serve(server: Rc<Server>, stream: TcpStream, entrance: Entrance) {
     }
     if let Some((login, first, numbers)) = logged_in {
         let session = Session::begin(&server, stream, outbox.clone(), &login, &first, numbers, entrance).await;
-        session.run(&mut inbox).await;
-        session.end().await;
+        let farewell = session.run(&mut inbox).await;
+        session.end(farewell).await;
     }
     outbox.close();
     let _ = sender.await;

@@ -13,7 +13,7 @@ use super::login::{Agreed, Login, OWN_SEGMENT, Step, Wanted};
 use super::options::{MOST_COMMANDS, Options};
 use super::outgoing::{Outgoing, TICK};
 use super::url::{Url, host_and_port, portal};
-use crate::login::{AUTHENTICATION_FAILED, MAX_NAME};
+use crate::login::{AUTHENTICATION_FAILED, INITIATOR_ERROR, MAX_NAME};
 use crate::pdu::{Answer, Header, Sequence};
 
 /// The longest data segment before anything was agreed on (RFC 7143, 13.12).
@@ -157,7 +157,10 @@ impl Connector {
                     inbox.agree(agreed.digests, OWN_SEGMENT as usize, keep);
                     return Ok(Attempt::Done(Connection { stream, inbox, agreed, sequence, group }));
                 }
-                Err(ConnectCause::Refused(AUTHENTICATION_FAILED)) if login.is_strong() => return Ok(Attempt::Doubted),
+                // A response of another length is an error to some, not a wrong password.
+                Err(ConnectCause::Refused(AUTHENTICATION_FAILED | INITIATOR_ERROR)) if login.is_strong() => {
+                    return Ok(Attempt::Doubted);
+                }
                 Err(cause) => return Err(cause),
             }
         }

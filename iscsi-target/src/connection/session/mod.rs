@@ -41,6 +41,8 @@ const DEAD: Duration = Duration::from_secs(60);
 enum Next {
     GoOn,
     Close,
+    /// After this answer, which is given when nothing of the session is under way any more.
+    LogOut(LogoutResponse),
 }
 
 /// A session, which has one connection.
@@ -143,8 +145,8 @@ impl Session {
         session
     }
 
-    /// Serves requests until the connection ends.
-    pub(super) async fn run(self: &Rc<Self>, inbox: &mut Inbox) {
+    /// Serves requests until the connection ends, or is to end with this answer to a logout.
+    pub(super) async fn run(self: &Rc<Self>, inbox: &mut Inbox) -> Option<LogoutResponse> {
         loop {
             let arrived = match inbox.next().await {
                 Ok(arrived) => arrived,
@@ -152,29 +154,37 @@ impl Session {
                     if !matches!(error, Broken::Closed) {
                         tracing::warn!(peer = %self.entrance.peer, initiator = %self.initiator, %error, "a connection is dropped");
                     }
-                    return;
+                    return None;
                 }
             };
             self.heard.set(Instant::now());
             let memory = self.memory_for(&arrived.header).await;
             match self.take(&arrived, memory) {
                 Next::GoOn => {}
-                Next::Close => return,
+                Next::Close => return None,
+                Next::LogOut(answer) => return Some(answer),
             }
             self.outbox.room().await;
         }
     }
 
-    /// Ends: commands under way are waited for, their answers are not sent.
-    pub(super) async fn end(&self) {
-        // What is to be sent still goes out, and nobody waits for room any more.
-        self.outbox.close();
+    /// Ends: commands under way are waited for, their answers are not sent. Only then a logout is answered: for the initiator that
+    /// proves that nothing of the session reaches the disks any more (11.14).
+    pub(super) async fn end(&self, farewell: Option<LogoutResponse>) {
+        if farewell.is_none() {
+            // What is to be sent still goes out, and nobody waits for room any more.
+            self.outbox.close();
+        }
         if let Some(target) = &self.target {
             target.units.nexus_loss(self.nexus).await;
         }
         self.collecting.borrow_mut().clear();
         while !self.running.borrow().is_empty() {
             self.over.notified().await;
+        }
+        if let Some(answer) = farewell {
+            self.outbox.push(answer.encode(self.numbers.with_status()), &[]);
+            self.outbox.close();
         }
         self.server.leave(self);
         self.is_gone.set(true);
@@ -372,8 +382,11 @@ impl Session {
             _ => 2,
         };
         let answer = LogoutResponse { tag: logout.tag, response };
+        if response == 0 {
+            return Next::LogOut(answer);
+        }
         self.outbox.push(answer.encode(self.numbers.with_status()), &[]);
-        if response == 0 { Next::Close } else { Next::GoOn }
+        Next::GoOn
     }
 
     /// SendTargets is all that may be asked here (RFC 7143, 6.4 and appendix C).
