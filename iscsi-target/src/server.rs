@@ -8,13 +8,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use iscsi::login::chap::Credentials;
 use iscsi::login::{Admission, Doorkeeper, FORBIDDEN, Login, NOT_FOUND, Status};
 use iscsi::text;
 use scsi::{BlockDevice, DeviceKind, Disk, DiskOptions, Lun, NexusId, ProductName, Target, TargetPort};
-use storage::{DiskSource, OpenError, Supervisor};
+use storage::{DiskSource, OpenError, Storage, Supervisor};
 
 use crate::config::{Config, LunConfig, TargetConfig};
 use crate::connection::{Entrance, Session};
@@ -286,6 +286,9 @@ impl TargetEntry {
     }
 }
 
+/// How long a file may still be in use by a daemon that has just died.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A LUN that has been opened and is not shown yet.
 pub(crate) struct OpenLun {
     pub(crate) number: u16,
@@ -303,7 +306,7 @@ pub(crate) async fn open_lun(
 ) -> Result<OpenLun, ServeError> {
     let read_only = config.readonly || config.cdrom;
     let source = DiskSource { path: config.path.clone(), read_only, cached: !config.direct, serial: None };
-    let storage = storage::open(source, Arc::new(Log)).await?;
+    let storage = open_patiently(source).await?;
     let mut options = DiskOptions { removable: config.removable, ..DiskOptions::default() };
     let mut logical_block = config.blocksize;
     if config.cdrom {
@@ -315,6 +318,21 @@ pub(crate) async fn open_lun(
     let store = state.map(|folder| FileStore::open(folder, target, Lun(number))).transpose()?;
     store.as_ref().map_or(Ok(()), FileStore::check)?;
     Ok(OpenLun { number, config: config.clone(), disk: Disk::new(shown, options), store })
+}
+
+/// Opens a file that somebody may just be letting go: what a killed daemon's ring had in flight keeps its files open, and with them
+/// their locks, until the kernel has ended it.
+async fn open_patiently(source: DiskSource) -> Result<Storage, OpenError> {
+    let began = Instant::now();
+    loop {
+        match storage::open(source.clone(), Arc::new(Log)).await {
+            Err(OpenError::InUse { path }) if began.elapsed() < PATIENCE => {
+                tracing::debug!(path = %path.display(), "in use; trying again");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 pub(crate) async fn open_target(

@@ -101,12 +101,16 @@ fn launch_at(folder: &TempDir, arguments: &[String], place: impl FnOnce(Command)
     let mut command = Command::new(program("iscsi-target"));
     command.arg("serve").arg("--control").arg(&control).arg("--state-dir").arg(folder.path()).args(arguments);
     let mut command = place(command);
-    let log = fs::File::create(folder.path().join("log")).unwrap();
-    let daemon = command.stderr(log).spawn().expect("iscsi-target starts");
+    let log = folder.path().join("log");
+    let mut daemon = command.stderr(fs::File::create(&log).unwrap()).spawn().expect("iscsi-target starts");
     let ask = || {
         Command::new(program("iscsi-target")).args(["status", "--json", "--control"]).arg(&control).output().unwrap()
     };
-    wait_for("the target to answer", || ask().status.success());
+    wait_for("the target to answer", || {
+        let ended = daemon.try_wait().unwrap();
+        assert!(ended.is_none(), "iscsi-target has ended, {ended:?}: {}", fs::read_to_string(&log).unwrap());
+        ask().status.success()
+    });
     let told: Value = serde_json::from_slice(&ask().stdout).unwrap();
     let portals = told["portals"].as_array().unwrap().iter().map(|portal| portal.as_str().unwrap().to_owned());
     (daemon, portals.collect())

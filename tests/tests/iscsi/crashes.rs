@@ -129,3 +129,21 @@ fn no_acknowledged_write_and_no_reservation_is_lost_when_the_daemon_is_killed_un
 fn nothing_is_lost_past_the_page_cache_either() {
     crash_under_load(",thin,direct");
 }
+
+/// The kernel closes what a killed daemon's ring had in flight only when that has ended, and the file stays locked until then.
+#[test]
+fn a_file_that_its_former_daemon_still_holds_is_waited_for() {
+    let mut target = Target::start("");
+    let held = fs::File::open(target.folder.path().join("disk.img")).unwrap();
+    signal(target.daemon.id(), libc::SIGKILL);
+    // By now the daemon has let go, so this one holds it next.
+    target.daemon.wait().unwrap();
+    wait_for("the file to be free", || held.try_lock().is_ok());
+    let holder = thread::spawn(move || {
+        thread::sleep(std::time::Duration::from_secs(1));
+        drop(held);
+    });
+    target.crash();
+    holder.join().unwrap();
+    assert_eq!(target.status()["targets"][0]["name"], NAME);
+}
