@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, Stat, major, minor, open};
 use scsi::{PathAnswer, PathData, PathError, ScsiPath};
+use vmfs_core::lun::{LockKind, ofd_lock};
 
-use crate::sg_sys::{self, DRIVER_SENSE, Direction, Header, LockKind};
+use crate::sg_sys::{self, DRIVER_SENSE, Direction, Header};
 use crate::tenancy::Tenancy;
 
 /// Most bytes of a command, whatever the kernel's queue takes: more would have to be scattered over too many pieces.
@@ -157,7 +158,7 @@ pub(crate) struct NodeTenancy {
 
 impl NodeTenancy {
     fn lock(&self, kind: LockKind, start: u64, length: u64) -> io::Result<bool> {
-        if length == 0 { Ok(true) } else { sg_sys::lock(self.file.as_fd(), kind, FIRST + start, length) }
+        if length == 0 { Ok(true) } else { ofd_lock(self.file.as_fd(), kind, FIRST + start, length) }
     }
 }
 

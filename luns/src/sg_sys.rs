@@ -1,4 +1,4 @@
-//! Owns: the ioctl SG_IO with its structure, and open-file-description locks.
+//! Owns: the ioctl SG_IO with its structure.
 //! Promises: the structure is byte for byte that of the kernel (include/scsi/sg.h, struct sg_io_hdr, interface version 3).
 //! Must not know: what commands mean.
 #![allow(unsafe_code)]
@@ -114,42 +114,4 @@ pub fn send(fd: BorrowedFd<'_>, header: &mut Header<'_>) -> io::Result<()> {
     // their borrows are those of the header, and the call returns only when the device has ended the command.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), SG_IO as _, std::ptr::from_mut(header)) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// What a lock excludes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LockKind {
-    /// Every other lock.
-    Exclusive,
-    /// Exclusive ones.
-    Shared,
-    /// Nothing: gives the range back.
-    Release,
-}
-
-/// Sets or gives back an open-file-description lock without waiting (fcntl(2), F_OFD_SETLK). False: another open file has it.
-pub fn lock(fd: BorrowedFd<'_>, kind: LockKind, start: u64, length: u64) -> io::Result<bool> {
-    let l_type = match kind {
-        LockKind::Exclusive => libc::F_WRLCK,
-        LockKind::Shared => libc::F_RDLCK,
-        LockKind::Release => libc::F_UNLCK,
-    };
-    let too_large = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    let lock = libc::flock {
-        l_type: l_type as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: i64::try_from(start).map_err(too_large)?,
-        l_len: i64::try_from(length).map_err(too_large)?,
-        l_pid: 0,
-    };
-    // SAFETY: the descriptor is open for as long as it is borrowed; `lock` is a valid flock that the kernel only reads.
-    let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
-    if result == 0 {
-        return Ok(true);
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
-        _ => Err(error),
-    }
 }

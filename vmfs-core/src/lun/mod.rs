@@ -15,6 +15,7 @@ mod sys;
 pub use file::FileLun;
 pub use find::{DeviceFinder, RawDevices};
 pub use open::{OpenLun, open_lun};
+pub use sys::{LockKind, ofd_lock};
 
 pub use error::{LunError, LunErrorKind};
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// What a lock excludes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LockKind {
+pub enum LockKind {
     /// Every other lock.
     Exclusive,
     /// Exclusive ones.
@@ -18,7 +18,7 @@ pub(super) enum LockKind {
 }
 
 /// Sets or gives back an open-file-description lock without waiting (fcntl(2), F_OFD_SETLK). False: another open file has it.
-pub(super) fn ofd_lock(fd: BorrowedFd<'_>, kind: LockKind, start: u64, length: u64) -> io::Result<bool> {
+pub fn ofd_lock(fd: BorrowedFd<'_>, kind: LockKind, start: u64, length: u64) -> io::Result<bool> {
     let l_type = match kind {
         LockKind::Exclusive => libc::F_WRLCK,
         LockKind::Shared => libc::F_RDLCK,

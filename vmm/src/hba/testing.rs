@@ -127,3 +127,19 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_micros(100));
     }
 }
+
+/// Does `deed` while the gate is closed, and opens the gate a while later. Returns whether `deed` returned before.
+pub(crate) fn returns_before_the_gate_opens(gate: &Arc<Gate>, deed: impl FnOnce()) -> bool {
+    let returned = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let opener = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(50));
+            let early = returned.load(Ordering::SeqCst);
+            gate.open();
+            early
+        });
+        deed();
+        returned.store(true, Ordering::SeqCst);
+        opener.join().unwrap()
+    })
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::LsiLogic;
-pub(super) use crate::hba::testing::{Gate, GatedDisk, Line, disk, eventually};
+pub(super) use crate::hba::testing::{Gate, GatedDisk, Line, disk, eventually, returns_before_the_gate_opens};
 use crate::hba::{GuestMemory, HostBusAdapter};
 
 pub(super) const MEMORY: usize = 4 << 20;

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::super::PvScsi;
 use super::super::entries::*;
 use super::super::registers::{KICK_NON_RW_IO, KICK_RW_IO};
-pub(super) use crate::hba::testing::{Gate, GatedDisk, Line, disk, eventually};
+pub(super) use crate::hba::testing::{Gate, GatedDisk, Line, disk, eventually, returns_before_the_gate_opens};
 use crate::hba::{GuestMemory, HostBusAdapter};
 
 pub(super) const MEMORY: usize = 4 << 20;

@@ -20,20 +20,9 @@ fn with_reads_in_flight(guest: &mut Guest, command: u32, words: &[u32]) {
     eventually("two waiting reads", || guest.gate.waiting() == 2);
     guest.put(&Io::new(12, &read_10(0, 1)).into_guest(DATA, 512));
 
-    let returned = Arc::new(AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        let opener = {
-            let (gate, returned) = (guest.gate.clone(), returned.clone());
-            scope.spawn(move || {
-                std::thread::sleep(Duration::from_millis(50));
-                assert!(!returned.load(Ordering::SeqCst), "the write returned while the storage was at work");
-                gate.open();
-            })
-        };
-        guest.command(command, words);
-        returned.store(true, Ordering::SeqCst);
-        opener.join().unwrap();
-    });
+    let gate = guest.gate.clone();
+    let early = returns_before_the_gate_opens(&gate, || _ = guest.command(command, words));
+    assert!(!early, "the write returned while the storage was at work");
 }
 
 /// Guest memory must stay as it is from now on.

@@ -1,7 +1,5 @@
 //! Resets, aborts and stops are synchronous for guest memory, whatever the storage is doing.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::guest::*;
@@ -17,21 +15,7 @@ fn with_reads_in_flight(guest: &Guest, deed: impl FnOnce(&Guest)) -> bool {
     }
     guest.notify(2);
     eventually("two waiting reads", || guest.gate.waiting() == 2);
-    let returned = Arc::new(AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        let opener = {
-            let (gate, returned) = (guest.gate.clone(), returned.clone());
-            scope.spawn(move || {
-                std::thread::sleep(Duration::from_millis(50));
-                let early = returned.load(Ordering::SeqCst);
-                gate.open();
-                early
-            })
-        };
-        deed(guest);
-        returned.store(true, Ordering::SeqCst);
-        opener.join().unwrap()
-    })
+    returns_before_the_gate_opens(&guest.gate, || deed(guest))
 }
 
 /// Guest memory must stay as it is from now on.
