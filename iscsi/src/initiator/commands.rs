@@ -278,7 +278,7 @@ impl Shared {
         let turn = {
             let mut core = self.core.lock();
             core.parked &= !(1 << slot);
-            if core.tasks.outcome(slot).is_some() || core.tasks.abort_answer(slot).is_some() {
+            if core.tasks.is_over(slot) {
                 Turn::Done
             } else if let Some(wish) = core.tasks.wish(slot) {
                 Turn::Give(wish)
@@ -324,10 +324,11 @@ impl Shared {
     fn abort(&self, request: &Request<'_>, deadline: Instant) {
         let Some(wire) = self.wire.try_lock_until(deadline) else { return };
         let (header, epoch) = {
-            let core = self.core.lock();
+            let mut core = self.core.lock();
             if core.tasks.outcome(request.slot).is_some() {
                 return;
             }
+            core.tasks.begin_abort(request.slot);
             let task = TaskRequest {
                 function: 1,
                 lun: self.lun,

@@ -101,7 +101,16 @@ struct Task {
     outcome: Option<Outcome>,
     sense: [u8; SENSE],
     sense_length: usize,
-    abort: Option<u8>,
+    abort: Abort,
+}
+
+/// How far the abort of a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Abort {
+    None,
+    /// Its answer will come, or the connection will end.
+    Sent,
+    Answered(u8),
 }
 
 impl Task {
@@ -119,7 +128,7 @@ impl Task {
             outcome: None,
             sense: [0; SENSE],
             sense_length: 0,
-            abort: None,
+            abort: Abort::None,
         }
     }
 
@@ -170,7 +179,7 @@ impl Tasks {
         task.generation = (task.generation + 1) & 0x003F_FFFF;
         (task.phase, task.work, task.expected) = (Phase::Queued, work, expected);
         (task.moved, task.next, task.wishes, task.wish_at) = (0, 0, [None; OUTSTANDING as usize], 0);
-        (task.outcome, task.sense_length, task.abort) = (None, 0, None);
+        (task.outcome, task.sense_length, task.abort) = (None, 0, Abort::None);
         Some((usize::from(slot), task.generation << 10 | u32::from(slot)))
     }
 
@@ -233,14 +242,36 @@ impl Tasks {
         &self.slots[slot].sense[..self.slots[slot].sense_length]
     }
 
-    /// The answer to its abort, if there is one.
-    pub fn abort_answer(&self, slot: usize) -> Option<u8> {
-        self.slots[slot].abort
+    /// Its abort is about to be sent.
+    pub fn begin_abort(&mut self, slot: usize) {
+        self.slots[slot].abort = Abort::Sent;
     }
 
-    /// The next data that the target wants of it.
+    /// The answer to its abort, if there is one.
+    pub fn abort_answer(&self, slot: usize) -> Option<u8> {
+        match self.slots[slot].abort {
+            Abort::Answered(response) => Some(response),
+            Abort::None | Abort::Sent => None,
+        }
+    }
+
+    /// Whether nothing more will come for it: after that its slot may be another's. One that ends while it is being aborted is
+    /// answered twice (RFC 7143, 11.6.1: the abort of a task that is over has its answer too).
+    pub fn is_over(&self, slot: usize) -> bool {
+        let task = &self.slots[slot];
+        match task.abort {
+            Abort::None => task.outcome.is_some(),
+            Abort::Sent => false,
+            Abort::Answered(_) => true,
+        }
+    }
+
+    /// The next data that the target wants of it, while it is not over.
     pub fn wish(&mut self, slot: usize) -> Option<Wish> {
         let task = &mut self.slots[slot];
+        if task.outcome.is_some() {
+            return None;
+        }
         let wish = task.wishes[task.wish_at].take();
         if wish.is_some() {
             task.wish_at = (task.wish_at + 1) % task.wishes.len();
@@ -361,7 +392,9 @@ impl Tasks {
             return Err(STRANGE);
         }
         match (kind, self.slots[slot].work) {
-            (Kind::Abort, _) => self.slots[slot].abort = Some(response),
+            (Kind::Abort, _) if self.slots[slot].abort == Abort::Sent => {
+                self.slots[slot].abort = Abort::Answered(response)
+            }
             (Kind::Task, Work::Manage) if self.slots[slot].outcome.is_none() => {
                 let number = self.slots[slot].number;
                 self.slots[slot].outcome = Some(Outcome::Managed(response));
@@ -401,6 +434,9 @@ impl Tasks {
     /// Ends every task that was sent and has no answer: there will be none.
     pub fn lose_all(&mut self, cause: &Arc<str>) {
         self.lose(cause, |_| true);
+        for task in self.slots.iter_mut().filter(|task| task.abort == Abort::Sent) {
+            task.abort = Abort::None;
+        }
     }
 
     fn lose(&mut self, cause: &Arc<str>, which: impl Fn(&Task) -> bool) {

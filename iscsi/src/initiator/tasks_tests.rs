@@ -117,6 +117,24 @@ fn a_reset_ends_what_was_sent_before_it() {
 }
 
 #[test]
+fn a_task_that_ends_while_it_is_aborted_keeps_its_slot_until_the_abort_is_answered() {
+    let mut tasks = begun(2);
+    let (slot, tag) = sent(&mut tasks, Work::Plain, 0);
+    assert!(tasks.take_managed(tag | ABORT, 0).is_err(), "nothing was aborted");
+    tasks.begin_abort(slot);
+    tasks.take_response(&response(tag), &[]).unwrap();
+    assert!(tasks.outcome(slot).is_some() && !tasks.is_over(slot));
+    tasks.take_managed(tag | ABORT, 1).unwrap();
+    assert!(tasks.is_over(slot) && tasks.take_managed(tag | ABORT, 1).is_err(), "twice");
+    // Without an answer it is over with the connection, and its own answer stands.
+    let (slot, tag) = sent(&mut tasks, Work::Plain, 0);
+    tasks.begin_abort(slot);
+    tasks.take_response(&response(tag), &[]).unwrap();
+    tasks.lose_all(&"over".into());
+    assert!(tasks.is_over(slot) && matches!(tasks.outcome(slot), Some(Outcome::Answered { .. })));
+}
+
+#[test]
 fn a_rejected_command_was_not_carried_out() {
     let mut tasks = begun(4);
     let (slot, tag) = sent(&mut tasks, Work::Write, 512);
@@ -185,6 +203,7 @@ proptest! {
                     header[16..20].copy_from_slice(&tag.to_be_bytes());
                     let _ = tasks.take_reject(code >> 4, &header);
                 }
+                6 if !had && code & 1 == 1 => tasks.begin_abort(slot),
                 _ => while let Some(wish) = tasks.wish(slot) {
                     prop_assert!(wish.offset + wish.length <= 2048);
                 },
@@ -193,14 +212,14 @@ proptest! {
                 prop_assert!(*received <= 2048);
             }
             // A new task takes the place of one that has ended.
-            if tasks.outcome(slot).is_some() && code % 3 == 0 {
+            if tasks.is_over(slot) && code % 3 == 0 {
                 tasks.close(slot);
                 open[which % 4] = sent(&mut tasks, Work::Read, 2048);
             }
         }
         tasks.lose_all(&"over".into());
         for (slot, _) in open {
-            prop_assert!(tasks.outcome(slot).is_some(), "every task ends");
+            prop_assert!(tasks.is_over(slot), "every task ends");
         }
     }
 }

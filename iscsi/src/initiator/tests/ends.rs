@@ -21,6 +21,8 @@ fn a_late_command_is_aborted_and_unknown_unless_that_proves_that_nothing_was_don
         let (command, _) = peer.command().unwrap();
         let (Request::Task(task), _) = peer.receive().unwrap() else { panic!("no abort") };
         peer.good(command.tag);
+        // The two answers do not come in one segment: nobody may take the first for the end of it.
+        std::thread::sleep(Duration::from_millis(50));
         let sequence = peer.with_status();
         peer.send(TaskManagementAnswer { tag: task.tag, response: 1 }.encode(sequence), &[]);
         // A write that got none of its data out.
