@@ -118,7 +118,7 @@ pub fn kernel(luns: &Luns) -> PathBuf {
 }
 
 /// The adapters that a guest's disk can hang on.
-pub const HBAS: [&str; 3] = ["pvscsi", "lsilogic", "virtio-scsi"];
+pub const HBAS: [&str; 4] = ["pvscsi", "lsilogic", "buslogic", "virtio-scsi"];
 
 /// `vmm run` of the test guest with `job` on `disk`, on the default adapter.
 pub fn vmm(luns: &Luns, disk: &Path, job: &str) -> Command {

@@ -13,12 +13,12 @@ use tests::machines::{Guest, HBAS, assert_stamped, disk, vmm, vmm_on};
 fn a_guest_writes_each_kind_of_disk_and_the_mount_shows_its_bytes() {
     let luns = Luns::formatted(2, 512, &[]);
     let mount = luns.mount(1);
-    for (format, hba) in ["thin", "zeroedthick", "eagerzeroedthick"].into_iter().zip(HBAS.into_iter().cycle()) {
-        let path = disk(&mount, &format!("{format}.vmdk"), "64M", format);
+    for (hba, format) in HBAS.into_iter().zip(["thin", "zeroedthick", "eagerzeroedthick"].into_iter().cycle()) {
+        let path = disk(&mount, &format!("{hba}.vmdk"), "64M", format);
         let said = run(&mut vmm_on(&luns, &path, hba, "job=verify size=32M bs=64k depth=16 seed=5"));
         assert!(said.contains(&format!("adapter={hba} ")), "{said}");
         assert!(said.contains(" 0 failed"), "{said}");
-        let flat = mount.at(format!("{format}-flat.vmdk"));
+        let flat = mount.at(format!("{hba}-flat.vmdk"));
         run(command("test-guest").arg("--verify").arg(&flat).args(["--size", "32M", "--seed", "5"]));
         // What one adapter wrote, each reads.
         for hba in HBAS {

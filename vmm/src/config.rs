@@ -60,7 +60,7 @@ pub struct RunArguments {
     #[arg(
         long,
         value_name = "PATH[,OPTION...]",
-        help = "A disk, as PATH[,hba=pvscsi|lsilogic|virtio-scsi][,readonly][,serial=TEXT]; repeat it for more. A comma in PATH is written twice"
+        help = "A disk, as PATH[,hba=pvscsi|lsilogic|buslogic|virtio-scsi][,readonly][,serial=TEXT]; repeat it for more. A comma in PATH is written twice"
     )]
     pub disk: Vec<DiskConfig>,
 
@@ -134,12 +134,11 @@ impl HbaKind {
         ("virtio-scsi", HbaKind::VirtioScsi),
     ];
 
-    /// How many target numbers an adapter of this kind has, its own included; `None` if it is not in this version.
-    fn targets(self) -> Option<u8> {
+    /// How many target numbers an adapter of this kind has, its own included.
+    fn targets(self) -> u8 {
         match self {
-            HbaKind::Pvscsi | HbaKind::VirtioScsi => Some(65),
-            HbaKind::LsiLogic => Some(16),
-            HbaKind::BusLogic => None,
+            HbaKind::Pvscsi | HbaKind::VirtioScsi => 65,
+            HbaKind::LsiLogic | HbaKind::BusLogic => 16,
         }
     }
 
@@ -237,15 +236,12 @@ const ADAPTERS: usize = 4;
 /// or not there yet, a new one. Without a disk there is no adapter.
 ///
 /// # Errors
-/// [`Kind::Unsupported`] for an adapter that is not in this version, or more adapters than a machine takes.
+/// [`Kind::Unsupported`] for more adapters than a machine takes.
 pub fn adapters(disks: &[DiskConfig]) -> Result<Vec<PlacedAdapter>> {
     let mut adapters: Vec<PlacedAdapter> = Vec::new();
     for disk in disks {
         let object = || format!("disk {}", disk.path.display());
-        let Some(targets) = disk.hba.targets() else {
-            let cause = format!("the adapter {} is not in this version", disk.hba.name());
-            return Err(Error::new(Kind::Unsupported, object(), cause, "Use hba=pvscsi, lsilogic or virtio-scsi"));
-        };
+        let targets = disk.hba.targets();
         // Targets are given in order, so the next free one follows from how many are taken.
         let next = |adapter: &PlacedAdapter| {
             let mut targets = (0..targets).filter(|target| *target != ADAPTER_TARGET);
@@ -305,14 +301,6 @@ mod tests {
             let error = disk(text).expect_err(text);
             assert!(error.contains(named), "{error}");
         }
-    }
-
-    #[test]
-    fn adapters_of_later_versions_are_refused() {
-        let other = disk("a,hba=buslogic").expect("parsed");
-        let error = adapters(&[other]).expect_err("refused");
-        assert_eq!(error.kind(), Kind::Unsupported);
-        assert!(error.to_string().contains("buslogic is not in this version"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use crate::config::{DiskConfig, HbaKind, PlacedAdapter, PlacedDisk};
 use crate::error::{Error, Kind, Result};
+use crate::hba::buslogic::BusLogic;
 use crate::hba::lsilogic::LsiLogic;
 use crate::hba::pvscsi::PvScsi;
 use crate::hba::virtio_scsi::VirtioScsi;
@@ -39,15 +40,7 @@ pub fn start_adapter(
         HbaKind::VirtioScsi => {
             VirtioScsi::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter)
         }
-        HbaKind::BusLogic => {
-            let cause = "it is not in this version";
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("adapter {name}"),
-                cause,
-                "Use hba=pvscsi, lsilogic or virtio-scsi",
-            ));
-        }
+        HbaKind::BusLogic => BusLogic::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter),
     };
     started.map_err(|cause| refusal(&name, &cause))
 }

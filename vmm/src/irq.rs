@@ -144,6 +144,11 @@ pub struct IrqLine {
 }
 
 impl IrqLine {
+    /// The pin that it leads to.
+    pub fn gsi(&self) -> Gsi {
+        self.gsi
+    }
+
     /// Sets the line's level; telling it the level that it has costs nothing.
     pub fn set(&self, level: bool) {
         let mut high = self.high.lock();

@@ -53,6 +53,10 @@ impl InterruptLine for NoInterrupts {
     fn raise_msi(&self) {}
 
     fn set_level(&self, _asserted: bool) {}
+
+    fn number(&self) -> u8 {
+        0
+    }
 }
 
 const STATE: u64 = 0x1000;

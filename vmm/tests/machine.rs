@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::control::Outcome;
 use vmm::error::{Error, Kind};
+use vmm::hba::buslogic::BusLogic;
 use vmm::hba::lsilogic::LsiLogic;
 use vmm::hba::pvscsi::PvScsi;
 use vmm::hba::virtio_scsi::VirtioScsi;
@@ -54,7 +55,7 @@ impl Setup {
 }
 
 /// The adapters that a machine can have.
-const HBAS: [&str; 3] = ["pvscsi", "lsilogic", "virtio-scsi"];
+const HBAS: [&str; 4] = ["pvscsi", "lsilogic", "buslogic", "virtio-scsi"];
 
 /// Gives the machine an adapter with a disk of 32 MiB in memory, and counts how often the disk is opened.
 fn add_memory_disk(machine: &mut Machine, hba: &str) -> Arc<AtomicUsize> {
@@ -69,6 +70,7 @@ fn add_memory_disk(machine: &mut Machine, hba: &str) -> Arc<AtomicUsize> {
             let adapter = match hba {
                 "pvscsi" => PvScsi::start("hba0", ram, interrupt, vec![disk]).map(|adapter| adapter as Adapter),
                 "lsilogic" => LsiLogic::start("hba0", ram, interrupt, vec![disk]).map(|adapter| adapter as Adapter),
+                "buslogic" => BusLogic::start("hba0", ram, interrupt, vec![disk]).map(|adapter| adapter as Adapter),
                 "virtio-scsi" => {
                     VirtioScsi::start("hba0", ram, interrupt, vec![disk]).map(|adapter| adapter as Adapter)
                 }

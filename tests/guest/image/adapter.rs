@@ -2,6 +2,7 @@
 //! Promises the same answers whichever adapter carries a request.
 //! Must not know registers or what a CDB means.
 
+use crate::buslogic::{self, BusLogic};
 use crate::cpu;
 use crate::job::Interrupt;
 use crate::lsilogic::LsiLogic;
@@ -109,6 +110,7 @@ impl From<OutOfMemory> for AttachError {
 pub enum Adapter {
     Pvscsi(Pvscsi),
     LsiLogic(LsiLogic),
+    BusLogic(BusLogic),
     VirtioScsi(VirtioScsi),
 }
 
@@ -118,6 +120,7 @@ macro_rules! each {
         match $adapter {
             Adapter::Pvscsi($driver) => $do,
             Adapter::LsiLogic($driver) => $do,
+            Adapter::BusLogic($driver) => $do,
             Adapter::VirtioScsi($driver) => $do,
         }
     };
@@ -132,6 +135,9 @@ impl Adapter {
         if let Some(function) = LsiLogic::find() {
             return LsiLogic::attach(function, interrupt, arena).map(Adapter::LsiLogic);
         }
+        if let Some(function) = BusLogic::find() {
+            return BusLogic::attach(function, interrupt, arena).map(Adapter::BusLogic);
+        }
         let function = VirtioScsi::find().ok_or(AttachError::NotFound)?;
         VirtioScsi::attach(function, interrupt, arena).map(Adapter::VirtioScsi)
     }
@@ -140,6 +146,7 @@ impl Adapter {
         match self {
             Adapter::Pvscsi(_) => "pvscsi",
             Adapter::LsiLogic(_) => "lsilogic",
+            Adapter::BusLogic(_) => "buslogic",
             Adapter::VirtioScsi(_) => "virtio-scsi",
         }
     }
@@ -152,8 +159,13 @@ impl Adapter {
     pub fn memory_bar(&self) -> u8 {
         match self {
             Adapter::Pvscsi(_) | Adapter::VirtioScsi(_) => 0,
-            Adapter::LsiLogic(_) => 1,
+            Adapter::LsiLogic(_) | Adapter::BusLogic(_) => 1,
         }
+    }
+
+    /// The longest CDB that the adapter takes.
+    pub fn longest_cdb(&self) -> u8 {
+        if matches!(self, Adapter::BusLogic(_)) { buslogic::LONGEST_CDB } else { 16 }
     }
 
     /// How the driver learns of completions.
@@ -173,7 +185,7 @@ impl Adapter {
 
     /// Resets the adapter and leaves it at that.
     pub fn reset(&mut self) {
-        each!(self, driver => driver.reset());
+        each!(self, driver => drop(driver.reset()));
     }
 
     /// Hands a request over; false when there is no room for it. The adapter need not look before the next kick.
@@ -187,6 +199,7 @@ impl Adapter {
             Adapter::Pvscsi(driver) => driver.kick(read_or_write),
             // A request that is posted is seen.
             Adapter::LsiLogic(_) => {}
+            Adapter::BusLogic(driver) => driver.kick(),
             Adapter::VirtioScsi(driver) => driver.kick(),
         }
     }
@@ -216,6 +229,13 @@ impl Adapter {
                     match self {
                         Adapter::Pvscsi(_) => {}
                         Adapter::LsiLogic(driver) => driver.unmask(),
+                        Adapter::BusLogic(driver) => {
+                            driver.unmask();
+                            // What came before the acknowledgement interrupts no more.
+                            if let Some(completion) = driver.poll() {
+                                return Some(completion);
+                            }
+                        }
                         Adapter::VirtioScsi(driver) => {
                             driver.unmask();
                             // What came before the status was read interrupts no more.
@@ -242,6 +262,7 @@ impl Adapter {
         match self {
             Adapter::Pvscsi(_) => crate::pvscsi::REQUESTS + 16,
             Adapter::LsiLogic(_) => crate::lsilogic::FRAMES as u32,
+            Adapter::BusLogic(_) => buslogic::CCBS as u32,
             Adapter::VirtioScsi(_) => crate::virtio_scsi::REQUESTS as u32,
         }
     }

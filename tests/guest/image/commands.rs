@@ -72,19 +72,38 @@ pub fn info(disk: &mut Disk, tally: &mut Tally) {
     line!("readonly={} mode={}", disk.data()[2] >> 7, Hex(&disk.data()[..length.min(64) as usize]));
 }
 
-/// READ(16) or WRITE(16) at a logical block.
-fn read_write(write: bool, lba: u64, blocks: u32) -> [u8; 16] {
+/// A READ or WRITE, with how many bytes of it count.
+struct ReadWrite([u8; 16], usize);
+
+impl core::ops::Deref for ReadWrite {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0[..self.1]
+    }
+}
+
+/// READ(16) or WRITE(16) at a logical block; with `short`, READ(12) or WRITE(12), whose highest address is another.
+fn read_write(short: bool, write: bool, lba: u64, blocks: u32) -> ReadWrite {
     let mut cdb = [0; 16];
+    if short {
+        cdb[0] = if write { 0xAA } else { 0xA8 };
+        cdb[2..6].copy_from_slice(&u32::try_from(lba).unwrap_or(u32::MAX).to_be_bytes());
+        cdb[6..10].copy_from_slice(&blocks.to_be_bytes());
+        return ReadWrite(cdb, 12);
+    }
     cdb[0] = if write { 0x8A } else { 0x88 };
     cdb[2..10].copy_from_slice(&lba.to_be_bytes());
     cdb[10..14].copy_from_slice(&blocks.to_be_bytes());
-    cdb
+    ReadWrite(cdb, 16)
 }
 
 /// `job=errors`.
 pub fn errors(disk: &mut Disk, tally: &mut Tally) {
     let blocks = disk.capacity / u64::from(disk.block);
     let one = disk.block as usize;
+    let short = disk.has_short_cdbs();
+    let read_write = |write, lba, blocks| read_write(short, write, lba, blocks);
     let mut expect = |name: &str, disk: &mut Disk, cdb: &[u8], direction, length, expected: Answer| {
         let answer = disk.command(cdb, direction, length);
         if answer != expected {

@@ -106,17 +106,52 @@ impl Disk {
                 _ => break,
             }
         }
-        let mut cdb = [0; 16];
-        (cdb[0], cdb[1], cdb[13]) = (0x9E, 0x10, 32); // READ CAPACITY(16)
-        match self.command(&cdb, Direction::In, 32) {
-            Answer::Good(bytes) if bytes >= 12 => {}
+        let short = self.has_short_cdbs();
+        let answer = match short {
+            true => self.command(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], Direction::In, 8), // READ CAPACITY(10)
+            false => self.read_capacity(),
+        };
+        match answer {
+            Answer::Good(bytes) if bytes >= if short { 8 } else { 12 } => {}
             answer => return Err(answer),
         }
+        let word =
+            |reply: &[u8], at: usize| u32::from_be_bytes([reply[at], reply[at + 1], reply[at + 2], reply[at + 3]]);
         let reply = self.data();
-        let last = u64::from_be_bytes([reply[0], reply[1], reply[2], reply[3], reply[4], reply[5], reply[6], reply[7]]);
-        self.block = u32::from_be_bytes([reply[8], reply[9], reply[10], reply[11]]);
+        let (last, block) = match short {
+            true => (u64::from(word(reply, 0)), word(reply, 4)),
+            false => (u64::from(word(reply, 0)) << 32 | u64::from(word(reply, 4)), word(reply, 8)),
+        };
+        self.block = block;
         self.capacity = last.saturating_add(1).saturating_mul(u64::from(self.block));
         Ok(())
+    }
+
+    /// Are CDBs of 16 bytes longer than the adapter takes?
+    pub fn has_short_cdbs(&self) -> bool {
+        self.adapter.longest_cdb() < 16
+    }
+
+    /// READ CAPACITY(16).
+    fn read_capacity(&mut self) -> Answer {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[1], cdb[13]) = (0x9E, 0x10, 32);
+        self.command(&cdb, Direction::In, 32)
+    }
+
+    /// Does the disk take UNMAP, and do unmapped blocks read as zeros? By READ CAPACITY(16), or by the page of logical block
+    /// provisioning where that is too long.
+    pub fn provisioning(&mut self) -> Result<(bool, bool), Answer> {
+        let (answer, enough) = match self.has_short_cdbs() {
+            true => (self.command(&[0x12, 1, 0xB2, 0, 64, 0], Direction::In, 64), 8),
+            false => (self.read_capacity(), 32),
+        };
+        match answer {
+            Answer::Good(bytes) if bytes >= enough => {}
+            answer => return Err(answer),
+        }
+        let (byte, zeros) = if self.has_short_cdbs() { (self.data()[5], 0x1C) } else { (self.data()[14], 0x40) };
+        Ok((byte & 0x80 != 0, byte & zeros != 0))
     }
 
     /// Address of what a single command moves.

@@ -6,6 +6,7 @@
 
 mod adapter;
 mod bench;
+mod buslogic;
 mod commands;
 mod console;
 mod cpu;

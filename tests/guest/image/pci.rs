@@ -49,6 +49,18 @@ impl Function {
         (value & 0xF == 0 && value >= 0xC000_0000).then_some(u64::from(value))
     }
 
+    /// First port of I/O BAR `index`; `None` if it is none or was not programmed.
+    pub fn port_bar(&self, index: u8) -> Option<u16> {
+        let value = self.read(0x10 + 4 * index);
+        (value & 3 == 1 && value > 3).then_some((value & !3) as u16)
+    }
+
+    /// Programs I/O BAR `index`, and lets the function decode ports.
+    pub fn set_port_bar(&self, index: u8, port: u16) {
+        self.write(0x10 + 4 * index, u32::from(port) | 1);
+        self.write(0x04, self.read(0x04) & 0xFFFF | 1);
+    }
+
     /// Programs 32-bit memory BAR `index`.
     pub fn set_memory_bar(&self, index: u8, address: u64) {
         self.write(0x10 + 4 * index, address as u32);

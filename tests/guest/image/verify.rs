@@ -221,11 +221,9 @@ pub fn unmap(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally) {
     let Ok(mut slots) = Slots::new(job.depth, job.block, arena) else {
         return tally.check("memory for buffers", false);
     };
-    let mut cdb = [0; 16];
-    (cdb[0], cdb[1], cdb[13]) = (0x9E, 0x10, 32); // READ CAPACITY(16): LBPME and LBPRZ in byte 14
-    let answer = disk.command(&cdb, Direction::In, 32);
-    tally.check("read capacity", answer == Answer::Good(32));
-    let (provisioned, reads_zero) = (disk.data()[14] & 0x80 != 0, disk.data()[14] & 0x40 != 0);
+    let told = disk.provisioning();
+    tally.check("the disk tells of its provisioning", told.is_ok());
+    let (provisioned, reads_zero) = told.unwrap_or((false, false));
     tally.check("disk offers unmap", provisioned);
     let range = Range::of(job, disk);
     let first = (range.offset + range.bytes() / 3).next_multiple_of(UNIT);
@@ -300,11 +298,20 @@ pub fn discard(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally)
     tally.check("discarded reads as zeros", zero == range.bytes() / SECTOR as u64);
 }
 
-/// WRITE SAME (16) with UNMAP and NDOB of one range, in bytes.
+/// WRITE SAME (16) with UNMAP and NDOB of one range, in bytes; or WRITE SAME (10) with a block of zeros.
 fn send_write_same(disk: &mut Disk, offset: u64, bytes: u64) -> Answer {
     const UNMAP: u8 = 0x08;
     const NO_DATA_OUT: u8 = 0x01;
     let block = u64::from(disk.block);
+    if disk.has_short_cdbs() {
+        let mut cdb = [0; 10];
+        (cdb[0], cdb[1]) = (0x41, UNMAP);
+        cdb[2..6].copy_from_slice(&((offset / block) as u32).to_be_bytes());
+        cdb[7..9].copy_from_slice(&((bytes / block) as u16).to_be_bytes());
+        let length = disk.block as usize;
+        disk.data()[..length].fill(0);
+        return disk.command(&cdb, Direction::Out, length);
+    }
     let mut cdb = [0; 16];
     (cdb[0], cdb[1]) = (0x93, UNMAP | NO_DATA_OUT);
     cdb[2..10].copy_from_slice(&(offset / block).to_be_bytes());

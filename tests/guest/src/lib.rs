@@ -1,7 +1,7 @@
 //! The bare-metal fast test guest: its image, and what tests need to judge what it did.
 //!
 //! The image is an ELF program with a PVH entry note that needs no firmware and no operating system. It takes its job
-//! from the kernel command line (see [`job`]), drives a PVSCSI, LSI Logic or virtio-scsi adapter by a small driver of its
+//! from the kernel command line (see [`job`]), drives a PVSCSI, LSI Logic, BusLogic or virtio-scsi adapter by a small driver of its
 //! own, reports `key=value` lines on COM1, the last one being `guest: N passed, N failed`, and ends its machine through
 //! I/O port 0xF4 with status 0 or 1.
 #![forbid(unsafe_code)]

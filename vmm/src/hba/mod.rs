@@ -3,6 +3,7 @@
 //! Must not know: KVM, how the PCI bus and its interrupts are built, what stores a disk's blocks.
 
 mod attachment;
+pub mod buslogic;
 mod command;
 mod event_file;
 mod guest_segments;
@@ -38,6 +39,9 @@ pub trait InterruptLine: Send + Sync {
     /// Sets the level of the function's INTx pin: `true` is asserted. The adapter calls it at every change of its interrupt
     /// status or mask (and may repeat a level); command register bit 10 (interrupt disable) is the machine's business.
     fn set_level(&self, asserted: bool);
+
+    /// The input of the interrupt controllers that the pin is wired to, as the interrupt line register says at power-on.
+    fn number(&self) -> u8;
 }
 
 /// A PCI INTx pin.

@@ -33,6 +33,10 @@ impl InterruptLine for Line {
     fn set_level(&self, asserted: bool) {
         self.level.store(asserted, Ordering::SeqCst);
     }
+
+    fn number(&self) -> u8 {
+        11
+    }
 }
 
 /// Lets a disk's reads and writes wait until the test opens it.

@@ -69,6 +69,10 @@ impl InterruptLine for FunctionInterrupt {
         pin.asserted = asserted;
         self.line.set(pin.asserted && pin.allowed);
     }
+
+    fn number(&self) -> u8 {
+        self.line.gsi().0 as u8
+    }
 }
 
 /// The way to interrupt that an adapter keeps for its life, while the machine behind it may be built anew.
@@ -99,6 +103,10 @@ impl InterruptLine for MovableInterrupt {
         if let Some(target) = self.target.read().as_ref() {
             target.set_level(asserted);
         }
+    }
+
+    fn number(&self) -> u8 {
+        self.target.read().as_ref().map_or(0, |target| target.number())
     }
 }
 

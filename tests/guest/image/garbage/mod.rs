@@ -2,6 +2,7 @@
 //! Promises that after each of it the adapter is reset, and that it then reads a block whose content is known.
 //! Must not know why the adapter survives.
 
+mod buslogic;
 mod lsilogic;
 mod pvscsi;
 mod virtio_scsi;
@@ -31,6 +32,7 @@ pub fn garbage(job: &Job, disk: &mut Disk, arena: &mut Arena, tally: &mut Tally)
     match bench.disk.adapter {
         Adapter::Pvscsi(_) => pvscsi::garbage(&mut bench, lists),
         Adapter::LsiLogic(_) => lsilogic::garbage(&mut bench, lists),
+        Adapter::BusLogic(_) => buslogic::garbage(&mut bench, lists),
         Adapter::VirtioScsi(_) => virtio_scsi::garbage(&mut bench, lists),
     }
     bench.configuration();
