@@ -115,3 +115,10 @@ fn the_protocol_of_iscsi_knows_neither_its_daemon_nor_what_it_carries() {
         assert!(!dependencies("iscsi").iter().any(|d| d == other), "iscsi depends on {other}");
     }
 }
+
+#[test]
+fn the_nfs_client_knows_nothing_of_the_project() {
+    for other in CRATES {
+        assert!(!dependencies("nfs-backend").iter().any(|d| d == other), "nfs-backend depends on {other}");
+    }
+}

@@ -1,0 +1,7 @@
+//! NFSv3 (RFC 1813): its values as types, and its procedures as calls of a [`Server`].
+
+mod procedures;
+mod values;
+
+pub use procedures::{Committed, Entry, Server, Stability, Written};
+pub use values::{Attributes, FileHandle, FileKind, FsInfo, FsStat, MAX_HANDLE, NewAttributes, Time, Verifier};
