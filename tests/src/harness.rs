@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::networks::Network;
+
 /// Nothing that a test waits for takes as long, however much else the machine does.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -85,6 +87,8 @@ pub fn folder() -> TempDir {
 pub struct Luns {
     folder: TempDir,
     images: Vec<PathBuf>,
+    /// Where the LUNs and the hosts that mount them are, if not on this machine's own network.
+    network: Option<Network>,
 }
 
 impl Luns {
@@ -95,12 +99,56 @@ impl Luns {
         for image in &images {
             File::create(image).and_then(|f| f.set_len(mib << 20)).expect("an image file can be made");
         }
-        Luns { folder, images }
+        Luns { folder, images, network: None }
     }
 
     /// LUNs elsewhere, by their URLs. Beside them, files go into `folder`.
     pub fn elsewhere(folder: TempDir, urls: &[String]) -> Luns {
-        Luns { folder, images: urls.iter().map(PathBuf::from).collect() }
+        Luns { folder, images: urls.iter().map(PathBuf::from).collect(), network: None }
+    }
+
+    /// The same, on a network of their own: host N mounts on machine N of it. Tools and hosts that it does not have run beside the storage.
+    pub fn in_network(folder: TempDir, urls: &[String], network: Network) -> Luns {
+        Luns { network: Some(network), ..Luns::elsewhere(folder, urls) }
+    }
+
+    /// The network on which they are, if it is one of their own.
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    /// A command, made to run where the LUNs are.
+    pub fn at_storage(&self, command: Command) -> Command {
+        match &self.network {
+            Some(network) => network.at_storage(&command),
+            None => command,
+        }
+    }
+
+    /// A command, made to run on a host.
+    pub fn at_host(&self, host: u8, command: Command) -> Command {
+        match &self.network {
+            Some(network) if network.has_host(host) => network.at_host(host, &command),
+            _ => self.at_storage(command),
+        }
+    }
+
+    /// What starts `mount.vmfs` in the foreground as host number `host`.
+    pub fn mount_command(&self, host: u8, point: &Path, arguments: &[&str]) -> Command {
+        let mut mount = command("mount.vmfs");
+        mount
+            .arg(self.spec())
+            .arg(point)
+            .args(["--foreground", "--host-id", &format!("00000000-0000-0000-0000-0000000000{host:02x}")])
+            .args(["--host-name", &format!("host{host}")])
+            .args(arguments);
+        self.at_host(host, mount)
+    }
+
+    fn fsck(&self, arguments: &[&str]) -> Command {
+        let mut fsck = command("fsck.vmfs");
+        fsck.args(arguments).args(&self.images);
+        self.at_storage(fsck)
     }
 
     /// The same with a volume made by `mkfs.vmfs` and these further arguments.
@@ -129,7 +177,7 @@ impl Luns {
     /// What `fsck.vmfs -n --json` says; there must be no broken rule.
     #[track_caller]
     pub fn report(&self) -> Value {
-        let said = run(command("fsck.vmfs").args(["-n", "--json"]).args(&self.images));
+        let said = run(&mut self.fsck(&["-n", "--json"]));
         let report: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
         assert_eq!(report["errors"], 0, "fsck.vmfs found errors: {report:#}");
         report
@@ -152,7 +200,7 @@ impl Luns {
     /// Asserts that `fsck.vmfs -n` finds no broken rule.
     #[track_caller]
     pub fn assert_clean(&self) {
-        run(command("fsck.vmfs").arg("-n").args(&self.images));
+        run(&mut self.fsck(&["-n"]));
     }
 
     /// Mounts the volume as host number `host` with further arguments.
@@ -168,16 +216,8 @@ impl Luns {
         fs::create_dir_all(&point).expect("a mount point can be made");
         let log =
             File::options().create(true).append(true).open(self.beside(format!("mount{host}.log"))).expect("a log");
-        let mut mount = command("mount.vmfs");
-        mount
-            .arg(self.spec())
-            .arg(&point)
-            .args(["--foreground", "--host-id", &format!("00000000-0000-0000-0000-0000000000{host:02x}")])
-            .args(["--host-name", &format!("host{host}")])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log);
+        let mut mount = self.mount_command(host, &point, arguments);
+        mount.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         let child = start(&mut mount);
         let mut mount = Mount { child: Some(child), point, log: self.beside(format!("mount{host}.log")) };
         mount.wait_until_mounted();

@@ -16,3 +16,4 @@ pub mod random;
 pub mod raw_initiator;
 pub mod simulate;
 pub mod storm;
+pub mod targets;

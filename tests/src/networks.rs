@@ -50,6 +50,11 @@ impl Network {
         within(&self.storage, program)
     }
 
+    /// Whether it has a host of this number.
+    pub fn has_host(&self, host: u8) -> bool {
+        (1..=self.hosts.len()).contains(&usize::from(host))
+    }
+
     /// A command that runs on a host, from 1 on.
     pub fn at_host(&self, host: u8, program: &Command) -> Command {
         within(&self.hosts[usize::from(host) - 1], program)

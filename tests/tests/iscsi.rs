@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tests::harness::{Luns, folder, output, program, refused, run, signal, system, text, wait_for};
 use tests::random::Random;
 use tests::raw_initiator::{RawInitiator, open};
+use tests::targets::launch;
 
 #[path = "iscsi/clients.rs"]
 mod clients;
@@ -42,7 +43,7 @@ impl Target {
         let folder = folder();
         fs::File::create(folder.path().join("disk.img")).unwrap().set_len(100 << 20).unwrap();
         let ports = ["127.0.0.1:0", "127.0.0.1:0"].map(str::to_owned);
-        let (daemon, portals) = launch(&folder, options, &ports);
+        let (daemon, portals) = launch_disk(&folder, options, &ports);
         Target { folder, options: options.to_owned(), daemon, portals }
     }
 
@@ -64,7 +65,7 @@ impl Target {
     fn crash(&mut self) {
         self.daemon.kill().unwrap();
         self.daemon.wait().unwrap();
-        (self.daemon, self.portals) = launch(&self.folder, &self.options, &self.portals.clone());
+        (self.daemon, self.portals) = launch_disk(&self.folder, &self.options, &self.portals.clone());
     }
 
     /// Ends it as a service manager does.
@@ -82,38 +83,12 @@ impl Drop for Target {
     }
 }
 
-fn launch(folder: &TempDir, options: &str, portals: &[String]) -> (Child, Vec<String>) {
+fn launch_disk(folder: &TempDir, options: &str, portals: &[String]) -> (Child, Vec<String>) {
     let disk = folder.path().join("disk.img");
     let mut arguments: Vec<String> =
         portals.iter().flat_map(|portal| ["--portal".to_owned(), portal.clone()]).collect();
     arguments.extend(["--target".to_owned(), format!("{NAME}={}{options}", disk.display())]);
-    launch_with(folder, &arguments)
-}
-
-/// Starts a daemon and gives the addresses where it listens.
-fn launch_with(folder: &TempDir, arguments: &[String]) -> (Child, Vec<String>) {
-    launch_at(folder, arguments, |command| command)
-}
-
-/// The same; `place` says where the command runs.
-fn launch_at(folder: &TempDir, arguments: &[String], place: impl FnOnce(Command) -> Command) -> (Child, Vec<String>) {
-    let control = folder.path().join("control");
-    let mut command = Command::new(program("iscsi-target"));
-    command.arg("serve").arg("--control").arg(&control).arg("--state-dir").arg(folder.path()).args(arguments);
-    let mut command = place(command);
-    let log = folder.path().join("log");
-    let mut daemon = command.stderr(fs::File::create(&log).unwrap()).spawn().expect("iscsi-target starts");
-    let ask = || {
-        Command::new(program("iscsi-target")).args(["status", "--json", "--control"]).arg(&control).output().unwrap()
-    };
-    wait_for("the target to answer", || {
-        let ended = daemon.try_wait().unwrap();
-        assert!(ended.is_none(), "iscsi-target has ended, {ended:?}: {}", fs::read_to_string(&log).unwrap());
-        ask().status.success()
-    });
-    let told: Value = serde_json::from_slice(&ask().stdout).unwrap();
-    let portals = told["portals"].as_array().unwrap().iter().map(|portal| portal.as_str().unwrap().to_owned());
-    (daemon, portals.collect())
+    launch(folder.path(), &arguments)
 }
 
 /// Passed and failed tests of libiscsi's suite. It calls a skipped test passed: those are counted as neither.
@@ -239,7 +214,7 @@ fn the_example_of_the_manual_page_lets_in_who_proves_itself_by_chap_and_nobody_e
         .replace("/srv/install.iso", iso.to_str().unwrap());
     let config = folder.path().join("config.toml");
     fs::write(&config, example).unwrap();
-    let (daemon, portals) = launch_with(&folder, &["--config".to_owned(), config.to_str().unwrap().to_owned()]);
+    let (daemon, portals) = launch(folder.path(), &["--config".to_owned(), config.to_str().unwrap().to_owned()]);
     let target = Target { folder, options: String::new(), daemon, portals };
     let ask = |credentials: &str, proof: &str, who: &str| {
         let url = format!("iscsi://{credentials}{}/iqn.2026-01.com.example:ds1/1{proof}", target.portals[1]);
@@ -278,7 +253,7 @@ fn a_disk_of_a_volume_is_served_under_its_lock_and_its_data_are_seen_by_the_moun
         ]
     };
     let folder = folder();
-    let (daemon, portals) = launch_with(&folder, &lun(&disk));
+    let (daemon, portals) = launch(folder.path(), &lun(&disk));
     let target = Target { folder, options: String::new(), daemon, portals };
     let data: Vec<u8> = (0..16_384u32).map(|n| (n * 5) as u8).collect();
     let mut session = RawInitiator::log_in(&target.portals[0], NAME, "");

@@ -20,8 +20,6 @@ use crate::state::State;
 pub const MAX_REQUEST: usize = 1 << 20;
 /// How often a closed gate is looked at.
 const GATE_PAUSE: Duration = Duration::from_millis(20);
-/// How long a gate that is closed on one LUN alone is waited for. When all are closed the host or its storage sleeps: that is waited for.
-const GATE_PATIENCE: Duration = Duration::from_secs(3);
 /// Rounds without progress before a request is given up: every round did what the data path asked for.
 const MAX_ROUNDS: u32 = 1000;
 
@@ -169,7 +167,7 @@ fn resolve(state: &Arc<State>, handle: &Arc<FileHandle>, stop: Stop, offset: u64
             if state.is_ending() {
                 return refuse(FsErrorKind::Io, "the lease has run out and the volume is being unmounted");
             }
-            if let Some(lun) = state.lost_alone(GATE_PATIENCE) {
+            if let Some(lun) = state.lost_alone() {
                 let what =
                     format!("{lun} does not answer any more, while other LUNs of the volume do; see vmfs status");
                 return refuse(FsErrorKind::Io, &what);

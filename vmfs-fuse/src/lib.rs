@@ -24,6 +24,7 @@ mod host;
 mod inodes;
 mod ioctl;
 mod logging;
+mod lost_lun;
 mod mountpoint;
 mod names;
 mod opening;

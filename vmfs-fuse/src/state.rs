@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use lockd::gate_memory::SharedGateMemory;
 use vmfs_core::env::Instant;
@@ -19,6 +18,7 @@ use vmfs_core::volume::VolumeInfo;
 use crate::actor::Actor;
 use crate::handles::Handles;
 use crate::inodes::Inodes;
+use crate::lost_lun::LostLun;
 use crate::recalls::Recalls;
 
 /// Shared by the FUSE workers, the actor's jobs and the socket's connections.
@@ -41,6 +41,7 @@ pub struct State {
     pub gate: Arc<SharedGateMemory>,
     /// Path of the socket, once it listens.
     pub socket: OnceLock<PathBuf>,
+    lost_lun: LostLun,
     ending: AtomicBool,
 }
 
@@ -57,6 +58,7 @@ impl State {
             host,
             gate,
             socket: OnceLock::new(),
+            lost_lun: LostLun::default(),
             ending: AtomicBool::new(false),
         }
     }
@@ -71,18 +73,16 @@ impl State {
         self.info.block_size.granule_bytes() as u32
     }
 
-    /// A LUN whose lease has run out for longer than `patience`, while the lease on another one is in force.
-    pub fn lost_alone(&self, patience: Duration) -> Option<LunIndex> {
+    /// The LUN that is lost while others are not, if there is one: asked for while a gate is closed.
+    pub fn lost_alone(&self) -> Option<LunIndex> {
         let gate = Gate::open(self.gate.clone()).ok()?;
-        let now = lockd::clock::now();
         let leases: Vec<(LunIndex, Instant)> = (1..=u8::MAX)
             .filter_map(LunIndex::new)
             .map(|lun| (lun, gate.lease_until(lun)))
             .filter(|(_, (generation, _))| generation.0 > 0)
             .map(|(lun, (_, until))| (lun, until))
             .collect();
-        let one_lives = leases.iter().any(|(_, until)| now < *until);
-        leases.iter().find(|(_, until)| one_lives && until.after(patience) < now).map(|(lun, _)| *lun)
+        self.lost_lun.judge(lockd::clock::now(), &leases)
     }
 
     /// The mount ends: whoever waits for a gate gives up.

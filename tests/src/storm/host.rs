@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Luns, command, is_mounted, output, program, signal, system};
+use crate::harness::{Luns, is_mounted, output, program, signal, system};
 use crate::machines::vmm;
 use crate::random::Random;
 
@@ -73,6 +73,11 @@ pub struct Host<'a> {
     children: [Option<Child>; 3],
     begin_at: [Instant; 3],
     killed: bool,
+    /// Whether its mount was seen in the tree.
+    was_up: bool,
+    /// Whether the storage was out of its reach since its mount began.
+    was_cut: bool,
+    is_cut: bool,
     lives: u64,
     random: Random,
 }
@@ -92,6 +97,9 @@ impl<'a> Host<'a> {
             children: [None, None, None],
             begin_at: [Instant::now(); 3],
             killed: false,
+            was_up: false,
+            was_cut: false,
+            is_cut: false,
             lives: 0,
             random: Random::new(seed),
         }
@@ -134,6 +142,7 @@ impl<'a> Host<'a> {
             self.start_mount();
         }
         let is_up = self.children[Part::Mount as usize].is_some() && is_mounted(&self.point);
+        self.was_up |= is_up;
         if should_run && is_up && self.is_due(Part::Writer) {
             self.start_writer();
         }
@@ -141,6 +150,17 @@ impl<'a> Host<'a> {
             self.start_vm();
         }
         Ok(())
+    }
+
+    /// The storage gets out of its reach, or into it again.
+    pub fn set_cut(&mut self, cut: bool) {
+        self.is_cut = cut;
+        self.was_cut |= cut;
+    }
+
+    /// Whether the storage is out of its reach.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     /// Whether nothing of this host runs.
@@ -176,6 +196,8 @@ impl<'a> Host<'a> {
                 Ok(())
             }
             _ if killed => Ok(()),
+            // Nobody can mount what is out of reach; a mount that is there waits.
+            Some(1) if self.was_cut && !self.was_up => Ok(()),
             _ => Err(format!("the mount of host{} ended with {status}:\n{log}", self.number)),
         }
     }
@@ -188,15 +210,9 @@ impl<'a> Host<'a> {
 
     fn start_mount(&mut self) {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log");
-        let number = self.number;
-        let mut mount = command("mount.vmfs");
-        mount
-            .arg(self.luns.spec())
-            .arg(&self.point)
-            .args(["--foreground", "--host-id", &format!("00000000-0000-0000-0000-0000000000{number:02x}")])
-            .args(["--host-name", &format!("host{number}")])
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log);
+        let mut mount = self.luns.mount_command(self.number, &self.point, &[]);
+        mount.stdout(log.try_clone().expect("a log")).stderr(log);
+        (self.was_up, self.was_cut) = (false, self.is_cut);
         self.start(Part::Mount, &mut mount);
     }
 
@@ -255,22 +271,53 @@ impl Drop for Host<'_> {
     }
 }
 
-/// A pass that a guest completed: everything was written, flushed, read back and compared.
+/// A pass of a guest: everything was written, flushed, read back and compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pass {
     /// Generation that it wrote.
     pub generation: u64,
     /// Sectors that were not as written.
     pub mismatches: u64,
+    /// Whether the disk answered each of its commands well: only then what it wrote is acknowledged.
+    pub is_acknowledged: bool,
 }
 
 /// The passes that a guest's log shows.
 pub fn passes(log: &Path) -> Vec<Pass> {
     let said = std::fs::read(log).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
-    let complete = said.rfind('\n').map_or("", |end| &said[..end]);
+    parse(said.rfind('\n').map_or("", |end| &said[..end]))
+}
+
+fn parse(said: &str) -> Vec<Pass> {
     let number = |line: &str, key: &str| line.split(' ').find_map(|word| word.strip_prefix(key)?.parse().ok());
-    let parse =
-        |line: &str| Some(Pass { generation: number(line, "generation=")?, mismatches: number(line, "mismatches=")? });
-    complete.lines().filter(|line| line.starts_with("pass ")).filter_map(parse).collect()
+    let mut passes = Vec::new();
+    let mut is_acknowledged = true;
+    for line in said.lines() {
+        if ["failed=write", "failed=flush", "failed=read"].contains(&line) {
+            is_acknowledged = false;
+        }
+        if !line.starts_with("pass ") {
+            continue;
+        }
+        if let (Some(generation), Some(mismatches)) = (number(line, "generation="), number(line, "mismatches=")) {
+            passes.push(Pass { generation, mismatches, is_acknowledged });
+        }
+        is_acknowledged = true;
+    }
+    passes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_with_a_refused_command_acknowledges_nothing() {
+        let said = "pass generation=1 bytes=9 mismatches=0\nwrite: answer=Check\nfailed=write\nfailed=compare\n\
+                    pass generation=2 bytes=9 mismatches=4\nfailed=compare\npass generation=3 bytes=9 mismatches=5\npass genera";
+        let seen =
+            parse(said).iter().map(|pass| (pass.generation, pass.mismatches, pass.is_acknowledged)).collect::<Vec<_>>();
+        assert_eq!(seen, [(1, 0, true), (2, 4, false), (3, 5, true)]);
+    }
 }

@@ -4,8 +4,8 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::IntoRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -66,7 +66,9 @@ pub fn look(file: &File, place: u64) -> io::Result<Result<Value, String>> {
 
 /// A writer on one mount.
 pub struct Writer {
+    /// The mount, by a descriptor of its root: where the mount was is nobody's folder.
     mount: PathBuf,
+    _root: File,
     notes: Notes,
     random: Random,
     name: String,
@@ -87,7 +89,12 @@ impl Writer {
     pub fn new(mount: &Path, notes: &Path, name: &str, seed: u64, run: u64) -> io::Result<Writer> {
         let random = Random::new(seed ^ run << 32);
         let notes = Notes::append(notes)?;
-        Ok(Writer { mount: mount.to_owned(), notes, random, name: name.to_owned(), published: run << 32 })
+        let root = File::open(mount)?;
+        if root.metadata()?.dev() == fs::metadata(mount.join(".."))?.dev() {
+            return Err(io::Error::other(format!("{}: nothing is mounted there", mount.display())));
+        }
+        let mount = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
+        Ok(Writer { mount, _root: root, notes, random, name: name.to_owned(), published: run << 32 })
     }
 
     /// Works until the mount is gone.

@@ -17,7 +17,7 @@ impl Configured {
         }
         let file = folder.path().join("config.toml");
         fs::write(&file, Self::text(&folder, configuration)).unwrap();
-        let (daemon, portals) = launch_with(&folder, &["--config".to_owned(), file.to_str().unwrap().to_owned()]);
+        let (daemon, portals) = launch(folder.path(), &["--config".to_owned(), file.to_str().unwrap().to_owned()]);
         Configured { target: Target { folder, options: String::new(), daemon, portals } }
     }
 
@@ -163,7 +163,7 @@ fn an_iso_file_is_a_cd_rom() {
     let data: Vec<u8> = (0..100 * 2048u32).map(|n| (n / 2048 + n) as u8).collect();
     fs::write(&image, &data).unwrap();
     let lun = format!("{NAME}={},cdrom", image.display());
-    let (daemon, portals) = launch_with(&folder, &["--portal", "127.0.0.1:0", "--target", &lun].map(str::to_owned));
+    let (daemon, portals) = launch(folder.path(), &["--portal", "127.0.0.1:0", "--target", &lun].map(str::to_owned));
     let target = Target { folder, options: String::new(), daemon, portals };
     let told = run(system("iscsi-inq").arg(target.url(0)));
     assert!(told.contains("MMC") && told.contains("Removable:1"), "{told}");

@@ -3,81 +3,17 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::TempDir;
-use tests::harness::{Luns, Mount, command, folder, output, run, text, wait_for};
+use tests::harness::{Mount, command, run, text, wait_for};
 use tests::lockd::Lockd;
 use tests::networks::Network;
-
-use super::{launch_at, launch_with};
-
-const PORT: u16 = 3260;
-
-fn name(nth: usize) -> String {
-    format!("iqn.2026-01.test:lun{nth}")
-}
-
-/// What the target is told: image files in `folder`, one target for each.
-fn arguments(folder: &TempDir, portal: &str, count: usize, mib: u64) -> Vec<String> {
-    let mut arguments = vec!["--portal".to_owned(), portal.to_owned()];
-    for nth in 0..count {
-        let image = folder.path().join(format!("lun{nth}.img"));
-        File::options().create(true).truncate(false).write(true).open(&image).unwrap().set_len(mib << 20).unwrap();
-        arguments.extend(["--target".to_owned(), format!("{}={},thin", name(nth), image.display())]);
-    }
-    arguments
-}
-
-fn urls(portal: &str, count: usize) -> Vec<String> {
-    (0..count).map(|nth| format!("iscsi://{portal}/{}/0", name(nth))).collect()
-}
-
-/// A target on this machine, which ends with the test.
-struct Storage {
-    folder: TempDir,
-    arguments: Vec<String>,
-    daemon: Child,
-}
-
-impl Storage {
-    /// Starts one with these LUNs, and makes a volume of them.
-    fn with_volume(count: usize) -> (Storage, Luns) {
-        let folder_of_images = folder();
-        // A port that nobody gets by chance while the target is away: below those that the kernel gives out, where an initiator that
-        // tries to connect could even meet itself.
-        let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-        let first = 10_000 + (std::process::id() % 10_000) as u16;
-        let port = (first..30_000).find(free).expect("a port is free");
-        let portal = format!("127.0.0.1:{port}");
-        let arguments = arguments(&folder_of_images, &portal, count, 300);
-        let (daemon, _) = launch_with(&folder_of_images, &arguments);
-        let luns = Luns::elsewhere(folder(), &urls(&portal, count));
-        run(command("mkfs.vmfs").args(["-L", "shared", "--lease", "fast"]).args(luns.images()));
-        (Storage { folder: folder_of_images, arguments, daemon }, luns)
-    }
-
-    fn crash(&mut self) {
-        self.daemon.kill().unwrap();
-        self.daemon.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        (self.daemon, _) = launch_with(&self.folder, &self.arguments);
-    }
-}
-
-impl Drop for Storage {
-    fn drop(&mut self) {
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
-}
+use tests::targets::Storage;
 
 /// The reservation of each LUN, as a mount sees it.
 fn reservations(mount: &Mount) -> Vec<Value> {
@@ -97,19 +33,9 @@ fn open_when_free(path: &std::path::Path) -> (File, Duration) {
 
 #[test]
 fn a_host_that_is_cut_off_loses_its_lock_at_grade_a_and_its_late_writes_are_refused_by_the_storage() {
-    let network = Network::new(3);
-    let images = folder();
-    let portal = format!("{}:{PORT}", Network::ADDRESS);
-    let (mut daemon, _) =
-        launch_at(&images, &arguments(&images, &portal, 2, 300), |command| network.at_storage(&command));
-    let luns = Luns::elsewhere(folder(), &urls(&portal, 2));
-    run(&mut network.at_storage(command("mkfs.vmfs").args(["-L", "shared", "--lease", "fast"]).args(luns.images())));
-    let mount = |host: u8| {
-        luns.mount_by(host, &["-o", "lockd=no"], |command| {
-            let log = File::options().append(true).open(luns.beside(format!("mount{host}.log"))).unwrap();
-            network.at_host(host, command).stderr(log).spawn().expect("mount.vmfs starts")
-        })
-    };
+    let (_storage, luns) = Storage::in_network(Network::new(3), 2);
+    let network = luns.network().unwrap();
+    let mount = |host: u8| luns.mount_with(host, &["-o", "lockd=no"]);
     let mounts: Vec<Mount> = (1..=3).map(mount).collect();
     let [cut, taker, other] = <[Mount; 3]>::try_from(mounts).ok().unwrap();
     for (writer, text) in [(&cut, "one"), (&taker, "two"), (&other, "three")] {
@@ -183,18 +109,15 @@ fn a_host_that_is_cut_off_loses_its_lock_at_grade_a_and_its_late_writes_are_refu
     for host in [again, taker, other] {
         host.unmount();
     }
-    let told = run(&mut network
-        .at_storage(command("vmfs").args(["probe-lun", "--json", "--scratch-offset", "0"]).arg(&luns.images()[0])));
-    let told: Value = serde_json::from_str(&told).unwrap();
+    let mut probe = command("vmfs");
+    probe.args(["probe-lun", "--json", "--scratch-offset", "0"]).arg(&luns.images()[0]);
+    let told: Value = serde_json::from_str(&run(&mut luns.at_storage(probe))).unwrap();
     assert_eq!(
         (&told["shared"], &told["fence_grade"]),
         (&true.into(), &"A".into()),
         "no registration is left: {told:#}"
     );
-    let checked = output(&mut network.at_storage(command("fsck.vmfs").arg("-n").args(luns.images())));
-    assert!(checked.status.success(), "{}", text(&checked));
-    let _ = daemon.kill();
-    let _ = daemon.wait();
+    luns.assert_clean();
 }
 
 #[test]
@@ -247,7 +170,7 @@ fn a_target_that_crashes_under_load_costs_no_acknowledged_write_and_no_reservati
     for _ in 0..2 {
         progress(5);
         storage.crash();
-        storage.restart();
+        storage.restart(&luns);
         progress(5);
     }
     // Each look is later than the restarts: a key that was lost would stay so.
@@ -299,7 +222,7 @@ fn a_killed_mount_is_shut_out_by_its_hosts_daemon_at_once() {
 fn probe_lun_says_what_a_lun_can_do_and_writes_nothing_without_being_told_where() {
     let (storage, luns) = Storage::with_volume(1);
     let url = luns.images()[0].to_str().unwrap();
-    let image = storage.folder.path().join("lun0.img");
+    let image = storage.image(0);
     let before = fs::read(&image).unwrap();
     let ask = |arguments: &[&str]| {
         Command::new(tests::harness::program("vmfs")).arg("probe-lun").args(arguments).output().unwrap()
