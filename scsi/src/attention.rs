@@ -86,6 +86,15 @@ impl UnitAttention {
     fn bit(self) -> u16 {
         1 << self as u8
     }
+
+    /// Makes it pending in `bits`. A reset or the loss of the nexus is told once: by the gravest of them (SAM-5, 5.14, precedence of
+    /// unit attention conditions). Drivers of firmware forgive one condition, not two.
+    fn add_to(self, bits: &mut u16) {
+        const RESETS: u16 = (1 << UnitAttention::MediumChanged as u8) - 1;
+        *bits |= self.bit();
+        let resets = *bits & RESETS;
+        *bits = *bits & !RESETS | resets & resets.wrapping_neg();
+    }
 }
 
 /// What is pending, for each nexus that the unit has seen.
@@ -110,7 +119,7 @@ impl Attentions {
     pub(crate) fn post(&self, attention: UnitAttention, except: Option<NexusId>) {
         for (nexus, bits) in self.0.borrow_mut().iter_mut() {
             if Some(*nexus) != except {
-                *bits |= attention.bit();
+                attention.add_to(bits);
             }
         }
     }
@@ -118,7 +127,7 @@ impl Attentions {
     /// Makes `attention` pending for one nexus, if it is known.
     pub(crate) fn post_to(&self, attention: UnitAttention, nexus: NexusId) {
         if let Some((_, bits)) = self.0.borrow_mut().iter_mut().find(|(known, _)| *known == nexus) {
-            *bits |= attention.bit();
+            attention.add_to(bits);
         }
     }
 
@@ -157,6 +166,14 @@ mod tests {
         assert_eq!(attentions.take(one), None);
         assert_eq!(attentions.take(two), Some(Sense::unit_attention(0x29, 0x01)));
         assert_eq!(attentions.take(two), Some(Sense::unit_attention(0x2A, 0x01)));
+        assert_eq!(attentions.take(two), None);
+        for attention in
+            [UnitAttention::DeviceReset, UnitAttention::LunsChanged, UnitAttention::BusReset, UnitAttention::NexusLoss]
+        {
+            attentions.post(attention, Some(one));
+        }
+        assert_eq!(attentions.take(two), Some(Sense::unit_attention(0x29, 0x02)), "one of all resets, the gravest");
+        assert_eq!(attentions.take(two), Some(Sense::unit_attention(0x3F, 0x0E)));
         assert_eq!(attentions.take(two), None);
         attentions.detach(two);
         attentions.post(UnitAttention::BusReset, None);

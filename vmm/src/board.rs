@@ -3,18 +3,21 @@
 //! Must not know disks, or what outlives it: memory, adapters and the serial port are lent.
 
 use crate::bus::{Bus, BusDevice};
+use crate::cmos::{self, Cmos};
+use crate::config::PlacedAdapter;
 use crate::control::{Control, Outcome};
 use crate::error::{Error, Kind, Result};
+use crate::fw_cfg::{self, FwCfg};
 use crate::hba::Adapter;
-use crate::irq::{Gsi, Interrupts, PCI_LINES};
-use crate::machine::MachineConfig;
+use crate::irq::{self, Gsi, Interrupts};
+use crate::machine::{Boot, MachineConfig};
 use crate::memory::GuestRam;
 use crate::pci::function::{AdapterFunction, FunctionInterrupt, MovableInterrupt};
 use crate::pci::{self, PciBus};
-use crate::platform::{self, ExitPort, I8042, ResetControl};
+use crate::platform::{self, DebugPort, ExitPort, I8042, ResetControl};
 use crate::serial::{self, SerialPort};
 use crate::vcpu::{self, Buses, ExitCounts, Runner};
-use crate::{kvm, loader};
+use crate::{firmware, kvm, loader};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -58,6 +61,7 @@ pub struct Board {
     vm: Arc<VmFd>,
     interrupts: Arc<Interrupts>,
     pci: Arc<PciBus>,
+    rom: Option<GuestRam>,
 }
 
 impl Board {
@@ -67,26 +71,36 @@ impl Board {
     /// An [`Error`] about the first thing that could not be had.
     pub fn new(kvm: &Kvm, ram: &GuestRam, config: &MachineConfig, serial: &Arc<SerialPort>) -> Result<Board> {
         check_cpus(kvm, config.cpus)?;
-        let boot = loader::load(ram, &config.kernel, &config.command_line)?;
+        let (entry, rom) = match &config.boot {
+            Boot::Kernel { image, command_line } => (Some(loader::load(ram, image, command_line)?), None),
+            Boot::Firmware { image } => (None, Some(firmware::load(ram, image)?)),
+        };
         let vm = Arc::new(kvm::create_vm(kvm, ram)?);
+        if let Some(rom) = &rom {
+            kvm::add_rom(&vm, ram, rom)?;
+        }
         let interrupts = Interrupts::new(Arc::clone(&vm))?;
         serial.reset(interrupts.edge(SERIAL_GSI)?);
         let control = Control::new(usize::from(config.cpus));
         let buses = Buses { port: Arc::default(), memory_mapped: Arc::default() };
         let pci = Arc::new(PciBus::new(Arc::new(ResetControl(Arc::clone(&control)))));
-        add_ports(&buses.port, &control, serial, &pci)?;
+        add_ports(&buses.port, &control, serial, &pci, config)?;
+        if rom.is_some() {
+            add_firmware_configuration(&buses.port, config)?;
+        }
         let mut waiting = Vec::new();
         for index in 0..config.cpus {
             let vcpu = vm.create_vcpu(index.into()).map_err(|cause| Error::kvm("KVM_CREATE_VCPU", cause))?;
             vcpu.set_cpuid2(&vcpu::cpuid(kvm, index)?).map_err(|cause| Error::kvm("KVM_SET_CPUID2", cause))?;
-            if index == 0 {
+            // Without an entry it starts as a processor does at power-on, in firmware.
+            if let (0, Some(boot)) = (index, &entry) {
                 vcpu::set_pvh_state(&vcpu, boot.entry, boot.start_info)?;
                 vcpu::set_virtual_wire(&vcpu)?;
             }
             waiting.push(vcpu);
         }
         let exits = (0..config.cpus).map(|_| Arc::default()).collect();
-        Ok(Board { control, buses, exits, waiting, threads: Vec::new(), vm, interrupts, pci })
+        Ok(Board { control, buses, exits, waiting, threads: Vec::new(), vm, interrupts, pci, rom })
     }
 
     /// Puts `adapter` on the PCI bus as number `index` and lets `interrupt` end here.
@@ -94,12 +108,13 @@ impl Board {
     /// # Errors
     /// That KVM or the PCI memory window has no room for the adapter.
     pub fn plug(&self, index: usize, adapter: Adapter, interrupt: &MovableInterrupt) -> Result<()> {
-        let gsi = PCI_LINES[index % PCI_LINES.len()];
+        let device = pci::FIRST_ADAPTER_DEVICE + index;
+        let gsi = irq::pci_line(device);
         let line = Arc::new(FunctionInterrupt::new(self.interrupts.line(gsi), self.interrupts.message()?));
         interrupt.move_to(Arc::clone(&line));
         let (buses, vm) = (self.buses.clone(), Arc::clone(&self.vm));
         let function = AdapterFunction::new(adapter, line, gsi, &self.pci, buses, vm)?;
-        self.pci.insert(pci::FIRST_ADAPTER_DEVICE + index, function);
+        self.pci.insert(device, function);
         Ok(())
     }
 
@@ -115,6 +130,7 @@ impl Board {
                 control: Arc::clone(&self.control),
                 buses: self.buses.clone(),
                 ram: ram.clone(),
+                rom: self.rom.clone(),
                 exits: Arc::clone(&self.exits[index]),
             };
             let thread = std::thread::Builder::new()
@@ -162,15 +178,69 @@ fn check_cpus(kvm: &Kvm, cpus: u8) -> Result<()> {
     Ok(())
 }
 
-fn add_ports(bus: &Bus, control: &Arc<Control>, serial: &Arc<SerialPort>, pci: &Arc<PciBus>) -> Result<()> {
-    let devices: [(u64, u64, Arc<dyn BusDevice>); 4] = [
+fn add_ports(
+    bus: &Bus,
+    control: &Arc<Control>,
+    serial: &Arc<SerialPort>,
+    pci: &Arc<PciBus>,
+    config: &MachineConfig,
+) -> Result<()> {
+    let keyboard = match config.boot {
+        Boot::Kernel { .. } => platform::I8042_IDLE,
+        Boot::Firmware { .. } => platform::I8042_ABSENT,
+    };
+    let devices: [(u64, u64, Arc<dyn BusDevice>); 5] = [
+        (cmos::CMOS_PORT, cmos::CMOS_PORTS, Arc::new(Cmos::new(config.memory))),
         (serial::COM1_PORT, serial::COM1_PORTS, serial.clone()),
-        (platform::I8042_PORT, platform::I8042_PORTS, Arc::new(I8042(Arc::clone(control)))),
+        (
+            platform::I8042_PORT,
+            platform::I8042_PORTS,
+            Arc::new(I8042 { control: Arc::clone(control), status: keyboard }),
+        ),
         (platform::EXIT_PORT, 1, Arc::new(ExitPort(Arc::clone(control)))),
         (pci::CONFIG_PORT, pci::CONFIG_PORTS, pci.clone()),
     ];
+    insert_all(bus, devices)
+}
+
+fn insert_all(bus: &Bus, devices: impl IntoIterator<Item = (u64, u64, Arc<dyn BusDevice>)>) -> Result<()> {
     for (start, length, device) in devices {
         bus.insert(start, length, device).map_err(|cause| Error::host("I/O ports", cause))?;
     }
     Ok(())
+}
+
+/// Tells firmware of the machine: processors, memory, where its own output goes, and the disks in the order of booting.
+fn add_firmware_configuration(bus: &Bus, config: &MachineConfig) -> Result<()> {
+    /// Firmware's menu is not waited for, nor is a disk that may come later: there is no keyboard to ask for either.
+    const NO_MENU: [u8; 2] = [0; 2];
+    const NO_RETRY: [u8; 4] = [0xFF; 4];
+    let order = boot_order(&crate::config::adapters(&config.disks)?);
+    let files = vec![
+        ("bootorder", order.into_bytes()),
+        ("etc/boot-fail-wait", NO_RETRY.to_vec()),
+        ("etc/e820", firmware::memory_map(config.memory)),
+        ("etc/sercon-port", serial::COM1_PORT.to_le_bytes().to_vec()),
+        ("etc/show-boot-menu", NO_MENU.to_vec()),
+    ];
+    let devices: [(u64, u64, Arc<dyn BusDevice>); 2] = [
+        (platform::DEBUG_PORT, 1, Arc::new(DebugPort::default())),
+        (fw_cfg::FW_CFG_PORT, fw_cfg::FW_CFG_PORTS, Arc::new(FwCfg::new(config.cpus, files))),
+    ];
+    insert_all(bus, devices)
+}
+
+/// The disks as Open Firmware paths, a line each, as SeaBIOS compares them with what it finds.
+fn boot_order(adapters: &[PlacedAdapter]) -> String {
+    let mut disks: Vec<_> = adapters
+        .iter()
+        .enumerate()
+        .flat_map(|(index, adapter)| adapter.disks.iter().map(move |disk| (disk.number, index, disk.target)))
+        .collect();
+    disks.sort();
+    let line = |(_, index, target): (usize, usize, u8)| {
+        let device = pci::FIRST_ADAPTER_DEVICE + index;
+        format!("/pci@i0cf8/scsi@{device:x}/channel@0/disk@{target:x},0\n")
+    };
+    disks.into_iter().map(line).chain(["\0".to_string()]).collect()
 }

@@ -3,7 +3,7 @@
 //! Must not know how any of it is built.
 
 use crate::error::{Error, Kind, Result};
-use crate::machine::MachineConfig;
+use crate::machine::{Boot, MachineConfig};
 use crate::serial::SerialSink;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -41,8 +41,12 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct RunArguments {
     /// Kernel image: an uncompressed ELF file with a PVH entry note
-    #[arg(long, value_name = "IMAGE")]
-    pub kernel: PathBuf,
+    #[arg(long, value_name = "IMAGE", required_unless_present = "firmware")]
+    pub kernel: Option<PathBuf>,
+
+    /// Firmware image that boots from the disks, in their order: SeaBIOS, /usr/share/seabios/bios-256k.bin
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["kernel", "cmdline"])]
+    pub firmware: Option<PathBuf>,
 
     /// Command line that the kernel gets
     #[arg(long, value_name = "STR", default_value = "")]
@@ -80,9 +84,15 @@ pub struct RunArguments {
 impl RunArguments {
     /// The machine that the flags describe.
     pub fn machine(&self) -> MachineConfig {
+        let boot = match (&self.firmware, &self.kernel) {
+            (Some(image), _) => Boot::Firmware { image: image.clone() },
+            // Without either, the command line was refused.
+            (None, image) => {
+                Boot::Kernel { image: image.clone().unwrap_or_default(), command_line: self.cmdline.clone() }
+            }
+        };
         MachineConfig {
-            kernel: self.kernel.clone(),
-            command_line: self.cmdline.clone(),
+            boot,
             memory: self.memory.0,
             cpus: self.cpus,
             disks: self.disk.clone(),
@@ -214,6 +224,8 @@ fn split_at_commas(text: &str) -> Vec<String> {
 pub struct PlacedDisk {
     /// SCSI target number.
     pub target: u8,
+    /// Its place among the disks of the machine, from 0 on.
+    pub number: usize,
     /// The disk.
     pub disk: DiskConfig,
 }
@@ -239,7 +251,7 @@ const ADAPTERS: usize = 4;
 /// [`Kind::Unsupported`] for more adapters than a machine takes.
 pub fn adapters(disks: &[DiskConfig]) -> Result<Vec<PlacedAdapter>> {
     let mut adapters: Vec<PlacedAdapter> = Vec::new();
-    for disk in disks {
+    for (number, disk) in disks.iter().enumerate() {
         let object = || format!("disk {}", disk.path.display());
         let targets = disk.hba.targets();
         // Targets are given in order, so the next free one follows from how many are taken.
@@ -252,14 +264,15 @@ pub fn adapters(disks: &[DiskConfig]) -> Result<Vec<PlacedAdapter>> {
             .filter(|adapter| adapter.hba == disk.hba)
             .find_map(|adapter| next(adapter).map(|target| (adapter, target)));
         if let Some((adapter, target)) = free {
-            adapter.disks.push(PlacedDisk { target, disk: disk.clone() });
+            adapter.disks.push(PlacedDisk { target, number, disk: disk.clone() });
             continue;
         }
         if adapters.len() == ADAPTERS {
             let cause = format!("it needs one more adapter, and a machine has {ADAPTERS} at most");
             return Err(Error::new(Kind::Unsupported, object(), cause, "Give fewer disks, or fewer kinds of adapters"));
         }
-        adapters.push(PlacedAdapter { hba: disk.hba, disks: vec![PlacedDisk { target: 0, disk: disk.clone() }] });
+        adapters
+            .push(PlacedAdapter { hba: disk.hba, disks: vec![PlacedDisk { target: 0, number, disk: disk.clone() }] });
     }
     Ok(adapters)
 }

@@ -65,7 +65,7 @@ pub fn refuse_doubles(disks: &[DiskConfig]) -> Result<()> {
 }
 
 fn attachment(placed: PlacedDisk, supervisor: Arc<dyn Supervisor>) -> Attachment<Storage> {
-    let PlacedDisk { target, disk } = placed;
+    let PlacedDisk { target, disk, .. } = placed;
     let source = DiskSource { path: disk.path, read_only: disk.readonly, cached: false, serial: disk.serial };
     let open =
         move || async move { storage::open(source, supervisor).await.map_err(|cause| Box::new(cause) as OpenError) };

@@ -19,8 +19,14 @@ pub struct Gsi(pub u32);
 
 /// Pins of the I/O APIC; the 8259 pair has the first 16.
 const IOAPIC_PINS: u32 = 24;
-/// Interrupt lines that PCI devices share, level-triggered: wired to the 8259s and the I/O APIC alike.
-pub const PCI_LINES: [Gsi; 2] = [Gsi(10), Gsi(11)];
+/// Interrupt lines that PCI devices share, level-triggered: wired to the 8259s and the I/O APIC alike. They are those that SeaBIOS
+/// gives to the four interrupts of a PIIX3.
+const PCI_LINES: [Gsi; 4] = [Gsi(10), Gsi(10), Gsi(11), Gsi(11)];
+
+/// The line of pin A of a device on PCI bus 0: neighbours have different interrupts, as on the boards that have a PIIX3.
+pub fn pci_line(device: usize) -> Gsi {
+    PCI_LINES[device.wrapping_sub(1) % PCI_LINES.len()]
+}
 
 /// Where a message-signalled interrupt goes: what the guest wrote into the MSI capability (PCI 3.0, 6.8.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

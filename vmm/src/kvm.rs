@@ -5,7 +5,8 @@
 use crate::error::{Error, Kind, Result};
 use crate::memory::GuestRam;
 use kvm_bindings::{
-    KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config, kvm_run, kvm_userspace_memory_region,
+    KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config, kvm_run,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use parking_lot::Mutex;
@@ -118,6 +119,29 @@ pub fn create_vm(kvm: &Kvm, ram: &GuestRam) -> Result<VmFd> {
         unsafe { vm.set_user_memory_region(slot) }.map_err(|cause| Error::kvm("KVM_SET_USER_MEMORY_REGION", cause))?;
     }
     Ok(vm)
+}
+
+/// Gives the VM `rom`, one region of memory beside its RAM, which the guest can only read.
+///
+/// # Errors
+/// [`Kind::Kvm`] naming the call that KVM refused.
+pub fn add_rom(vm: &VmFd, ram: &GuestRam, rom: &GuestRam) -> Result<()> {
+    for (slot, region) in (ram.num_regions()..).zip(rom.iter()) {
+        let host = rom
+            .get_host_address(region.start_addr())
+            .map_err(|cause| Error::kvm("looking up firmware for KVM_SET_USER_MEMORY_REGION", cause))?;
+        let slot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the range is a live mapping of `rom`; whoever runs a vCPU of the VM also holds a clone of `rom`, which keeps the
+        // mapping, and the guest's accesses through KVM are to memory that is shared by design.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(|cause| Error::kvm("KVM_SET_USER_MEMORY_REGION", cause))?;
+    }
+    Ok(())
 }
 
 /// Makes `lines` (8 to 15) of the second 8259 level-triggered, by its ELCR at port 0x4D1.

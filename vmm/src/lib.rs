@@ -6,11 +6,14 @@
 
 pub mod board;
 pub mod bus;
+pub mod cmos;
 pub mod config;
 pub mod console;
 pub mod control;
 pub mod disks;
 pub mod error;
+pub mod firmware;
+pub mod fw_cfg;
 pub mod hba;
 pub mod holders;
 pub mod irq;

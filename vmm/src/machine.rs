@@ -17,13 +17,28 @@ use kvm_ioctls::Kvm;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// What a machine runs first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Boot {
+    /// A kernel, which is loaded into memory.
+    Kernel {
+        /// The image, an ELF file with a PVH note.
+        image: PathBuf,
+        /// The command line that it gets.
+        command_line: String,
+    },
+    /// Firmware, which finds out by itself what to boot from the disks, in their order.
+    Firmware {
+        /// The image: SeaBIOS for a PC with an i440FX.
+        image: PathBuf,
+    },
+}
+
 /// What a machine consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineConfig {
-    /// The kernel image, an ELF file with a PVH note.
-    pub kernel: PathBuf,
-    /// The kernel's command line.
-    pub command_line: String,
+    /// What runs first.
+    pub boot: Boot,
     /// RAM in bytes.
     pub memory: u64,
     /// Number of vCPUs.

@@ -119,6 +119,8 @@ pub struct Runner {
     pub buses: Buses,
     /// The guest's memory, to show the bytes of an instruction that failed.
     pub ram: GuestRam,
+    /// The firmware's memory, which the guest may run from.
+    pub rom: Option<GuestRam>,
     /// Where exits are counted.
     pub exits: Arc<ExitCounts>,
 }
@@ -220,7 +222,11 @@ impl Runner {
         for distance in 0..15 {
             let address = sregs.cs.base.wrapping_add(regs.rip).wrapping_add(distance);
             let physical = self.vcpu.translate_gva(address).ok().filter(|found| found.valid != 0);
-            let byte = physical.and_then(|found| self.ram.read_obj::<u8>(GuestAddress(found.physical_address)).ok());
+            let byte = physical.and_then(|found| {
+                let memories = [Some(&self.ram), self.rom.as_ref()];
+                let place = GuestAddress(found.physical_address);
+                memories.into_iter().flatten().find_map(|memory| memory.read_obj::<u8>(place).ok())
+            });
             let _ = match byte {
                 Some(byte) => write!(text, " {byte:02x}"),
                 None => write!(text, " ??"),

@@ -1,6 +1,9 @@
 //! Promises of the command `vmm run` with disks in plain files, seen from outside: exit status, messages, bytes on disk.
 //! These tests need /dev/kvm.
 
+#[path = "command/firmware.rs"]
+mod firmware;
+
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};

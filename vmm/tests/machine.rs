@@ -16,7 +16,7 @@ use vmm::hba::lsilogic::LsiLogic;
 use vmm::hba::pvscsi::PvScsi;
 use vmm::hba::virtio_scsi::VirtioScsi;
 use vmm::hba::{Adapter, Attachment};
-use vmm::machine::{Machine, MachineConfig};
+use vmm::machine::{Boot, Machine, MachineConfig};
 use vmm::serial::SerialSink;
 
 /// A folder with the guest's image, its serial output, and the configuration that says so.
@@ -31,8 +31,7 @@ impl Setup {
         let kernel = folder.path().join("guest.elf");
         std::fs::write(&kernel, test_guest::IMAGE).expect("image written");
         let config = MachineConfig {
-            kernel,
-            command_line: job.into(),
+            boot: Boot::Kernel { image: kernel, command_line: job.into() },
             memory: 64 << 20,
             cpus: 1,
             disks: Vec::new(),
@@ -139,7 +138,7 @@ fn an_instruction_that_kvm_cannot_emulate_is_reported_with_its_place_and_bytes()
     // crc32 eax, dword ptr [0xd0000000]: no RAM there, so that KVM has to emulate it, which it cannot.
     let code = [0xF2, 0x0F, 0x38, 0xF1, 0x05, 0x00, 0x00, 0x00, 0xD0];
     let setup = Setup::new("");
-    std::fs::write(&setup.config.kernel, image_of(&code)).expect("image written");
+    std::fs::write(setup.folder.path().join("guest.elf"), image_of(&code)).expect("image written");
     let (outcome, _) = run(&setup, &mut setup.machine());
     let Outcome::Failed(text) = outcome else { panic!("{outcome:?}") };
     assert!(text.contains("KVM internal error 1, an instruction that KVM cannot emulate"), "{text}");

@@ -1,0 +1,88 @@
+//! Promises of `vmm run --firmware`: SeaBIOS (of Debian's package `seabios`) boots from the disks of a machine, in their order.
+
+use super::{Finished, MIB, Setup};
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
+
+/// A boot sector that reads the sector behind it by INT 13h, prints it by INT 10h, and ends the machine.
+const BOOT_SECTOR: [u8; 64] = [
+    0x31, 0xC0, // xor ax, ax
+    0x8E, 0xD8, // mov ds, ax
+    0x8E, 0xC0, // mov es, ax
+    0x8E, 0xD0, // mov ss, ax
+    0xBC, 0x00, 0x7C, // mov sp, 7C00h
+    0xBE, 0x30, 0x7C, // mov si, packet
+    0xB4, 0x42, // mov ah, 42h: extended read from the drive in DL
+    0xCD, 0x13, // int 13h
+    0x72, 0x15, // jc failed
+    0xBE, 0x00, 0x7E, // mov si, 7E00h
+    0xFC, // cld
+    0xAC, // next: lodsb
+    0x84, 0xC0, // test al, al
+    0x74, 0x08, // jz done
+    0xB4, 0x0E, // mov ah, 0Eh: print AL
+    0x31, 0xDB, // xor bx, bx
+    0xCD, 0x10, // int 10h
+    0xEB, 0xF3, // jmp next
+    0xB0, 0x00, // done: mov al, 0
+    0xEB, 0x02, // jmp exit
+    0xB0, 0x01, // failed: mov al, 1
+    0xE6, 0xF4, // exit: out F4h, al
+    0xF4, // halt: hlt
+    0xEB, 0xFD, // jmp halt
+    // packet: its size, one sector, to 0000:7E00, from block 1
+    0x10, 0x00, 0x01, 0x00, 0x00, 0x7E, 0x00, 0x00, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+];
+
+/// A disk that prints `text` when it is booted. (SeaBIOS sends its last few characters to the serial port only with the next ones.)
+fn bootable(setup: &Setup, name: &str, text: &str) -> PathBuf {
+    let mut disk = vec![0; 4 * MIB as usize];
+    disk[..BOOT_SECTOR.len()].copy_from_slice(&BOOT_SECTOR);
+    disk[510..512].copy_from_slice(&[0x55, 0xAA]);
+    disk[512..512 + text.len()].copy_from_slice(text.as_bytes());
+    fs::write(setup.path(name), disk).expect("disk written");
+    setup.path(name)
+}
+
+fn run(arguments: &[&str]) -> Finished {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+    command.args(["run", "--memory", "32M"]).args(arguments).stdin(Stdio::null());
+    Finished::of(command.output().expect("vmm starts"))
+}
+
+#[test]
+fn seabios_boots_the_first_disk_of_whichever_adapter_that_is_on() {
+    let setup = Setup::new(MIB);
+    for (first, second) in [("virtio-scsi", "lsilogic"), ("lsilogic", "pvscsi"), ("pvscsi", "virtio-scsi")] {
+        let disk = |hba: &str| {
+            let path = bootable(&setup, &format!("{hba}.img"), &format!("\r\nbooted from {hba} by firmware\r\n"));
+            format!("{},hba={hba}", path.display())
+        };
+        let run = run(&["--firmware", SEABIOS, "--disk", &disk(first), "--disk", &disk(second)]);
+        assert_eq!(run.status, Some(0), "{run:?}");
+        assert!(run.output.contains("SeaBIOS (version "), "{run:?}");
+        assert!(run.output.contains(&format!("booted from {first}")), "{run:?}");
+        assert!(!run.output.contains(&format!("booted from {second}")), "{run:?}");
+    }
+}
+
+#[test]
+fn firmware_that_cannot_be_had_is_refused() {
+    let setup = Setup::new(MIB);
+    let path = |name: &str| setup.path(name).to_str().expect("UTF-8").to_string();
+    for (arguments, status, named) in [
+        (vec!["--firmware".into(), path("missing.bin")], 1, "missing.bin"),
+        (vec!["--firmware".into(), path("guest.elf")], 1, "64 to 256 KiB"),
+        (vec!["--firmware".into(), path("disk.img"), "--kernel".into(), path("guest.elf")], 2, "--kernel"),
+        (vec!["--firmware".into(), path("disk.img"), "--cmdline".into(), "quiet".into()], 2, "--cmdline"),
+        (vec![], 2, "--kernel"),
+    ] {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let run = run(&arguments);
+        assert_eq!(run.status, Some(status), "{arguments:?}: {run:?}");
+        assert!(run.errors.contains(named) && !run.errors.contains("panicked"), "{arguments:?}: {run:?}");
+    }
+}
