@@ -7,7 +7,6 @@
 pub mod command;
 pub mod config;
 pub mod connection;
-pub mod disk;
 pub mod memory;
 pub mod reload;
 pub mod reservations;

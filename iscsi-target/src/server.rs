@@ -14,20 +14,16 @@ use iscsi::login::chap::Credentials;
 use iscsi::login::{Admission, Doorkeeper, FORBIDDEN, Login, NOT_FOUND, Status};
 use iscsi::text;
 use scsi::{BlockDevice, DeviceKind, Disk, DiskOptions, Lun, NexusId, ProductName, Target, TargetPort};
-use storage::{DiskSource, OpenError, Storage, Supervisor};
+use storage::{CDROM_BLOCK, DiskSource, OpenError, ShownDisk, Storage, Supervisor};
 
 use crate::config::{Config, LunConfig, TargetConfig};
 use crate::connection::{Entrance, Session};
-use crate::disk::ShownDisk;
 use crate::memory::Pool;
 use crate::reservations::{FileStore, RecordError};
 use crate::status::{LunReport, RegistrantReport, Report, TargetReport};
 
 /// Sessions that may be open at once.
 pub const MOST_SESSIONS: usize = 1024;
-
-/// Bytes of a block of a CD-ROM.
-const CDROM_BLOCK: u32 = 2048;
 
 /// A target.
 pub struct TargetEntry {

@@ -7,6 +7,7 @@
 mod file;
 mod identity;
 mod ring;
+mod shown;
 mod supervisor;
 mod vmfs;
 
@@ -20,6 +21,7 @@ use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, 
 use vmfs_core::disk::descriptor::{Access, Descriptor, DescriptorError, MAX_DESCRIPTOR_BYTES};
 
 pub use file::FileDisk;
+pub use shown::{CDROM_BLOCK, ShownDisk};
 pub use supervisor::Supervisor;
 pub use vmfs::VmfsDisk;
 

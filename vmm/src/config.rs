@@ -64,7 +64,7 @@ pub struct RunArguments {
     #[arg(
         long,
         value_name = "PATH[,OPTION...]",
-        help = "A disk, as PATH[,hba=pvscsi|lsilogic|buslogic|virtio-scsi][,readonly][,serial=TEXT]; repeat it for more. A comma in PATH is written twice"
+        help = "A disk, as PATH[,hba=pvscsi|lsilogic|buslogic|virtio-scsi][,readonly][,cdrom][,serial=TEXT]; repeat it for more. A comma in PATH is written twice"
     )]
     pub disk: Vec<DiskConfig>,
 
@@ -167,6 +167,8 @@ pub struct DiskConfig {
     pub hba: HbaKind,
     /// The guest may not write to it.
     pub readonly: bool,
+    /// It is the medium of a CD-ROM drive: an ISO image, in blocks of 2048 bytes, which no guest writes to.
+    pub cdrom: bool,
     /// The serial number that it shows, if not one derived from its file.
     pub serial: Option<String>,
 }
@@ -177,17 +179,23 @@ impl FromStr for DiskConfig {
     fn from_str(text: &str) -> std::result::Result<DiskConfig, String> {
         let mut words = split_at_commas(text).into_iter();
         let path = words.next().filter(|path| !path.is_empty()).ok_or("the path is empty")?;
-        let mut disk = DiskConfig { path: path.into(), hba: HbaKind::Pvscsi, readonly: false, serial: None };
+        let mut disk =
+            DiskConfig { path: path.into(), hba: HbaKind::Pvscsi, readonly: false, cdrom: false, serial: None };
         for word in words {
             match word.split_once('=') {
                 None if word == "readonly" => disk.readonly = true,
+                None if word == "cdrom" => (disk.cdrom, disk.readonly) = (true, true),
                 Some(("hba", name)) => {
                     let known = HbaKind::NAMES.iter().find(|(known, _)| *known == name);
                     let names = HbaKind::NAMES.map(|(name, _)| name).join(", ");
                     disk.hba = known.ok_or_else(|| format!("no adapter {name:?}; there are {names}"))?.1;
                 }
                 Some(("serial", serial)) => disk.serial = Some(checked_serial(serial)?),
-                _ => return Err(format!("unknown option {word:?}; there are hba=NAME, readonly and serial=TEXT")),
+                _ => {
+                    return Err(format!(
+                        "unknown option {word:?}; there are hba=NAME, readonly, cdrom and serial=TEXT"
+                    ));
+                }
             }
         }
         Ok(disk)
@@ -298,6 +306,8 @@ mod tests {
         assert_eq!((plain.hba, plain.readonly, plain.serial), (HbaKind::Pvscsi, false, None));
         let full = disk("a,,b.img,serial=S 1,readonly,hba=lsilogic").expect("full");
         assert_eq!(full.path, PathBuf::from("a,b.img"));
+        let medium = disk("a.iso,cdrom").expect("a medium");
+        assert_eq!((medium.cdrom, medium.readonly, full.cdrom), (true, true, false));
         assert_eq!((full.hba, full.readonly, full.serial.as_deref()), (HbaKind::LsiLogic, true, Some("S 1")));
     }
 

@@ -12,9 +12,9 @@ use crate::hba::{Adapter, AdapterError, Attachment, InterruptLine, OpenError};
 use crate::holders;
 use crate::memory::GuestRam;
 use crate::supervision::Supervision;
-use scsi::DiskOptions;
+use scsi::{DeviceKind, DiskOptions, ProductName};
 use std::sync::Arc;
-use storage::{DiskSource, Storage, Supervisor};
+use storage::{CDROM_BLOCK, DiskSource, ShownDisk, Supervisor};
 
 /// Starts an adapter with its disks; `supervision` hears of disks that this host may not use. `index` is its number.
 ///
@@ -35,12 +35,16 @@ pub fn start_adapter(
         .collect();
     let name = format!("{}{index}", kind.name());
     let started: std::result::Result<Adapter, AdapterError> = match kind {
-        HbaKind::Pvscsi => PvScsi::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter),
-        HbaKind::LsiLogic => LsiLogic::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter),
-        HbaKind::VirtioScsi => {
-            VirtioScsi::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter)
+        HbaKind::Pvscsi => PvScsi::<ShownDisk>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter),
+        HbaKind::LsiLogic => {
+            LsiLogic::<ShownDisk>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter)
         }
-        HbaKind::BusLogic => BusLogic::<Storage>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter),
+        HbaKind::VirtioScsi => {
+            VirtioScsi::<ShownDisk>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter)
+        }
+        HbaKind::BusLogic => {
+            BusLogic::<ShownDisk>::start(&name, ram, interrupt, disks).map(|adapter| adapter as Adapter)
+        }
     };
     started.map_err(|cause| refusal(&name, &cause))
 }
@@ -64,12 +68,19 @@ pub fn refuse_doubles(disks: &[DiskConfig]) -> Result<()> {
     Ok(())
 }
 
-fn attachment(placed: PlacedDisk, supervisor: Arc<dyn Supervisor>) -> Attachment<Storage> {
+fn attachment(placed: PlacedDisk, supervisor: Arc<dyn Supervisor>) -> Attachment<ShownDisk> {
     let PlacedDisk { target, disk, .. } = placed;
     let source = DiskSource { path: disk.path, read_only: disk.readonly, cached: false, serial: disk.serial };
-    let open =
-        move || async move { storage::open(source, supervisor).await.map_err(|cause| Box::new(cause) as OpenError) };
-    Attachment::new(target, DiskOptions::default(), open)
+    let mut options = DiskOptions::default();
+    let mut block = None;
+    if disk.cdrom {
+        (options.kind, options.name, block) = (DeviceKind::CdRom, ProductName::virtual_cdrom(), Some(CDROM_BLOCK));
+    }
+    let open = move || async move {
+        let storage = storage::open(source, supervisor).await.map_err(|cause| Box::new(cause) as OpenError)?;
+        Ok(ShownDisk::new(storage, block, true))
+    };
+    Attachment::new(target, options, open)
 }
 
 fn refusal(adapter: &str, cause: &AdapterError) -> Error {

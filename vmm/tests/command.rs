@@ -259,6 +259,21 @@ fn several_disks_are_targets_in_their_order() {
 }
 
 #[test]
+fn an_iso_image_is_the_medium_of_a_cd_rom_drive() {
+    let setup = Setup::new(4 * MIB);
+    for hba in ["pvscsi", "lsilogic", "buslogic", "virtio-scsi"] {
+        let run = setup.run_with("job=info", &["--disk", &format!("{},cdrom,hba={hba}", setup.disk().display())]);
+        assert_eq!(run.status, Some(0), "{run:?}");
+        assert!(run.output.contains("inquiry type=5 ") && run.output.contains("Virtual CD-ROM"), "{run:?}");
+        assert!(run.output.contains(&format!("capacity_bytes={} block_bytes=2048\n", 4 * MIB)), "{run:?}");
+    }
+    // Several machines may have the same medium.
+    let medium = format!("{},cdrom", setup.disk().display());
+    let twice = setup.run_with("job=info", &["--disk", &medium, "--disk", &medium]);
+    assert_eq!(twice.status, Some(0), "{twice:?}");
+}
+
+#[test]
 fn the_report_as_json_says_how_it_ended() {
     let setup = Setup::new(MIB);
     for (job, flags, status, outcome) in [

@@ -106,10 +106,13 @@ impl Disk {
                 _ => break,
             }
         }
-        let short = self.has_short_cdbs();
+        const INVALID_OPCODE: Answer = Answer::Check(Sense(5, 0x20, 0));
+        let long = if self.has_short_cdbs() { INVALID_OPCODE } else { self.read_capacity() };
+        // Where the adapter has no room for it, or a CD-ROM drive does not know it.
+        let short = long == INVALID_OPCODE;
         let answer = match short {
             true => self.command(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], Direction::In, 8), // READ CAPACITY(10)
-            false => self.read_capacity(),
+            false => long,
         };
         match answer {
             Answer::Good(bytes) if bytes >= if short { 8 } else { 12 } => {}

@@ -47,6 +47,28 @@ fn bootable(setup: &Setup, name: &str, text: &str) -> PathBuf {
     setup.path(name)
 }
 
+/// A CD-ROM image that prints `text` when it is booted: a boot record, its catalogue (El Torito 1.0, sections 2.0 to 2.2), the sector
+/// and the block that it reads.
+fn bootable_cd(setup: &Setup, name: &str, text: &str) -> PathBuf {
+    const BLOCK: usize = 2048;
+    const CATALOGUE: u8 = 19;
+    const IMAGE: u8 = 20;
+    let mut medium = vec![0; 24 * BLOCK];
+    let mut put = |block: usize, offset: usize, bytes: &[u8]| {
+        medium[block * BLOCK + offset..][..bytes.len()].copy_from_slice(bytes);
+    };
+    put(1, 0, text.as_bytes());
+    put(17, 0, b"\0CD001\x01EL TORITO SPECIFICATION");
+    put(17, 0x47, &[CATALOGUE]);
+    put(CATALOGUE.into(), 0, &[1, 0]);
+    put(CATALOGUE.into(), 0x1E, &[0x55, 0xAA]);
+    // Bootable without emulation: one sector, to the usual segment.
+    put(CATALOGUE.into(), 0x20, &[0x88, 0, 0, 0, 0, 0, 1, 0, IMAGE]);
+    put(IMAGE.into(), 0, &BOOT_SECTOR);
+    fs::write(setup.path(name), medium).expect("medium written");
+    setup.path(name)
+}
+
 fn run(arguments: &[&str]) -> Finished {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
     command.args(["run", "--memory", "32M"]).args(arguments).stdin(Stdio::null());
@@ -66,6 +88,21 @@ fn seabios_boots_the_first_disk_of_whichever_adapter_that_is_on() {
         assert!(run.output.contains("SeaBIOS (version "), "{run:?}");
         assert!(run.output.contains(&format!("booted from {first}")), "{run:?}");
         assert!(!run.output.contains(&format!("booted from {second}")), "{run:?}");
+    }
+}
+
+#[test]
+fn seabios_boots_a_cd_rom_on_each_adapter_that_it_has_a_driver_for() {
+    let setup = Setup::new(MIB);
+    let disk = bootable(&setup, "disk.img", "\r\nbooted from the disk\r\n");
+    for hba in ["virtio-scsi", "lsilogic", "pvscsi"] {
+        let medium = bootable_cd(&setup, "medium.iso", &format!("\r\nbooted a CD on {hba} by firmware\r\n"));
+        let medium = format!("{},cdrom,hba={hba}", medium.display());
+        let disk = format!("{},hba={hba}", disk.display());
+        let run = run(&["--firmware", SEABIOS, "--cpus", "2", "--disk", &medium, "--disk", &disk]);
+        assert_eq!(run.status, Some(0), "{run:?}");
+        assert!(run.output.contains(&format!("booted a CD on {hba}")), "{run:?}");
+        assert!(!run.output.contains("booted from the disk"), "{run:?}");
     }
 }
 

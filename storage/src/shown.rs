@@ -1,9 +1,13 @@
-//! Owns: a disk as a LUN shows it: with the block size and the thinness that the administrator wants.
+//! Owns: a disk as a LUN or a guest's adapter shows it: with the block size and the thinness that the administrator wants.
 //! Promises: what the storage holds is not changed by how it is shown.
-//! Must not know: targets, sessions.
+//! Must not know: targets, sessions, adapters.
 
 use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, StorageError};
-use storage::Storage;
+
+use crate::Storage;
+
+/// Size of a CD-ROM's blocks in bytes (ISO/IEC 10149).
+pub const CDROM_BLOCK: u32 = 2048;
 
 /// A disk of the storage, as it is shown.
 pub struct ShownDisk {
@@ -22,12 +26,15 @@ impl ShownDisk {
 impl BlockDevice for ShownDisk {
     fn geometry(&self) -> Geometry {
         let own = self.storage.geometry();
-        let logical_block = self.logical_block.unwrap_or(own.logical_block).max(own.logical_block);
+        let thin = own.thin && self.thin;
+        let Some(logical_block) = self.logical_block.map(|block| block.max(own.logical_block)) else {
+            return Geometry { thin, ..own };
+        };
         Geometry {
             logical_block,
             physical_block: own.physical_block.max(logical_block),
             blocks: (own.bytes() / u64::from(logical_block)).max(1),
-            thin: own.thin && self.thin,
+            thin,
             unmap_granularity: own.unmap_granularity.max(logical_block),
             ..own
         }
