@@ -7,18 +7,30 @@ use std::process::{Command, Stdio};
 
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
-/// A boot sector that reads the sector behind it by INT 13h, prints it by INT 10h, and ends the machine.
-const BOOT_SECTOR: [u8; 64] = [
+/// A boot sector that reads the block behind it by INT 13h. If the last byte of the block's first sector is not zero, it prints the block
+/// by INT 10h and ends the machine; else it makes it one, writes the sector back, and resets the machine.
+const BOOT_SECTOR: [u8; 91] = [
     0x31, 0xC0, // xor ax, ax
     0x8E, 0xD8, // mov ds, ax
     0x8E, 0xC0, // mov es, ax
     0x8E, 0xD0, // mov ss, ax
     0xBC, 0x00, 0x7C, // mov sp, 7C00h
-    0xBE, 0x30, 0x7C, // mov si, packet
+    0xBE, 0x4B, 0x7C, // mov si, packet
     0xB4, 0x42, // mov ah, 42h: extended read from the drive in DL
     0xCD, 0x13, // int 13h
-    0x72, 0x15, // jc failed
-    0xBE, 0x00, 0x7E, // mov si, 7E00h
+    0x72, 0x30, // jc failed
+    0x80, 0x3E, 0xFF, 0x7F, 0x00, // cmp byte [7FFFh], 0
+    0x75, 0x14, // jne print
+    0xFE, 0x06, 0xFF, 0x7F, // inc byte [7FFFh]
+    0xB8, 0x00, 0x43, // mov ax, 4300h: extended write
+    0xCD, 0x13, // int 13h
+    0x72, 0x1E, // jc failed
+    0xBA, 0xF9, 0x0C, // mov dx, CF9h
+    0xB0, 0x06, // mov al, 6
+    0xEE, // out dx, al
+    0xF4, // hlt
+    0xEB, 0xFD, // jmp to it
+    0xBE, 0x00, 0x7E, // print: mov si, 7E00h
     0xFC, // cld
     0xAC, // next: lodsb
     0x84, 0xC0, // test al, al
@@ -31,11 +43,14 @@ const BOOT_SECTOR: [u8; 64] = [
     0xEB, 0x02, // jmp exit
     0xB0, 0x01, // failed: mov al, 1
     0xE6, 0xF4, // exit: out F4h, al
-    0xF4, // halt: hlt
-    0xEB, 0xFD, // jmp halt
-    // packet: its size, one sector, to 0000:7E00, from block 1
+    0xF4, // hlt
+    0xEB, 0xFD, // jmp to it
+    // packet: its size, one block, to 0000:7E00, from block 1
     0x10, 0x00, 0x01, 0x00, 0x00, 0x7E, 0x00, 0x00, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
 ];
+
+/// Where the last byte of the sector lies that the boot sector looks at, in its block.
+const FLAG: usize = 511;
 
 /// A disk that prints `text` when it is booted. (SeaBIOS sends its last few characters to the serial port only with the next ones.)
 fn bootable(setup: &Setup, name: &str, text: &str) -> PathBuf {
@@ -43,6 +58,7 @@ fn bootable(setup: &Setup, name: &str, text: &str) -> PathBuf {
     disk[..BOOT_SECTOR.len()].copy_from_slice(&BOOT_SECTOR);
     disk[510..512].copy_from_slice(&[0x55, 0xAA]);
     disk[512..512 + text.len()].copy_from_slice(text.as_bytes());
+    disk[512 + FLAG] = 1;
     fs::write(setup.path(name), disk).expect("disk written");
     setup.path(name)
 }
@@ -58,6 +74,7 @@ fn bootable_cd(setup: &Setup, name: &str, text: &str) -> PathBuf {
         medium[block * BLOCK + offset..][..bytes.len()].copy_from_slice(bytes);
     };
     put(1, 0, text.as_bytes());
+    put(1, FLAG, &[1]);
     put(17, 0, b"\0CD001\x01EL TORITO SPECIFICATION");
     put(17, 0x47, &[CATALOGUE]);
     put(CATALOGUE.into(), 0, &[1, 0]);
@@ -76,18 +93,24 @@ fn run(arguments: &[&str]) -> Finished {
 }
 
 #[test]
-fn seabios_boots_the_first_disk_of_whichever_adapter_that_is_on() {
+fn seabios_boots_the_first_disk_writes_to_it_and_boots_it_again_after_a_reset() {
     let setup = Setup::new(MIB);
     for (first, second) in [("virtio-scsi", "lsilogic"), ("lsilogic", "pvscsi"), ("pvscsi", "virtio-scsi")] {
-        let disk = |hba: &str| {
-            let path = bootable(&setup, &format!("{hba}.img"), &format!("\r\nbooted from {hba} by firmware\r\n"));
-            format!("{},hba={hba}", path.display())
-        };
-        let run = run(&["--firmware", SEABIOS, "--disk", &disk(first), "--disk", &disk(second)]);
+        let disk =
+            |hba: &str| bootable(&setup, &format!("{hba}.img"), &format!("\r\nbooted from {hba} by firmware\r\n"));
+        let paths = [disk(first), disk(second)];
+        let mut content = fs::read(&paths[0]).expect("disk");
+        content[512 + FLAG] = 0;
+        fs::write(&paths[0], &content).expect("disk written");
+        let [one, two] =
+            [format!("{},hba={first}", paths[0].display()), format!("{},hba={second}", paths[1].display())];
+        let run = run(&["--firmware", SEABIOS, "--json", "--disk", &one, "--disk", &two]);
         assert_eq!(run.status, Some(0), "{run:?}");
-        assert!(run.output.contains("SeaBIOS (version "), "{run:?}");
+        assert!(run.output.contains("SeaBIOS (version ") && run.output.contains("\"resets\":1,"), "{run:?}");
         assert!(run.output.contains(&format!("booted from {first}")), "{run:?}");
         assert!(!run.output.contains(&format!("booted from {second}")), "{run:?}");
+        content[512 + FLAG] = 1;
+        assert!(fs::read(&paths[0]).expect("disk") == content, "{first}: the one byte, and no other");
     }
 }
 
