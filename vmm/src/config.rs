@@ -13,6 +13,8 @@ const EXAMPLE: &str = "\
 Example:
   vmm run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/sda' --memory 256M \\
       --disk /mnt/ds1/vm1/disk.vmdk --disk data.img,hba=lsilogic,readonly
+  vmm run --firmware /usr/share/seabios/bios-256k.bin \\
+      --disk /mnt/ds1/vm1/disk.vmdk,hba=lsilogic --disk tools.iso,cdrom,hba=lsilogic
 
 Exit status: 0 the guest ended by itself with status 0, asked for a reset under --exit-on-reset, or was stopped by a \
 signal; 1 the machine was refused or failed, or the guest ended with another status; 2 usage.
