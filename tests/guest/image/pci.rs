@@ -112,6 +112,18 @@ impl Function {
         self.capability(VENDOR_SPECIFIC, fits).map(|offset| self.read(offset + 8))
     }
 
+    /// Points the window that the configuration space has to the registers of a virtio device at `length` bytes from `offset` on in BAR
+    /// 0 (virtio 1.2, 4.1.4.9); where its data are, or `None` if there is no such window.
+    pub fn point_window(&self, offset: u32, length: u32) -> Option<u8> {
+        const VENDOR_SPECIFIC: u8 = 0x09;
+        const WINDOW: u32 = 5;
+        let place = self.capability(VENDOR_SPECIFIC, |offset| self.read(offset) >> 24 == WINDOW)?;
+        self.write(place + 4, 0);
+        self.write(place + 8, offset);
+        self.write(place + 12, length);
+        Some(place + 16)
+    }
+
     /// Turns the function's MSI off, if it has it.
     pub fn disable_msi(&self) {
         if let Some(offset) = self.capability(MSI, |_| true) {

@@ -104,7 +104,7 @@ impl VirtioScsi {
             flying: [None; REQUESTS],
         };
         adapter.configure();
-        if adapter.restart() { Ok(adapter) } else { Err(AttachError::Refused) }
+        if adapter.restart() && adapter.has_window() { Ok(adapter) } else { Err(AttachError::Refused) }
     }
 
     /// Writes the configuration space as this driver needs it.
@@ -112,6 +112,17 @@ impl VirtioScsi {
         self.function.set_memory_bar(0, self.common & !0xFFF);
         self.function.enable(self.interrupt == Interrupt::Intx);
         true
+    }
+
+    /// Does the window in the configuration space show the same registers, and change them?
+    fn has_window(&self) -> bool {
+        let offset = |field| (self.common & 0xFFF) as u32 + field as u32;
+        let Some(data) = self.function.point_window(offset(field::QUEUE_COUNT), 2) else { return false };
+        let count = self.function.read(data) as u16;
+        self.function.point_window(offset(field::QUEUE_SELECT), 2);
+        self.function.write(data, 3);
+        let selected = cpu::mmio_read16(self.common + field::QUEUE_SELECT);
+        (count, selected) == (cpu::mmio_read16(self.common + field::QUEUE_COUNT), 3)
     }
 
     /// Resets the device.

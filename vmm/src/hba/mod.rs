@@ -94,6 +94,8 @@ pub struct PciIdentity {
     pub msi_vectors: u8,
     /// Vendor-specific capabilities (PCI 3.0, appendix H), each from its length byte on.
     pub vendor_capabilities: &'static [&'static [u8]],
+    /// Which of them is a window to the registers through the configuration space (virtio 1.2, 4.1.4.9).
+    pub register_window: Option<usize>,
 }
 
 /// A register whose writes only wake a queue: the machine registers `event` as KVM ioeventfd on guest-physical address

@@ -68,12 +68,34 @@ pub struct ConfigSpace {
     bytes: [u8; SIZE],
     /// A set bit is one that the guest may change.
     writable: [u8; SIZE],
+    /// Where the capability is that is a window to the registers.
+    register_window: Option<usize>,
+}
+
+/// Offsets in the capability that is a window to the registers (virtio 1.2, 4.1.4 and 4.1.4.9).
+mod window {
+    pub const BAR: usize = 4;
+    pub const OFFSET: usize = 8;
+    pub const LENGTH: usize = 12;
+    pub const DATA: usize = 16;
+    pub const END: usize = 20;
+}
+
+/// What an access to the data of the window to the registers is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndirectAccess {
+    /// The BAR that is meant.
+    pub bar: u8,
+    /// Offset in it.
+    pub offset: u32,
+    /// Bytes: 1, 2 or 4.
+    pub length: usize,
 }
 
 impl ConfigSpace {
     /// A space without BARs, interrupt and capabilities.
     pub fn new(identification: Identification) -> ConfigSpace {
-        let mut space = ConfigSpace { bytes: [0; SIZE], writable: [0; SIZE] };
+        let mut space = ConfigSpace { bytes: [0; SIZE], writable: [0; SIZE], register_window: None };
         space.put16(register::VENDOR, identification.vendor);
         space.put16(register::DEVICE, identification.device);
         space.bytes[register::REVISION] = identification.revision;
@@ -133,12 +155,13 @@ impl ConfigSpace {
         self.allow16(register::MSI_DATA, 0xFFFF);
     }
 
-    /// Appends vendor-specific capabilities, each given from its length byte on (PCI 3.0, appendix H).
-    pub fn add_vendor_capabilities(&mut self, capabilities: &[&[u8]]) {
+    /// Appends vendor-specific capabilities, each given from its length byte on (PCI 3.0, appendix H); number `register_window` of
+    /// them is a window to the registers.
+    pub fn add_vendor_capabilities(&mut self, capabilities: &[&[u8]], register_window: Option<usize>) {
         const FIRST: usize = 0x50;
         const VENDOR_SPECIFIC: u8 = 0x09;
         let mut place = FIRST;
-        for capability in capabilities {
+        for (number, capability) in capabilities.iter().enumerate() {
             let end = place + 2 + capability.len();
             assert!(end <= SIZE, "no room for a capability");
             // The newest one comes first in the list.
@@ -147,6 +170,12 @@ impl ConfigSpace {
             self.bytes[place + 2..end].copy_from_slice(capability);
             self.bytes[register::CAPABILITIES] = place as u8;
             self.put16(register::STATUS, self.get16(register::STATUS) | STATUS_CAPABILITIES);
+            if register_window == Some(number) {
+                assert!(capability.len() == window::END - 2, "a window to the registers has {} bytes", window::END);
+                self.writable[place + window::BAR] = 0xFF;
+                self.writable[place + window::OFFSET..place + window::END].fill(0xFF);
+                self.register_window = Some(place);
+            }
             place = end.next_multiple_of(4);
         }
     }
@@ -165,6 +194,27 @@ impl ConfigSpace {
             let old = &mut self.bytes[offset + index];
             *old = (*old & !mask) | (byte & mask);
         }
+    }
+
+    /// What an access of `length` bytes at `offset` does to the registers: something, if it touches the data of the window to them and
+    /// what the guest has said of it makes sense.
+    pub fn indirect_access(&self, offset: usize, length: usize) -> Option<IndirectAccess> {
+        let place = self.register_window?;
+        if offset >= place + window::END || offset + length <= place + window::DATA {
+            return None;
+        }
+        let access = IndirectAccess {
+            bar: self.bytes[place + window::BAR],
+            offset: self.get32(place + window::OFFSET),
+            length: self.get32(place + window::LENGTH) as usize,
+        };
+        (matches!(access.length, 1 | 2 | 4) && access.offset.is_multiple_of(access.length as u32)).then_some(access)
+    }
+
+    /// The data of the window to the registers.
+    pub fn indirect_data(&mut self) -> Option<&mut [u8]> {
+        let place = self.register_window?;
+        Some(&mut self.bytes[place + window::DATA..place + window::END])
     }
 
     /// Where memory BAR `index` decodes, if the guest has memory decoding on.
@@ -279,7 +329,7 @@ mod tests {
     #[test]
     fn vendor_capabilities_are_a_list_with_the_others() {
         let mut space = space();
-        space.add_vendor_capabilities(&[&[5, 1, 2], &[4, 9]]);
+        space.add_vendor_capabilities(&[&[5, 1, 2], &[4, 9]], None);
         let mut seen = Vec::new();
         let mut at = space.bytes[0x34];
         while at != 0 {
@@ -288,6 +338,30 @@ mod tests {
         }
         assert_eq!(seen, [(0x58, 9), (0x50, 9), (0x40, 5)]);
         assert_eq!((space.bytes[0x52..0x55].to_vec(), space.bytes[0x5A..0x5C].to_vec()), (vec![5, 1, 2], vec![4, 9]));
+    }
+
+    #[test]
+    fn a_window_to_the_registers_says_what_its_data_do() {
+        let mut space = space();
+        let mut capability = [0; 18];
+        capability[0] = 20;
+        space.add_vendor_capabilities(&[&[4, 9], &capability], Some(1));
+        let place = 0x54;
+        assert_eq!(space.indirect_access(place + 16, 4), None, "no length yet");
+        space.write(place + 4, &[3]);
+        space.write(place + 8, &0x1234u32.to_le_bytes());
+        for (length, fits) in [(1u32, true), (2, true), (4, true), (3, false), (8, false), (u32::MAX, false)] {
+            space.write(place + 12, &length.to_le_bytes());
+            let expected = fits.then_some(IndirectAccess { bar: 3, offset: 0x1234, length: length as usize });
+            assert_eq!(space.indirect_access(place + 16, 4), expected);
+            assert_eq!(space.indirect_access(place + 19, 1), expected);
+            assert_eq!((space.indirect_access(place + 12, 4), space.indirect_access(place + 20, 4)), (None, None));
+        }
+        space.write(place + 8, &0x1235u32.to_le_bytes());
+        space.write(place + 12, &2u32.to_le_bytes());
+        assert_eq!(space.indirect_access(place + 16, 2), None, "not aligned");
+        space.indirect_data().expect("data").copy_from_slice(&[1, 2, 3, 4]);
+        assert_eq!(read32(&space, place + 16), 0x0403_0201);
     }
 
     #[test]

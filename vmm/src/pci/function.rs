@@ -2,7 +2,7 @@
 //! Promises that registers and doorbells follow the BAR, and that interrupts follow the command and MSI registers.
 //! Must not know which adapter it carries.
 
-use super::config_space::{ConfigSpace, Identification};
+use super::config_space::{ConfigSpace, Identification, IndirectAccess};
 use super::{ConfigAccess, PciBus};
 use crate::bus::BusDevice;
 use crate::error::{Error, Kind, Result};
@@ -181,7 +181,7 @@ impl AdapterFunction {
         if identity.msi_vectors > 0 {
             space.set_msi();
         }
-        space.add_vendor_capabilities(identity.vendor_capabilities);
+        space.add_vendor_capabilities(identity.vendor_capabilities, identity.register_window);
         let doorbells = adapter.doorbells().map_err(|cause| Error::host("doorbells of an adapter", cause))?;
         let decoded = vec![None; identity.bars.len()];
         let function = AdapterFunction {
@@ -244,6 +244,12 @@ impl AdapterFunction {
         }
     }
 
+    /// What an access to the configuration space does to the registers, if the BAR that it names shows them.
+    fn indirect_access(&self, offset: usize, length: usize) -> Option<IndirectAccess> {
+        let access = self.state.lock().space.indirect_access(offset, length)?;
+        self.bars.iter().any(|bar| bar.index == access.bar && access.offset < bar.size).then_some(access)
+    }
+
     /// The doorbells that decode with a BAR at `address`.
     fn doorbells_at(&self, bar: &Bar, address: u32) -> impl Iterator<Item = (&Doorbell, IoEventAddress)> {
         let in_memory = bar.kind == BarKind::Memory;
@@ -254,7 +260,18 @@ impl AdapterFunction {
 
 impl ConfigAccess for AdapterFunction {
     fn read(&self, offset: usize, data: &mut [u8]) {
-        let mut state = self.state.lock();
+        let access = self.indirect_access(offset, data.len());
+        let mut state = if let Some(access) = access {
+            let mut bytes = [0; 4];
+            self.adapter.read(access.offset.into(), &mut bytes[..access.length]);
+            let mut state = self.state.lock();
+            if let Some(data) = state.space.indirect_data() {
+                data.copy_from_slice(&bytes);
+            }
+            state
+        } else {
+            self.state.lock()
+        };
         state.space.show_interrupt(self.interrupt.asserted());
         state.space.read(offset, data);
     }
@@ -264,6 +281,15 @@ impl ConfigAccess for AdapterFunction {
         state.space.write(offset, data);
         if let Err(error) = self.follow(&mut state) {
             tracing::debug!(%error, "the guest moved an adapter's registers to where they cannot decode");
+        }
+        let mut bytes = [0; 4];
+        if let Some(data) = state.space.indirect_data() {
+            bytes.copy_from_slice(data);
+        }
+        // A register write may wait, and may interrupt.
+        drop(state);
+        if let Some(access) = self.indirect_access(offset, data.len()) {
+            self.adapter.write(access.offset.into(), &bytes[..access.length]);
         }
     }
 }

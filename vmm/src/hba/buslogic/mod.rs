@@ -168,6 +168,7 @@ impl<D: BlockDevice + 'static> HostBusAdapter for BusLogic<D> {
             pin: InterruptPin::A,
             msi_vectors: 0,
             vendor_capabilities: &[],
+            register_window: None,
         }
     }
 

@@ -176,6 +176,7 @@ impl<D: BlockDevice + 'static> HostBusAdapter for LsiLogic<D> {
             pin: InterruptPin::A,
             msi_vectors: 0,
             vendor_capabilities: &[],
+            register_window: None,
         }
     }
 

@@ -152,6 +152,7 @@ impl<D: BlockDevice + 'static> HostBusAdapter for PvScsi<D> {
             pin: InterruptPin::A,
             msi_vectors: 1,
             vendor_capabilities: &[],
+            register_window: None,
         }
     }
 

@@ -91,6 +91,7 @@ impl<D: BlockDevice + 'static> HostBusAdapter for VirtioScsi<D> {
             pin: InterruptPin::A,
             msi_vectors: 0,
             vendor_capabilities: CAPABILITIES,
+            register_window: Some(CAPABILITIES.len() - 1),
         }
     }
 

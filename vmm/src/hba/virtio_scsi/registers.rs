@@ -213,9 +213,18 @@ pub(super) fn device_bytes(targets: u8) -> [u8; DEVICE_SIZE as usize] {
     bytes
 }
 
-/// The vendor-specific capabilities, each from its length on: where the areas are in BAR 0 (virtio 1.2, 4.1.4).
-pub(super) const CAPABILITIES: &[&[u8]] =
-    &[&area(1, 0, COMMON_SIZE), &notify_area(), &area(3, INTERRUPT_STATUS, 1), &area(4, DEVICE, DEVICE_SIZE)];
+/// The vendor-specific capabilities, each from its length on: where the areas are in BAR 0, and last the window to them through the
+/// configuration space (virtio 1.2, 4.1.4).
+pub(super) const CAPABILITIES: &[&[u8]] = &[
+    &area(1, 0, COMMON_SIZE),
+    &notify_area(),
+    &area(3, INTERRUPT_STATUS, 1),
+    &area(4, DEVICE, DEVICE_SIZE),
+    &WINDOW_TO_ALL,
+];
+
+/// The driver says where it looks, and how many bytes.
+const WINDOW_TO_ALL: [u8; 18] = longer(area(5, 0, 0));
 
 const fn area(kind: u8, offset: u32, length: u32) -> [u8; 14] {
     let (at, size) = (offset.to_le_bytes(), length.to_le_bytes());
@@ -224,7 +233,11 @@ const fn area(kind: u8, offset: u32, length: u32) -> [u8; 14] {
 
 /// The multiplier is 0: one address notifies all queues.
 const fn notify_area() -> [u8; 18] {
-    let area = area(2, NOTIFY, 4);
+    longer(area(2, NOTIFY, 4))
+}
+
+/// The same capability with four more bytes.
+const fn longer(area: [u8; 14]) -> [u8; 18] {
     let mut bytes = [0; 18];
     let mut index = 0;
     while index < area.len() {

@@ -21,7 +21,7 @@ fn the_linux_driver_brings_the_adapter_up() {
     let identity = guest.adapter.pci_identity();
     assert_eq!((identity.vendor, identity.device, identity.revision), (0x1AF4, 0x1048, 1));
     let kinds: Vec<u8> = identity.vendor_capabilities.iter().map(|capability| capability[1]).collect();
-    assert_eq!(kinds, [1, 2, 3, 4]);
+    assert_eq!((kinds, identity.register_window), (vec![1, 2, 3, 4, 5], Some(4)));
     let steps = [
         W(0x14, 1, 0),
         R(0x14, 1, 0),
