@@ -12,7 +12,7 @@ use tests::simulate::shrink::shrink;
 const TOLD: usize = 5;
 /// Lines of a trace that are shown with a failing seed, and with a replayed one.
 const FEW_LINES: usize = 25;
-const MANY_LINES: usize = 400;
+const MANY_LINES: usize = 4000;
 
 /// Runs hosts on simulated LUNs and judges what they do
 #[derive(Parser)]

@@ -41,6 +41,7 @@ pub mod runner;
 mod scenario;
 pub mod shrink;
 mod stamp;
+mod tell;
 mod verify;
 mod volume;
 mod witness;

@@ -36,7 +36,7 @@ const MOST_STEPS: u64 = 3_000_000;
 /// Mounts after which a host is taken for one that never lives.
 const MOST_MOUNTS: u32 = 20;
 /// Lines of a trace that are kept for each host.
-const LINES: usize = 400;
+const LINES: usize = 2000;
 
 /// An object for the oracles: its identity and birth.
 pub type FileId = (u64, i64);
@@ -206,6 +206,9 @@ pub fn carry_out(plan: &Plan, traced: bool) -> Verdict {
         lines: RefCell::default(),
     });
     run.witness.lock().set_undisturbed(plan.undisturbed());
+    if traced {
+        run.witness.lock().set_traced();
+    }
     run.know_disks();
     let ended = catch_unwind(AssertUnwindSafe(|| sim.block_on(run.conduct())));
     if let Err(panic) = ended {
@@ -229,7 +232,7 @@ impl Run {
         if traced {
             lines.extend(self.lines.borrow().iter().cloned());
             lines.extend(witness.effects.iter().map(|e| {
-                let what = format!("    {} {} {} bytes at {}", e.what, e.lun, e.length, e.offset);
+                let what = format!("    {} {} {} bytes at {} {}", e.what, e.lun, e.length, e.offset, e.detail);
                 (e.at, e.host, what)
             }));
             lines.sort_by_key(|(at, _, _)| *at);

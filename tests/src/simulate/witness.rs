@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::plan::CLOCK_PPM;
+use super::tell::Teller;
 
 /// Commands kept for a trace.
 const KEPT: usize = 4000;
@@ -51,6 +52,8 @@ pub struct Effect {
     pub offset: u64,
     /// Bytes.
     pub length: u64,
+    /// What a changed cell says, in a traced run.
+    pub detail: String,
 }
 
 #[derive(Clone, Debug)]
@@ -132,6 +135,8 @@ pub struct Witness {
     pointers: BTreeMap<CellAddress, (u64, u32)>,
     /// Numbers of hosts that nothing keeps from renewing.
     undisturbed: BTreeSet<u32>,
+    /// In a traced run: tells what cells say.
+    teller: Option<Teller>,
     /// What broke a promise.
     pub findings: Vec<String>,
     /// The last commands.
@@ -157,6 +162,7 @@ pub fn watch(start: Start, clock: Arc<std::sync::atomic::AtomicU64>, disks: &[Me
         names: HashSet::new(),
         pointers: BTreeMap::new(),
         undisturbed: BTreeSet::new(),
+        teller: None,
         findings: Vec::new(),
         effects: VecDeque::new(),
         hash: 0,
@@ -184,6 +190,11 @@ impl Witness {
         let told = Arc::new(Notify::new());
         self.waits.push(Wait { host, until, left: count, told: told.clone() });
         told
+    }
+
+    /// The effects will say what changed cells hold: for traces.
+    pub fn set_traced(&mut self) {
+        self.teller = Some(Teller::default());
     }
 
     /// Nothing happens to these hosts that keeps them from renewing for as long as a lease: nobody may claim their slots.
@@ -235,7 +246,13 @@ impl Witness {
             if self.effects.len() == KEPT {
                 self.effects.pop_front();
             }
-            self.effects.push_back(Effect { at, host, lun, what, offset, length });
+            let detail = match (&mut self.teller, &seen) {
+                (Some(teller), Seen::CompareAndWrite { offset, new, .. }) => {
+                    teller.tell(&self.context, CellAddress { lun, offset: *offset }, new, what == "change")
+                }
+                _ => String::new(),
+            };
+            self.effects.push_back(Effect { at, host, lun, what, offset, length, detail });
         }
         match seen {
             Seen::Write { offset, bytes, data } => {
