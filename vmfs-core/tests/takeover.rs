@@ -9,8 +9,11 @@ use std::time::Duration;
 
 use names_support::*;
 use vmfs_core::check::Severity;
+use vmfs_core::disk::descriptor::AdapterType;
+use vmfs_core::disk::{self, DiskSpec};
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::file::{OpenFile, OpenMode};
+use vmfs_core::format::body::DiskFormat;
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::format::header::LeaseTimes;
 use vmfs_core::format::heartbeat::SlotState;
@@ -18,7 +21,7 @@ use vmfs_core::format::layout::arena_cell;
 use vmfs_core::format::root_cell::ObjectType;
 use vmfs_core::lease;
 use vmfs_core::lun::Fencing;
-use vmfs_core::sim::{HostNo, MemoryDisk, Sim};
+use vmfs_core::sim::{FaultRates, HostNo, MemoryDisk, PathState, Sim};
 use vmfs_core::slot;
 use vmfs_core::units::CellSize;
 use vmfs_core::volume::{AttributeChange, RenameFlags, Volume};
@@ -332,5 +335,65 @@ fn whatever_a_host_was_doing_when_it_died_nothing_stays_behind() {
             micros += 90;
             assert!(micros < 60_000, "{op:?} never ends");
         }
+    }
+}
+
+async fn make_disk(volume: &Volume) -> ObjectRef {
+    let spec = DiskSpec {
+        size: 1 << 20,
+        format: DiskFormat::Thin,
+        adapter: AdapterType::LsiLogic,
+        multi_writer: false,
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+    };
+    disk::create(volume, volume.root(), b"d.vmdk", spec, &mut |_| {}).await.unwrap();
+    volume.lookup(volume.root(), b"d-flat.vmdk").await.unwrap().object
+}
+
+#[test]
+fn a_lock_that_stays_for_a_write_in_doubt_goes_with_no_later_opening_and_not_before_the_lease_is_over() {
+    for once_unknown in [false, true] {
+        let (sim, disks) = world(11, 1, CellSize::B512);
+        sim.block_on(async {
+            let (writer, paths) = mount(&sim, &disks, 1).await;
+            let (other, _) = mount(&sim, &disks, 2).await;
+            let disk = make_disk(&writer).await;
+            let open = writer.open(disk, WRITE).await.unwrap();
+            write_open(&writer, &open, 0, &[1; 4096]).await.unwrap();
+            if once_unknown {
+                // The mount has the lock among those that it may hold without knowing it, and takes it again.
+                disks[0].set_path(HostNo(1), PathState::Cut);
+                writer.close(open).await.unwrap_err();
+                disks[0].set_path(HostNo(1), PathState::Up);
+            } else {
+                writer.close(open).await.unwrap();
+            }
+            let open = writer.open(disk, WRITE).await.unwrap();
+            // Where it lies is known: what is late now is the write itself.
+            write_open(&writer, &open, 0, &[1; 4096]).await.unwrap();
+            paths[0].set_rates(FaultRates { late: 1000, ..FaultRates::default() });
+            let in_doubt = writer.files().write(&open, 0, &[2; 4096]).await.unwrap_err();
+            paths[0].set_rates(FaultRates::default());
+            assert_eq!(in_doubt.kind(), FsErrorKind::Io, "{in_doubt}");
+            writer.close(open).await.unwrap_err();
+            for round in 0..4 {
+                let reader = writer.open(disk, OpenMode::READ).await.unwrap();
+                writer.close(reader).await.unwrap();
+                let refused = other.open(disk, WRITE).await.err().map(|error| error.kind());
+                assert_eq!(refused, Some(FsErrorKind::Busy), "round {round}");
+                sim.sleep(Duration::from_secs(2)).await;
+            }
+            writer.unmount().await.unwrap();
+            sim.kill(HostNo(1));
+            let took = open_when_taken_over(&sim, &other, disk).await;
+            let needed = lease::takeover_after(&LeaseTimes::DEFAULT);
+            assert!(took >= needed - Duration::from_millis(2200), "after {took:?}");
+            sim.sleep(Duration::from_secs(120)).await;
+            other.unmount().await.unwrap();
+            assert_eq!(fsck(&sim, &disks, false).await, Vec::new());
+        });
+        sim.end();
     }
 }

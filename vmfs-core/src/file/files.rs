@@ -274,6 +274,16 @@ impl Files {
         self.doubtful.borrow().contains(&fd)
     }
 
+    /// Whether a data command under a lock that lies on `lun` may still be on its way, though the file is closed by now.
+    pub(crate) fn is_in_doubt_on(&self, lun: LunIndex) -> bool {
+        self.doubtful.borrow().iter().any(|fd| fd.lun() == lun)
+    }
+
+    /// The object is free, and what it had is kept from use: its identity may become another one's.
+    pub(crate) fn forget_doubt(&self, fd: FdId) {
+        self.doubtful.borrow_mut().remove(&fd);
+    }
+
     fn needed(&self, open: &Open, write: bool) -> Option<HoldMode> {
         let flags = open.object.image().root.flags;
         match (open.shared.object_type, write) {
@@ -360,8 +370,13 @@ impl Files {
         open.cells.borrow_mut().clear();
         if shared.doubt.load(Ordering::Acquire) {
             self.doubtful.borrow_mut().insert(shared.fd);
+            self.objects.keep_lock(shared.fd);
             self.context.member(shared.fd.lun())?.set_unresolved();
             return Err(in_doubt(open));
+        }
+        if self.is_doubtful(shared.fd) {
+            // It was opened again, to read: the lock stays for what an earlier opening left on its way.
+            return Ok(());
         }
         self.release_device(shared)?;
         self.objects.unlock(&open.object).await

@@ -12,6 +12,7 @@ use crate::format::heartbeat::{Heartbeat, SlotState};
 use crate::format::root_cell::{HoldMode, Holder, LunSet, MAX_HOLDERS, ObjectState, RootCell};
 use crate::sabotage::{Sabotage, active};
 use crate::slot;
+use crate::units::FdId;
 
 pub(super) const TRIES: u32 = 64;
 
@@ -48,6 +49,9 @@ impl Objects {
         let own = self.own_holder(object.fd)?;
         if object.doubtful.get() {
             self.refresh(object).await?;
+        }
+        if self.is_kept(object.fd) {
+            return self.lock_kept(object, own).await;
         }
         for _ in 0..TRIES {
             let image = object.image();
@@ -104,6 +108,28 @@ impl Objects {
         Err(contended(object))
     }
 
+    /// The lock of an object that this host holds stays as it is until this incarnation is over or the object is freed: a data command
+    /// under it may still be on its way (rule R3). Nothing gives it back or makes it weaker any more.
+    pub(crate) fn keep_lock(&self, fd: FdId) {
+        self.kept_locks.borrow_mut().insert(fd);
+    }
+
+    fn is_kept(&self, fd: FdId) -> bool {
+        self.kept_locks.borrow().contains(&fd)
+    }
+
+    /// A lock that stays vouches for whoever opens the object on this host again, in whatever mode it is.
+    async fn lock_kept(&self, object: &Object, own: Holder) -> Result<(), FsError> {
+        self.refresh(object).await?;
+        if object.image().root.lock.holders.contains(&own) {
+            object.held.set(true);
+            return Ok(());
+        }
+        self.context.prove_live([object.fd.lun()]).await?;
+        let message = format!("{}: the lock that this mount had to keep was taken away; mount again", object.fd);
+        Err(FsError::refused(FsErrorKind::Stale, message))
+    }
+
     /// Makes a lock that this host holds vouch for data on `luns`, where it has joined a slot by now: the object's set of LUNs has them
     /// afterwards, and whoever breaks the lock has to go by an image that is newer than those slots. `Stale`: it is not held.
     pub async fn confirm_lock(&self, object: &Object, luns: &LunSet) -> Result<(), FsError> {
@@ -152,7 +178,7 @@ impl Objects {
         result
     }
 
-    /// Gives the lock back. The caller has resolved all of its data I/O and mapping changes.
+    /// Gives the lock back, unless it has to stay. The caller has resolved all of its data I/O and mapping changes.
     pub async fn unlock(&self, object: &Object) -> Result<(), FsError> {
         let _busy = object.busy.lock().await;
         let unlocked = self.unlock_busy(object).await;
@@ -177,6 +203,9 @@ impl Objects {
     }
 
     async fn unlock_busy(&self, object: &Object) -> Result<(), FsError> {
+        if self.is_kept(object.fd) {
+            return Ok(());
+        }
         let own = self.own_holder(object.fd)?;
         if object.doubtful.get() {
             self.refresh(object).await?;

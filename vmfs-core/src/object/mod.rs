@@ -119,6 +119,8 @@ pub struct Objects {
     contested: RefCell<Vec<UnitUse>>,
     /// Objects whose lock this host may hold without knowing it.
     doubtful_locks: RefCell<BTreeSet<FdId>>,
+    /// Objects whose lock stays as it is until this incarnation is over.
+    kept_locks: RefCell<BTreeSet<FdId>>,
     /// Held while they are given back: who leaves must not take a set in work for an empty one.
     releasing: Mutex<()>,
     tidying: Mutex<()>,
@@ -139,6 +141,7 @@ impl Objects {
             dropped: RefCell::default(),
             contested: RefCell::default(),
             doubtful_locks: RefCell::default(),
+            kept_locks: RefCell::default(),
             releasing: Mutex::new(()),
             tidying: Mutex::new(()),
         })
@@ -209,6 +212,7 @@ impl Objects {
         self.dropped.borrow_mut().clear();
         self.contested.borrow_mut().clear();
         self.doubtful_locks.borrow_mut().clear();
+        self.kept_locks.borrow_mut().clear();
         self.space.units.forget();
         self.space.roots.forget();
     }

@@ -163,6 +163,7 @@ impl Objects {
 
     async fn freed(&self, object: &Object, cell: Cell, moment: Moment, body: Option<UnitUse>) {
         object.held.set(false);
+        self.kept_locks.borrow_mut().remove(&object.fd);
         self.table.borrow_mut().remove(&object.fd);
         self.space.roots.give_back(object.fd, cell, moment).await;
         self.defer(body);

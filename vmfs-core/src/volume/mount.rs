@@ -298,6 +298,12 @@ pub(super) async fn unmount(inner: &Rc<Inner>) -> Result<(), FsError> {
                 tracing::warn!(lun = %member.lun.name(), "the slot is left dirty: something stays behind for recovery");
             }
             let _renewals_ended = member.renewal.lock().await;
+            if inner.files.is_in_doubt_on(member.index) {
+                // Only the end of its lease proves to the others that what is on its way under its locks has ended.
+                tracing::warn!(lun = %member.lun.name(), "the slot is not left: the end of a write is not known");
+                abandon(&inner.context, &member);
+                continue;
+            }
             result = result.and(leave(&inner.context, &*inner.keeper, &member, clean).await);
         }
     }
@@ -329,15 +335,20 @@ async fn leave(
     member: &Rc<Member>,
     clean: bool,
 ) -> Result<(), FsError> {
-    let own = member.slot.borrow_mut().take();
-    let Some(mut own) = own else {
+    let Some(mut own) = abandon(context, member) else {
         return Ok(());
     };
-    context.gate().poison(member.index, own.slot.generation);
     let left = keeper.leave(&context.io, &member.lun, &mut own, clean).await;
     // What stays behind may still be on its way: then the mark stays too, and with it the means to fence it.
     if clean && left.is_ok() {
         member.lun.unmark_paths().await;
     }
     left
+}
+
+/// Forgets the own slot on a LUN: nothing is written there any more, and nobody renews it.
+fn abandon(context: &Context, member: &Member) -> Option<OwnSlot> {
+    let own = member.slot.borrow_mut().take()?;
+    context.gate().poison(member.index, own.slot.generation);
+    Some(own)
 }

@@ -192,7 +192,9 @@ impl Inner {
             self.objects.mark_unlinked(object).await?;
         }
         self.files.erase(object).await?;
-        self.objects.free(object).await
+        self.objects.free(object).await?;
+        self.files.forget_doubt(object.fd);
+        Ok(())
     }
 
     /// The LUN at hand with the most free space.
