@@ -397,3 +397,38 @@ fn a_lock_that_stays_for_a_write_in_doubt_goes_with_no_later_opening_and_not_bef
         sim.end();
     }
 }
+
+#[test]
+fn a_host_that_slept_in_a_flush_until_another_one_wrote_the_file_is_fenced_and_calls_nothing_broken() {
+    let mut fenced = 0;
+    for slept_at in 0..12 {
+        let (sim, disks) = world(slept_at, 1, CellSize::B512);
+        sim.block_on(async {
+            let (sleeping, paths) = mount(&sim, &disks, 1).await;
+            let (other, _) = mount(&sim, &disks, 2).await;
+            let disk = make_disk(&sleeping).await;
+            write(&sleeping, disk, 0, &[1; 4096]).await.unwrap();
+            let open = sleeping.open(disk, WRITE).await.unwrap();
+            let block = open.granule_bytes() * 16;
+            let mut done = 0;
+            while done < 4096 {
+                done += sleeping.files().write(&open, block + done as u64, &[2; 4096][done..]).await.unwrap();
+            }
+            paths[0].set_latency(Duration::from_micros(250), Duration::from_micros(250));
+            let (volume, file) = (sleeping.clone(), open.clone());
+            let flushing = sim.spawn(HostNo(1), async move { volume.flush(&file).await });
+            sim.sleep(Duration::from_micros(slept_at * 250 + 100)).await;
+            sim.pause(HostNo(1));
+            open_when_taken_over(&sim, &other, disk).await;
+            write(&other, disk, block, &[3; 4096]).await.unwrap();
+            sim.resume(HostNo(1));
+            if let Err(error) = flushing.join().await.unwrap() {
+                assert_eq!(error.kind(), FsErrorKind::Fenced, "slept at {slept_at}: {error}");
+                fenced += 1;
+            }
+            assert_eq!(read(&other, disk, block, 4096).await, [3; 4096]);
+        });
+        sim.end();
+    }
+    assert!(fenced > 0, "every flush had ended before");
+}

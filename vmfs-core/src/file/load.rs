@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::files::{Files, Open};
 use super::open_file::{Hold, SharedFile};
 use crate::cas::{CasOutcome, CellChange};
+use crate::context::Context;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::{Content, MappingRoot};
 use crate::format::root_cell::LunSet;
@@ -31,12 +32,27 @@ pub(super) struct UnitSource<'a> {
     objects: &'a Objects,
     fd: FdId,
     link: Link,
+    /// This host holds the lock, as far as it knows.
+    held: bool,
 }
 
 impl InnerSource for UnitSource<'_> {
     async fn read_inner(&self, reference: &UnitRef, kind: CellKind, index: u32) -> Result<Vec<u8>, FsError> {
-        self.objects.space().units.read(reference, kind, self.fd, self.link, index).await
+        let read = self.objects.space().units.read(reference, kind, self.fd, self.link, index).await;
+        match read {
+            Err(error) if self.held => Err(unless_fenced(self.objects.context(), self.fd, error).await),
+            read => read,
+        }
     }
+}
+
+/// What another host has made of a file whose lock it has taken is not broken: that this host still lives where the lock is, is read
+/// after what looks so.
+pub(super) async fn unless_fenced(context: &Context, fd: FdId, error: FsError) -> FsError {
+    if error.kind() != FsErrorKind::Corrupt {
+        return error;
+    }
+    context.prove_live([fd.lun()]).await.err().unwrap_or(error)
 }
 
 /// What pointer cells said, in the order read.
@@ -48,7 +64,8 @@ pub(super) struct Learnt {
 
 impl Files {
     pub(super) fn source<'a>(&'a self, fd: FdId, image: &Image) -> UnitSource<'a> {
-        UnitSource { objects: &self.objects, fd, link: image.link() }
+        let held = self.opened(fd).is_some_and(|shared| shared.hold() != Hold::Nothing);
+        UnitSource { objects: &self.objects, fd, link: image.link(), held }
     }
 
     pub(super) fn tree<'a>(
@@ -219,7 +236,10 @@ impl Files {
             return Ok(cell);
         }
         let mut cell = self.context.read_cell(at).await?;
-        self.check_pb_cell(open, image, &cell, pb)?;
+        match self.check_pb_cell(open, image, &cell, pb) {
+            Err(error) if held => return Err(unless_fenced(&self.context, open.shared.fd, error).await),
+            checked => checked?,
+        }
         if held {
             cell = self.believe(open, image, cell).await?;
             open.cells.borrow_mut().put(cell.clone(), self.context.now());
@@ -245,7 +265,9 @@ impl Files {
                 Ok(cell) => cell,
                 Err(_) => self.context.read_cell(self.space.units.cell_of(unit, nth)?).await?,
             };
-            self.check_pb_cell(open, image, &cell, pb)?;
+            if let Err(error) = self.check_pb_cell(open, image, &cell, pb) {
+                return Err(unless_fenced(&self.context, open.shared.fd, error).await);
+            }
             cells.push(self.believe(open, image, cell).await?);
         }
         Ok(cells)

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::files::{Files, Open, is_unlinked};
+use super::load::unless_fenced;
 use super::open_file::{Hold, SharedFile};
 use crate::alloc::units::{PreparedUnit, Purpose, UnitUse};
 use crate::cas::{CasOutcome, CellChange};
@@ -200,7 +201,12 @@ impl Files {
         let image = open.object.image();
         let mut cell = self.pb_cell(open, &image, at, pb, true).await?;
         for _ in 0..TRIES {
-            let payload = with_published(self.shape, &cell, blocks).map_err(|error| other_pointer(open, pb, error))?;
+            let payload = match with_published(self.shape, &cell, blocks) {
+                Ok(payload) => payload,
+                Err(error) => {
+                    return Err(unless_fenced(&self.context, open.shared.fd, other_pointer(open, pb, error)).await);
+                }
+            };
             let Some(payload) = payload else {
                 open.cells.borrow_mut().put(cell, self.context.now());
                 return Ok(());
