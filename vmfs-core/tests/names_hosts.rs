@@ -235,3 +235,32 @@ fn a_file_that_another_host_writes_cannot_be_removed_replaced_or_moved_away_and_
     });
     sim.end();
 }
+
+#[test]
+fn of_two_hosts_that_give_one_file_the_same_new_name_in_another_directory_one_has_moved_it() {
+    for slept_at in 0..30 {
+        let (sim, disks) = world(slept_at, 1, CellSize::B512);
+        sim.block_on(async {
+            let (one, _) = mount(&sim, &disks, 1).await;
+            let (two, paths) = mount(&sim, &disks, 2).await;
+            let (root, name, new) = (one.root(), b"here", b"there");
+            let other = mkdir(&one, root, b"other").await.unwrap().object;
+            let file = create(&one, root, name).await.unwrap().object;
+            paths[0].set_latency(Duration::from_micros(500), Duration::from_micros(500));
+            let moving =
+                sim.spawn(HostNo(2), async move { two.rename(root, name, other, new, RenameFlags::default()).await });
+            // The second host stands still somewhere in its move, and the first one does the same in the meantime.
+            sim.sleep(Duration::from_millis(slept_at)).await;
+            sim.pause(HostNo(2));
+            let first = one.rename(root, name, other, new, RenameFlags::default()).await;
+            sim.resume(HostNo(2));
+            let second = moving.join().await.unwrap();
+            let (done, refused): (Vec<_>, Vec<_>) = [first, second].into_iter().partition(Result::is_ok);
+            assert_eq!(done.len(), 1, "slept at {slept_at} ms");
+            assert_eq!(refused[0].as_ref().unwrap_err().kind(), FsErrorKind::NotFound);
+            assert_eq!(one.lookup(other, new).await.unwrap().object.fd, file.fd);
+            assert!(!exists(&one, root, name).await);
+        });
+        sim.end();
+    }
+}

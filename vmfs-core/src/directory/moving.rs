@@ -10,18 +10,16 @@
 //! Out of a directory that is lost the same move goes without looking at the old entry. Whoever removes the child or moves it changes its
 //! root cell first, so only a rename within that directory, by a host that still sees it, can be passed over; its entry is dead then.
 
-use std::rc::Rc;
-
 use super::image::{Found, Meaning};
 use super::names::{Names, Patience, refused};
-use super::rename::{Ends, Outcome, Rename};
+use super::rename::{Ends, Outcome, Rename, not_known};
 use super::tidy::Unfinished;
 use super::tree::Edit;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::Body;
 use crate::format::dirent::{Dirent, ObjectRef};
 use crate::format::root_cell::{HoldMode, RootCell};
-use crate::object::{Change, Committed, HolderInfo, Image};
+use crate::object::{Change, Committed, HolderInfo};
 use crate::sabotage::{Sabotage, active};
 use crate::volume::Renamed;
 
@@ -113,10 +111,14 @@ impl Names {
             let mut body = Body::clone(&known.body);
             body.attributes.name = rename.new_name.to_vec();
             let change = Change { body: Some(body), root: Some(root), relink: true, ..Change::default() };
-            let committed = self.objects.commit(&ends.child, &known, change).await?;
-            if !matches!(committed, Committed::Done) && !self.moved_by_me(rename, &ends.child, &entry).await? {
-                patience.lost(rename.name).await?;
-                continue;
+            match self.objects.commit(&ends.child, &known, change).await? {
+                Committed::Done => {}
+                // Certain. That the child is where it was to go proves nothing: another host may have given it the same name.
+                Committed::Lost => {
+                    patience.lost(rename.name).await?;
+                    continue;
+                }
+                Committed::Overtaken => return Err(not_known(rename.name)),
             }
             *marked = None;
             self.complete(rename, &ends, &entry, before, patience).await;
@@ -234,19 +236,6 @@ impl Names {
         }
         patience.lost(name).await?;
         Ok(false)
-    }
-
-    /// After the child's root cell was changed by somebody: whether by this operation. Only one entry of the directory names the
-    /// child under its new link, so the change was this one exactly if that entry is this one.
-    async fn moved_by_me(&self, rename: Rename<'_>, child: &Found, entry: &Dirent) -> Result<bool, FsError> {
-        self.objects.refresh(child).await?;
-        let image: Rc<Image> = child.object().image();
-        if image.link() != entry.child.link || image.root.parent != Some(rename.to.fd) {
-            return Ok(false);
-        }
-        self.objects.refresh(rename.to).await?;
-        let found = self.resolve(rename.to, rename.new_name).await?;
-        Ok(matches!(found.meaning, Meaning::Object { child: found, .. } if found.reference() == entry.child))
     }
 
     /// The object has moved: the old entry goes, the new one becomes plain, what it replaced is freed. Readers need none of it; what

@@ -273,29 +273,16 @@ impl Names {
         child: ObjectRef,
         marked: &mut Option<ObjectRef>,
     ) -> Result<Option<Renamed>, FsError> {
-        let mut replaced = None;
-        if let Some(mine) = *marked {
-            // Only this commit takes the name of what this operation has marked.
-            if self.is_named(rename.to, mine).await? {
-                return Ok(None);
-            }
-            self.decide(rename.to, mine, &mut self.patience()).await?;
-            *marked = None;
-            replaced = Some(mine);
-        } else {
-            let image = rename.to.image()?;
-            let entry = self.entry_naming(rename.to, &image, |entry| entry.child == child).await?;
-            match entry {
-                Some(entry) if entry.name == rename.name => return Ok(None),
-                Some(entry) if entry.name == rename.new_name => {}
-                _ => {
-                    let cause = "other hosts renamed or removed it at the same time; whether this rename came first is not known";
-                    return Err(refused(FsErrorKind::Io, rename.name, cause));
-                }
-            }
+        // Where the child is now proves nothing: another host may have given it the same name, or the old one again.
+        let Some(mine) = *marked else { return Err(not_known(rename.name)) };
+        // Only this commit takes the name of what this operation has marked.
+        if self.is_named(rename.to, mine).await? {
+            return Ok(None);
         }
+        self.decide(rename.to, mine, &mut self.patience()).await?;
+        *marked = None;
         self.hint_later(child, rename.new_name);
-        Ok(Some(Renamed { before: child, after: child, replaced }))
+        Ok(Some(Renamed { before: child, after: child, replaced: Some(mine) }))
     }
 
     /// Decides the mark on an object that will not be replaced after all.
@@ -311,4 +298,10 @@ impl Names {
         }
         Ok(())
     }
+}
+
+/// After a commit that may have been there and is not the newest, when nothing else tells whether it was.
+pub(super) fn not_known(name: &[u8]) -> FsError {
+    let cause = "other hosts renamed or removed it at the same time; whether this rename came first is not known";
+    refused(FsErrorKind::Io, name, cause)
 }
