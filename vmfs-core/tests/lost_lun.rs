@@ -516,3 +516,62 @@ fn a_host_that_alone_loses_a_lun_for_less_than_a_takeover_goes_on_as_if_nothing_
         sim.end();
     }
 }
+
+#[test]
+fn a_lock_that_could_not_be_given_back_because_of_a_lost_lun_is_not_left_behind_as_nobodys() {
+    let (sim, disks) = world(61, LUNS, CellSize::B512);
+    sim.block_on(async {
+        let (a, _) = mount(&sim, &disks, 1).await;
+        let (b, _) = mount(&sim, &disks, 2).await;
+        let home = homes(&a).await[0].clone();
+        // Nothing else is left to do.
+        sim.sleep(Duration::from_secs(10)).await;
+        let held = a.open(home.file, OpenMode::WRITE).await.unwrap();
+        reach(&disks[0], &[1], PathState::Cut);
+        a.close(held).await.unwrap_err();
+        sim.sleep(Duration::from_secs(10)).await;
+        // It answers again, and nothing was asked of it yet.
+        reach(&disks[0], &[1], PathState::Up);
+        drop(a.unmount().await);
+        sim.kill(HostNo(1));
+        assert_eq!(fsck(&sim, &disks, true).await, Vec::new());
+        let taken = b.open(home.file, OpenMode::WRITE).await.unwrap();
+        b.close(taken).await.unwrap();
+        unmount_all(&sim, &disks, &[b], "a lock").await;
+    });
+    sim.end();
+}
+
+#[test]
+fn a_creation_that_failed_is_not_found_by_a_rebuilt_name_and_one_that_succeeded_is() {
+    let (sim, disks) = world(62, 2, CellSize::B512);
+    sim.block_on(async {
+        let (a, _) = mount(&sim, &disks, 1).await;
+        let (b, _) = mount(&sim, &disks, 2).await;
+        let directory = a.create_object(a.root(), b"d", directory_on(lun(2))).await.unwrap().object;
+        let spec = || NewObjectSpec {
+            object_type: ObjectType::File,
+            content: Content::Inline(Vec::new()),
+            ..directory_on(lun(1))
+        };
+        let made = a.create_object(directory, b"made", spec()).await.unwrap().object;
+        sim.sleep(Duration::from_secs(5)).await;
+        disks[1].set_lost(true);
+        a.create_object(directory, b"failed", spec()).await.unwrap_err();
+        sim.sleep(Duration::from_secs(10)).await;
+        for volume in [&a, &b] {
+            assert_eq!(volume.lookup(directory, b"made").await.unwrap().object, made);
+            let refused = volume.lookup(directory, b"failed").await.unwrap_err();
+            assert_eq!(refused.kind(), FsErrorKind::Io, "{refused}");
+            assert!(!list(volume, directory, 4).await.contains_key(b"failed".as_slice()));
+        }
+        disks[1].set_lost(false);
+        sim.sleep(A_WHILE).await;
+        for volume in [&a, &b] {
+            assert!(exists(volume, directory, b"made").await);
+            assert!(!exists(volume, directory, b"failed").await);
+        }
+        unmount_all(&sim, &disks, &[a, b], "a creation").await;
+    });
+    sim.end();
+}

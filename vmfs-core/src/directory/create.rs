@@ -59,7 +59,8 @@ impl Names {
         let result = self.create_loop(&known, name, &spec, &mut child).await;
         if let Some(child) = child {
             match &result {
-                Ok(Created::New(_)) => {}
+                Ok(Created::New(_)) if child.lun() == directory.fd.lun() => {}
+                Ok(Created::New(_)) => self.settle_later(child.reference()),
                 // The commit may have landed, or may yet: the child's space stays until that is known.
                 Err(error) if error.kind() == FsErrorKind::Io => {
                     let child = child.reference();

@@ -47,6 +47,8 @@ pub struct Names {
     pub(super) rebuilt: Mutex<Option<Rc<Rebuilt>>>,
     /// Last known names that the bodies of renamed objects are still to be given.
     pub(super) hints: RefCell<BTreeMap<FdId, (ObjectRef, Vec<u8>)>>,
+    /// Objects that were made and are not live yet, though they have their names.
+    pub(super) unsettled: RefCell<BTreeMap<FdId, ObjectRef>>,
     locks: RefCell<HashMap<FdId, Weak<Mutex<()>>>>,
 }
 
@@ -67,6 +69,7 @@ impl Names {
             root,
             rebuilt: Mutex::default(),
             hints: RefCell::default(),
+            unsettled: RefCell::default(),
             locks: RefCell::default(),
         }
     }

@@ -3,7 +3,8 @@
 //! is not found is no proof that there is none: it may lie on the lost LUN. Must not know: where the answers are shown.
 //!
 //! A root cell names its object's parent, a body the last known name. A child without a name, or whose name an older sibling has, is
-//! told apart by a number. A lost directory keeps its name where a directory that can be read names it; else nothing says how it was
+//! told apart by a number. One that is being created or removed is left out: whether it has its name only the directory could tell, and its
+//! maker or remover may take it away. A lost directory keeps its name where a directory that can be read names it; else nothing says how it was
 //! called, and it appears in the root as `lost-FD`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,7 @@ use crate::env::Instant;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::body::Attributes;
 use crate::format::dirent::{Dirent, MAX_NAME, ObjectRef, is_name};
-use crate::format::root_cell::{ObjectFlags, ObjectType};
+use crate::format::root_cell::{ObjectFlags, ObjectState, ObjectType};
 use crate::object::Surveyed;
 use crate::units::{FdId, Link, LunIndex};
 use crate::volume::{DirEntry, Stat};
@@ -69,7 +70,8 @@ impl Survey {
         if object_type == ObjectType::Directory {
             self.directories.push(object);
         }
-        if let Some(parent) = found.root.parent.filter(|parent| *parent != found.fd) {
+        let parent = found.root.parent.filter(|parent| *parent != found.fd && found.root.state == ObjectState::Live);
+        if let Some(parent) = parent {
             self.children.push((object, object_type, parent));
         }
         self.children.len() < MOST_OBJECTS
@@ -194,7 +196,9 @@ impl Names {
     ) -> Result<Option<(Dirent, Found)>, FsError> {
         let entry = index.directories.get(&directory).and_then(|names| names.get(name)).cloned();
         let Some(entry) = entry else { return Ok(None) };
-        Ok(self.believed(entry.child, directory).await?.map(|child| (entry, child)))
+        let Some(child) = self.believed(entry.child, directory).await? else { return Ok(None) };
+        let is_named = child.image()?.root.state == ObjectState::Live;
+        Ok(is_named.then_some((entry, child)))
     }
 
     /// A directory that is lost and that `directory`, which can be read, names.

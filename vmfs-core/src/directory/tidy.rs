@@ -60,6 +60,35 @@ impl Names {
         self.hints.borrow_mut().insert(object.fd, (object, name.to_vec()));
     }
 
+    /// An object has its name, on another LUN: it is made live a moment later, so that this is known when that LUN is lost.
+    pub(super) fn settle_later(&self, object: ObjectRef) {
+        self.unsettled.borrow_mut().insert(object.fd, object);
+    }
+
+    /// Makes new objects live, unless something has changed them since.
+    async fn settle_new(&self) {
+        for (fd, object) in self.unsettled.take() {
+            let settled = match self.context.is_lost(fd.lun()) {
+                true => Err(FsError::MissingLun { lun: fd.lun() }),
+                false => self.settle(object).await,
+            };
+            if settled.is_err_and(|error| error.kind() == FsErrorKind::Io) {
+                self.settle_later(object);
+            }
+        }
+    }
+
+    async fn settle(&self, what: ObjectRef) -> Result<(), FsError> {
+        let object = self.objects.load(what).await?;
+        let own = self.context.own_slot(what.fd.lun())?;
+        while object.reference() == what && object.image().root.state == ObjectState::Creating(own) {
+            let image = object.image();
+            // Any change settles it, and one that comes first does too.
+            let _ = self.change_root(&object, &image, |_| {}).await?;
+        }
+        Ok(())
+    }
+
     /// Tells the bodies of renamed objects their names. What another host has locked, or what is gone, keeps the old one.
     async fn freshen_hints(&self) {
         let hints = self.hints.take();
@@ -103,6 +132,7 @@ impl Names {
     pub async fn tidy(&self) -> Result<(), FsError> {
         let _one = self.tidying.lock().await;
         self.freshen_hints().await;
+        self.settle_new().await;
         let list = std::mem::take(&mut *self.unfinished.borrow_mut());
         let mut result = Ok(());
         for what in list {
