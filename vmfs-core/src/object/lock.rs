@@ -130,6 +130,11 @@ impl Objects {
         Err(FsError::refused(FsErrorKind::Stale, message))
     }
 
+    /// Locks that this host may have taken without knowing it and that are not given back yet.
+    pub fn doubtful_locks(&self) -> usize {
+        self.doubtful_locks.borrow().len()
+    }
+
     /// Makes a lock that this host holds vouch for data on `luns`, where it has joined a slot by now: the object's set of LUNs has them
     /// afterwards, and whoever breaks the lock has to go by an image that is newer than those slots. `Stale`: it is not held.
     pub async fn confirm_lock(&self, object: &Object, luns: &LunSet) -> Result<(), FsError> {

@@ -289,7 +289,9 @@ pub(super) async fn unmount(inner: &Rc<Inner>) -> Result<(), FsError> {
     let mut result = inner.files.close_all().await;
     if !inner.info.read_only && inner.context.fenced().is_none() {
         result = result.and(finish(inner).await);
-        let waiting = inner.names.unfinished() + inner.names.removed_count() + inner.objects.deferred();
+        let objects = &inner.objects;
+        let waiting =
+            inner.names.unfinished() + inner.names.removed_count() + objects.deferred() + objects.doubtful_locks();
         let nothing_left = result.is_ok() && waiting == 0;
         inner.left.set(true);
         for member in inner.context.members() {
