@@ -448,6 +448,7 @@ impl Run {
     fn end_incarnation(&self, host: &Host) {
         let no = host.no();
         self.sim.kill(no);
+        self.witness.lock().note_over(no);
         drop(host.volume.take());
         for (worker, at) in host.at.iter().enumerate() {
             if let Some((from, operation, event)) = at.take() {

@@ -137,6 +137,8 @@ pub struct Witness {
     undisturbed: BTreeSet<u32>,
     /// In a traced run: tells what cells say.
     teller: Option<Teller>,
+    /// Incarnations that are over, of whatever host: one that could not mount may leave a slot behind on a LUN that was lost meanwhile.
+    over: BTreeSet<HostNo>,
     /// What broke a promise.
     pub findings: Vec<String>,
     /// The last commands.
@@ -163,6 +165,7 @@ pub fn watch(start: Start, clock: Arc<std::sync::atomic::AtomicU64>, disks: &[Me
         pointers: BTreeMap::new(),
         undisturbed: BTreeSet::new(),
         teller: None,
+        over: BTreeSet::new(),
         findings: Vec::new(),
         effects: VecDeque::new(),
         hash: 0,
@@ -200,6 +203,11 @@ impl Witness {
     /// Nothing happens to these hosts that keeps them from renewing for as long as a lease: nobody may claim their slots.
     pub fn set_undisturbed(&mut self, hosts: BTreeSet<u32>) {
         self.undisturbed = hosts;
+    }
+
+    /// This incarnation renews nothing from now on: its slots may be claimed, each after its lease.
+    pub fn note_over(&mut self, host: HostNo) {
+        self.over.insert(host);
     }
 
     /// Mixes a value into the run's hash.
@@ -405,6 +413,7 @@ impl Witness {
             && old.heartbeat.state == SlotState::Live
             && old.owner != host
             && self.undisturbed.contains(&(old.owner.0 / 100))
+            && !self.over.contains(&old.owner)
         {
             self.find(format!("{host:?} convicts {:?} on {}, to which nothing happened", old.owner, at.lun));
         }
