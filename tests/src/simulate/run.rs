@@ -559,6 +559,8 @@ impl Run {
             }
             self.line(no, format!("unmount: {result:?}"));
             self.sim.kill(no);
+            // One with a command in doubt has left its slot to the end of the lease.
+            self.witness.lock().note_over(no);
         }
     }
 }
