@@ -5,7 +5,9 @@
 #![deny(unsafe_code)]
 
 mod file;
+mod gatekeeper;
 mod identity;
+mod nfs;
 mod ring;
 mod shown;
 mod supervisor;
@@ -17,10 +19,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lockd::client::DirectError;
+use nfs_backend::datastore::DatastoreError;
+use nfs_backend::lock::LockError;
 use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, StorageError};
 use vmfs_core::disk::descriptor::{Access, Descriptor, DescriptorError, MAX_DESCRIPTOR_BYTES};
 
 pub use file::FileDisk;
+pub use nfs::NfsDisk;
 pub use shown::{CDROM_BLOCK, ShownDisk};
 pub use supervisor::Supervisor;
 pub use vmfs::VmfsDisk;
@@ -28,7 +33,7 @@ pub use vmfs::VmfsDisk;
 /// Which disk to open, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSource {
-    /// A `.vmdk` descriptor, an image file or a block device.
+    /// A `.vmdk` descriptor, an image file or a block device; or an `nfs://` URL of a descriptor or a flat file.
     pub path: PathBuf,
     /// Refuse all writes.
     pub read_only: bool,
@@ -71,6 +76,25 @@ pub enum OpenError {
     Direct {
         /// What the mount says.
         source: DirectError,
+    },
+    /// It is an `nfs://` URL that cannot be understood.
+    #[error("{}: {source}", path.display())]
+    Url {
+        /// The URL as it was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: nfs_backend::url::UrlError,
+    },
+    /// It lies on an NFS server, which does not give it.
+    #[error("{0}")]
+    Datastore(Box<DatastoreError>),
+    /// It lies on an NFS server, and its lock cannot be had. The cause says who holds it.
+    #[error("{}: {source}{}", path.display(), nfs::hint(source))]
+    NfsLock {
+        /// The URL of its data.
+        path: PathBuf,
+        /// Why not.
+        source: Box<LockError>,
     },
     /// It holds less than one block.
     #[error("{} has {length} bytes: less than one block of {block}; create the disk with its size first", path.display())]
@@ -119,6 +143,12 @@ pub enum OpenError {
     },
 }
 
+impl From<DatastoreError> for OpenError {
+    fn from(error: DatastoreError) -> Self {
+        Self::Datastore(Box::new(error))
+    }
+}
+
 impl OpenError {
     fn system(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
@@ -132,6 +162,8 @@ pub enum Storage {
     File(FileDisk),
     /// A disk on a mounted VMFS volume, whose data does not pass through the mount.
     Vmfs(VmfsDisk),
+    /// A disk on an NFS server.
+    Nfs(NfsDisk),
 }
 
 /// Opens a disk on the calling thread, which must run a tokio-uring runtime. `supervisor` is told when it freezes or is lost.
@@ -139,6 +171,9 @@ pub enum Storage {
 /// # Errors
 /// [`OpenError`]
 pub async fn open(source: DiskSource, supervisor: Arc<dyn Supervisor>) -> Result<Storage, OpenError> {
+    if let Some(url) = nfs::url_of(&source.path)? {
+        return Ok(Storage::Nfs(nfs::open(source, url, supervisor).await?));
+    }
     let flat = find_flat_file(&source)?;
     let read_only = source.read_only || flat.read_only;
     let mut identity = flat.names;
@@ -234,6 +269,7 @@ impl BlockDevice for Storage {
         match self {
             Storage::File(disk) => disk.geometry(),
             Storage::Vmfs(disk) => disk.geometry(),
+            Storage::Nfs(disk) => disk.geometry(),
         }
     }
 
@@ -241,6 +277,7 @@ impl BlockDevice for Storage {
         match self {
             Storage::File(disk) => disk.identity(),
             Storage::Vmfs(disk) => disk.identity(),
+            Storage::Nfs(disk) => disk.identity(),
         }
     }
 
@@ -248,6 +285,7 @@ impl BlockDevice for Storage {
         match self {
             Storage::File(disk) => disk.read(position, buffer).await,
             Storage::Vmfs(disk) => disk.read(position, buffer).await,
+            Storage::Nfs(disk) => disk.read(position, buffer).await,
         }
     }
 
@@ -255,6 +293,7 @@ impl BlockDevice for Storage {
         match self {
             Storage::File(disk) => disk.write(position, buffer, force_unit_access).await,
             Storage::Vmfs(disk) => disk.write(position, buffer, force_unit_access).await,
+            Storage::Nfs(disk) => disk.write(position, buffer, force_unit_access).await,
         }
     }
 
@@ -262,6 +301,7 @@ impl BlockDevice for Storage {
         match self {
             Storage::File(disk) => disk.flush().await,
             Storage::Vmfs(disk) => disk.flush().await,
+            Storage::Nfs(disk) => disk.flush().await,
         }
     }
 
@@ -269,6 +309,7 @@ impl BlockDevice for Storage {
         match self {
             Storage::File(disk) => disk.unmap(ranges).await,
             Storage::Vmfs(disk) => disk.unmap(ranges).await,
+            Storage::Nfs(disk) => disk.unmap(ranges).await,
         }
     }
 
@@ -276,6 +317,7 @@ impl BlockDevice for Storage {
         match self {
             Storage::File(disk) => disk.write_zeroes(range, may_unmap).await,
             Storage::Vmfs(disk) => disk.write_zeroes(range, may_unmap).await,
+            Storage::Nfs(disk) => disk.write_zeroes(range, may_unmap).await,
         }
     }
 
@@ -283,6 +325,7 @@ impl BlockDevice for Storage {
         match self {
             Storage::File(disk) => disk.block_status(range).await,
             Storage::Vmfs(disk) => disk.block_status(range).await,
+            Storage::Nfs(disk) => disk.block_status(range).await,
         }
     }
 }

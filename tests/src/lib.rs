@@ -11,6 +11,7 @@ pub mod history;
 pub mod lockd;
 pub mod machines;
 pub mod networks;
+pub mod nfs;
 pub mod program;
 pub mod random;
 pub mod raw_initiator;

@@ -23,8 +23,12 @@ pub struct Guest {
 impl Guest {
     /// Starts `job` on `disk`; `name` names the files.
     pub fn start(luns: &Luns, disk: &Path, job: &str, name: &str) -> Guest {
+        Guest::start_by(luns, vmm(luns, disk, job), name)
+    }
+
+    /// The same by a command of its own, `vmm run` with a job, wherever that runs.
+    pub fn start_by(luns: &Luns, mut command: Command, name: &str) -> Guest {
         let (log, errors) = (luns.beside(format!("{name}.log")), luns.beside(format!("{name}.err")));
-        let mut command = vmm(luns, disk, job);
         command.arg("--serial").arg(format!("file:{}", log.display())).stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.stderr(File::create(&errors).unwrap()).spawn().unwrap();
         Guest { child, log, errors }

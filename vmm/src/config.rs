@@ -12,7 +12,8 @@ use std::str::FromStr;
 const EXAMPLE: &str = "\
 Example:
   vmm run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/sda' --memory 256M \\
-      --disk /mnt/ds1/vm1/disk.vmdk --disk data.img,hba=lsilogic,readonly
+      --disk /mnt/ds1/vm1/disk.vmdk --disk data.img,hba=lsilogic,readonly \\
+      --disk nfs://nas/vol/ds2/vm1/disk.vmdk
   vmm run --firmware /usr/share/seabios/bios-256k.bin \\
       --disk /mnt/ds1/vm1/disk.vmdk,hba=lsilogic --disk tools.iso,cdrom,hba=lsilogic
 
@@ -66,7 +67,7 @@ pub struct RunArguments {
     #[arg(
         long,
         value_name = "PATH[,OPTION...]",
-        help = "A disk, as PATH[,hba=pvscsi|lsilogic|buslogic|virtio-scsi][,readonly][,cdrom][,serial=TEXT]; repeat it for more. A comma in PATH is written twice"
+        help = "A disk, as PATH[,hba=pvscsi|lsilogic|buslogic|virtio-scsi][,readonly][,cdrom][,serial=TEXT]; repeat it for more. PATH may be an nfs:// URL. A comma in PATH is written twice"
     )]
     pub disk: Vec<DiskConfig>,
 

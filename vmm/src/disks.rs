@@ -55,7 +55,11 @@ pub fn start_adapter(
 /// [`Kind::Disk`] with the first such disk.
 pub fn refuse_doubles(disks: &[DiskConfig]) -> Result<()> {
     let clash = |one: &DiskConfig, other: &DiskConfig| {
-        let path = |disk: &DiskConfig| disk.path.canonicalize().ok();
+        // A URL names no file of this host; two different ones of the same disk are found out by its lock.
+        let path = |disk: &DiskConfig| match disk.path.starts_with("nfs:") {
+            true => Some(disk.path.clone()),
+            false => disk.path.canonicalize().ok(),
+        };
         !(one.readonly && other.readonly) && path(one).is_some() && path(one) == path(other)
     };
     for (index, disk) in disks.iter().enumerate() {

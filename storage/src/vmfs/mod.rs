@@ -9,7 +9,6 @@
 mod discard;
 mod filling;
 mod fills;
-mod gatekeeper;
 mod moving;
 mod stretch;
 #[cfg(test)]
@@ -27,10 +26,10 @@ use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, 
 use vmfs_core::gate::GateState;
 
 use self::fills::Fills;
-use self::gatekeeper::Gatekeeper;
 use self::moving::Work;
 use self::stretch::{Stretch, stretch};
 use super::OpenError;
+use super::gatekeeper::{Gatekeeper, Guarded};
 use super::ring::RingFile;
 use super::supervisor::Supervisor;
 
@@ -57,7 +56,7 @@ struct LunFile {
 pub struct VmfsDisk {
     // The LUNs' descriptors go before the file, whose end releases the lock.
     luns: RefCell<Vec<Rc<LunFile>>>,
-    keeper: Rc<Gatekeeper>,
+    keeper: Rc<Gatekeeper<DirectFile>>,
     file: Arc<DirectFile>,
     fills: Fills,
     /// Writes that share a block of the LUNs, where that is larger than the logical block.
@@ -324,6 +323,20 @@ impl BlockDevice for VmfsDisk {
     async fn block_status(&self, range: ByteRange) -> Result<BlockStatus, StorageError> {
         self.geometry.check_read(range.start, range.length)?;
         self.status(range).await
+    }
+}
+
+impl Guarded for DirectFile {
+    fn path(&self) -> &Path {
+        DirectFile::path(self)
+    }
+
+    fn gate(&self, lun: Option<usize>) -> GateState {
+        lun.map_or_else(|| self.lock_gate(), |lun| DirectFile::gate(self, lun))
+    }
+
+    fn withdrawn(&self) -> Option<String> {
+        DirectFile::withdrawn(self).map(|cause| cause.to_string())
     }
 }
 

@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use lockd::protocol::{AdminRequest, DiskKind};
+use nfs_backend::url::{Url, UrlError};
 use serde_json::Value;
 
-use super::{AdminError, mounted};
+use super::{AdminError, mounted, nfs};
 use crate::size;
 use crate::terminal::{say, say_json};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DiskCommand {
     /// Make a virtual disk: the descriptor X.vmdk and its data X-flat.vmdk
-    #[command(after_help = "Example:\n  vmfs disk create -s 40G -d thin /mnt/ds1/vm1/disk.vmdk")]
+    #[command(after_help = "Examples:\n  vmfs disk create -s 40G -d thin /mnt/ds1/vm1/disk.vmdk\n  \
+        vmfs disk create -s 40G nfs://nas/vol/ds2/vm1/disk.vmdk")]
     Create(Create),
     /// What a virtual disk is: size, kind, space
     #[command(after_help = "Example:\n  vmfs disk info --json /mnt/ds1/vm1/disk.vmdk")]
@@ -23,8 +25,9 @@ pub(super) enum DiskCommand {
     /// Make a virtual disk larger
     #[command(after_help = "Example:\n  vmfs disk extend -s 80G /mnt/ds1/vm1/disk.vmdk")]
     Extend(Extend),
-    /// Copy a virtual disk within its volume
-    #[command(after_help = "Example:\n  vmfs disk clone -d thin /mnt/ds1/vm1/disk.vmdk /mnt/ds1/vm2/disk.vmdk")]
+    /// Copy a virtual disk within its volume, or from or to an NFS server
+    #[command(after_help = "Examples:\n  vmfs disk clone -d thin /mnt/ds1/vm1/disk.vmdk /mnt/ds1/vm2/disk.vmdk\n  \
+        vmfs disk clone /mnt/ds1/vm1/disk.vmdk nfs://nas/vol/ds2/vm1/disk.vmdk")]
     Clone(CloneDisk),
     /// Make an eagerzeroedthick disk of a thin or zeroedthick one
     #[command(after_help = "Example:\n  vmfs disk inflate /mnt/ds1/vm1/disk.vmdk")]
@@ -59,10 +62,10 @@ pub(super) struct Create {
     /// Size: K, M, G and T are powers of 1024
     #[arg(short, long, value_parser = parse_disk_size)]
     size: u64,
-    /// Kind
-    #[arg(short = 'd', long = "disk-format", value_enum, default_value_t = Kind::ZeroedThick)]
-    kind: Kind,
-    /// Descriptor, on a mounted volume
+    /// Kind [default: zeroedthick; on NFS thin]
+    #[arg(short = 'd', long = "disk-format", value_enum)]
+    kind: Option<Kind>,
+    /// Descriptor, on a mounted volume, or an nfs:// URL
     #[arg(value_name = "PATH.vmdk", value_parser = parse_descriptor)]
     path: PathBuf,
 }
@@ -72,7 +75,7 @@ pub(super) struct Info {
     /// Print the facts as JSON
     #[arg(long)]
     json: bool,
-    /// Descriptor, on a mounted volume
+    /// Descriptor, on a mounted volume, or an nfs:// URL
     #[arg(value_name = "PATH.vmdk")]
     path: PathBuf,
 }
@@ -89,13 +92,13 @@ pub(super) struct Extend {
 
 #[derive(Debug, Args)]
 pub(super) struct CloneDisk {
-    /// Kind of the copy [default: as the source]
+    /// Kind of the copy [default: as the source; from or to NFS thin]
     #[arg(short = 'd', long = "disk-format", value_enum)]
     kind: Option<Kind>,
-    /// Descriptor of the source
+    /// Descriptor of the source, or an nfs:// URL
     #[arg(value_name = "SOURCE.vmdk")]
     source: PathBuf,
-    /// Descriptor of the copy, on the same mounted volume
+    /// Descriptor of the copy, on the same mounted volume, or an nfs:// URL. One of the two is on NFS: on any mounted volume
     #[arg(value_name = "COPY.vmdk", value_parser = parse_descriptor)]
     destination: PathBuf,
 }
@@ -117,6 +120,10 @@ fn parse_disk_size(text: &str) -> Result<u64, String> {
 }
 
 pub(super) fn parse_descriptor(text: &str) -> Result<PathBuf, String> {
+    if Url::is_url(text) {
+        let url: Url = text.parse().map_err(|error: UrlError| error.to_string())?;
+        return parse_descriptor(&url.name).map(|_| PathBuf::from(text));
+    }
     let path = PathBuf::from(text);
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     match path.extension() {
@@ -133,14 +140,23 @@ pub(super) fn parse_descriptor(text: &str) -> Result<PathBuf, String> {
 pub(super) fn run(command: DiskCommand) -> Result<(), AdminError> {
     match command {
         DiskCommand::Create(create) => {
-            let file = mounted::name(&create.path)?;
-            let what = AdminRequest::DiskCreate { file: file.name, bytes: create.size, kind: create.kind.wire() };
-            mounted::ask(&file.directory, &create.path, what, "creating")?;
+            match nfs::url_of(&create.path)? {
+                Some(url) => nfs::create(&url, create.size, create.kind.map(Kind::wire))?,
+                None => {
+                    let file = mounted::name(&create.path)?;
+                    let kind = create.kind.unwrap_or(Kind::ZeroedThick).wire();
+                    let what = AdminRequest::DiskCreate { file: file.name, bytes: create.size, kind };
+                    mounted::ask(&file.directory, &create.path, what, "creating")?;
+                }
+            }
             say(format!("{}: created, {}", create.path.display(), size::show(create.size)));
             Ok(())
         }
         DiskCommand::Info(info) => {
-            let value = ask_of(&info.path, |file| AdminRequest::DiskInfo { file }, "looking")?;
+            let value = match nfs::url_of(&info.path)? {
+                Some(url) => nfs::info(&url)?,
+                None => ask_of(&info.path, |file| AdminRequest::DiskInfo { file }, "looking")?,
+            };
             if info.json {
                 say_json(&value)
             } else {
@@ -173,6 +189,11 @@ fn ask_of(
 }
 
 fn clone_disk(clone: &CloneDisk) -> Result<(), AdminError> {
+    if nfs::url_of(&clone.source)?.is_some() || nfs::url_of(&clone.destination)?.is_some() {
+        nfs::clone(&clone.source, &clone.destination, clone.kind.map(Kind::wire))?;
+        say(format!("{}: copied to {}", clone.source.display(), clone.destination.display()));
+        return Ok(());
+    }
     let source = mounted::name(&clone.source)?;
     let destination = mounted::name(&clone.destination)?;
     if source.directory.volume() != destination.directory.volume() {
@@ -215,6 +236,8 @@ mod tests {
         assert_eq!(parse_disk_size("1G"), Ok(1 << 30));
         assert!(parse_disk_size("0").is_err() && parse_disk_size("1000").is_err() && parse_disk_size("x").is_err());
         assert!(parse_descriptor("/m/a.vmdk").is_ok() && parse_descriptor("/m/a").is_err());
+        assert!(parse_descriptor("nfs://h/e/a.vmdk?mountport=5").is_ok() && parse_descriptor("nfs://h/e/a").is_err());
+        assert!(parse_descriptor("nfs://h/e/a-flat.vmdk").is_err() && parse_descriptor("nfs://h").is_err());
         assert!(parse_descriptor("/m/a-flat.vmdk").unwrap_err().contains("descriptor"));
     }
 }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use lockd::protocol::AdminRequest;
 use serde_json::Value;
 
-use super::{AdminError, mounted};
+use super::{AdminError, mounted, nfs};
 use crate::terminal::{say, say_json};
 
 #[derive(Debug, Args)]
@@ -17,7 +17,7 @@ pub(super) struct LockArguments {
     /// Print the facts as JSON
     #[arg(long)]
     json: bool,
-    /// File, or the descriptor of a disk, on a mounted volume
+    /// File, or the descriptor of a disk, on a mounted volume; or an nfs:// URL of a disk (it is watched for up to 15 s)
     #[arg(value_name = "FILE")]
     path: PathBuf,
 }
@@ -81,9 +81,15 @@ pub(super) fn show_takeover(takeover: &Value) -> String {
 }
 
 pub(super) fn run(arguments: &LockArguments) -> Result<(), AdminError> {
-    let path = mounted::data_file(&arguments.path);
-    let file = mounted::name(&path)?;
-    let value = mounted::ask(&file.directory, &path, AdminRequest::WhyLocked { file: file.name }, "asking")?;
+    let (path, value) = match nfs::url_of(&arguments.path)? {
+        Some(url) => (arguments.path.clone(), nfs::why_locked(&url)?),
+        None => {
+            let path = mounted::data_file(&arguments.path);
+            let file = mounted::name(&path)?;
+            let value = mounted::ask(&file.directory, &path, AdminRequest::WhyLocked { file: file.name }, "asking")?;
+            (path, value)
+        }
+    };
     if arguments.json {
         say_json(&value);
         return Ok(());

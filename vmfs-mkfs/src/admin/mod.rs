@@ -7,6 +7,7 @@ mod dump;
 mod extent;
 mod lock;
 mod mounted;
+mod nfs;
 mod probe;
 mod rdm;
 mod report;
@@ -24,6 +25,7 @@ use crate::terminal::{FAILED, USAGE, fail, usage};
 const AFTER_HELP: &str = "\
 Examples:
   vmfs disk create -s 40G -d thin /mnt/ds1/vm1/disk.vmdk
+  vmfs disk create -s 40G nfs://nas/vol/ds2/vm1/disk.vmdk
   vmfs rdm create --virtual /dev/sdx /mnt/ds1/vm1/raw.vmdk
   vmfs why-locked /mnt/ds1/vm1/disk.vmdk
   vmfs status --json /mnt/ds1
