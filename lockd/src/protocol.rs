@@ -160,6 +160,11 @@ pub enum AdminRequest {
         /// Give it up instead, on whatever host it goes on.
         cancel: bool,
     },
+    /// Takes an emptied member LUN out of the volume.
+    ExtentRemove {
+        /// Its path, or `lunN`.
+        lun: String,
+    },
     /// Makes a raw device mapping: descriptor `X.vmdk` and mapping `X-rdm.vmdk` or `X-rdmp.vmdk`.
     RdmCreate {
         /// The descriptor.

@@ -158,6 +158,12 @@ impl Luns {
         luns
     }
 
+    /// The same volume after its first LUN was taken out.
+    pub fn without_first(mut self) -> Luns {
+        self.images.remove(0);
+        self
+    }
+
     /// The image files.
     pub fn images(&self) -> &[PathBuf] {
         &self.images

@@ -1,5 +1,8 @@
 //! LUNs that are added while hosts work: nothing stops, everybody uses them, what was written is there.
 
+#[path = "extents/remove.rs"]
+mod remove;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Write};

@@ -1,5 +1,8 @@
 //! Promises of the simulator: one seed is one run, sound code passes, and each deliberate fault that has a number is noticed within it.
 
+#[path = "simulator/taken_out.rs"]
+mod taken_out;
+
 use std::path::Path;
 use std::process::{Command, Output};
 

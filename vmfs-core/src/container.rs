@@ -48,6 +48,15 @@ impl Formatter<'_> {
         })
     }
 
+    /// The bytes of block `block` as part of a window: the map cells with these payloads, then blank cells.
+    pub fn window_block(&mut self, block: BlockNo, map: &[Vec<u8>]) -> Option<AlignedBuf> {
+        let nothing = Vec::new();
+        self.cells(block, |nth| match map.get(nth) {
+            Some(payload) => (CellKind::WindowMap, None, payload),
+            None => (CellKind::Blank, None, &nothing),
+        })
+    }
+
     fn cells<'p>(
         &mut self,
         block: BlockNo,

@@ -22,6 +22,7 @@ use crate::lun::{Lun, LunErrorKind};
 use crate::sabotage::{Sabotage, active};
 use crate::slot::{self, OwnSlot};
 use crate::units::{BlockAddress, BlockSize, CellAddress, CellSize, Generation, LunIndex, SlotId, SlotRef};
+use crate::window::Carriers;
 
 /// Attempts at a command that the storage provably did not carry out (busy, queue full).
 const NOT_DONE_TRIES: u32 = 7;
@@ -141,6 +142,8 @@ pub struct Context {
     drops: RefCell<BTreeMap<(LunIndex, SlotId), DropAsked>>,
     /// Members that were not there when the volume was mounted.
     missing: RefCell<BTreeSet<LunIndex>>,
+    /// The LUNs by index, any of which may carry the cells of one that was taken out.
+    carriers: Carriers,
 }
 
 /// An owner that was asked to drop a LUN's locks.
@@ -173,7 +176,18 @@ impl Context {
             beats: RefCell::default(),
             drops: RefCell::default(),
             missing: RefCell::default(),
+            carriers: Carriers::default(),
         }
+    }
+
+    /// With the LUNs among which cells move.
+    pub fn with_carriers(self, carriers: Carriers) -> Context {
+        Context { carriers, ..self }
+    }
+
+    /// The LUNs among which cells move.
+    pub fn carriers(&self) -> &Carriers {
+        &self.carriers
     }
 
     /// Clock, randomness and timer.
@@ -220,6 +234,7 @@ impl Context {
     /// Takes a member out: nobody finds it any more. The caller leaves its slot.
     pub fn remove_member(&self, lun: LunIndex) -> Option<Rc<Member>> {
         let removed = self.members.borrow_mut().remove(&lun);
+        self.carriers.forget(lun);
         self.members_changed.notify_one();
         removed
     }
@@ -231,7 +246,8 @@ impl Context {
 
     /// Whether a LUN is being emptied: nothing new is put there.
     pub fn is_draining(&self, lun: LunIndex) -> bool {
-        self.members.borrow().get(&lun).is_some_and(|member| member.header.borrow().state == MemberState::Draining)
+        let leaves = |state| matches!(state, MemberState::Draining | MemberState::Carried);
+        self.members.borrow().get(&lun).is_some_and(|member| leaves(member.header.borrow().state))
     }
 
     /// The LUN has answered a renewal, or on a read-only mount a count of its free space.
@@ -282,6 +298,12 @@ impl Context {
             }
             _ => false,
         }
+    }
+
+    /// Whether a place went with its LUN, which was taken out of the volume: nothing was in use there.
+    pub fn is_gone(&self, at: CellAddress) -> bool {
+        let went = |member: &Rc<Member>| member.lun.as_member().is_some_and(|lun| !lun.holds(at.offset));
+        self.members.borrow().get(&at.lun).is_some_and(went)
     }
 
     /// The page that data submissions check.

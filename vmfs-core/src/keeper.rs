@@ -23,7 +23,7 @@ use crate::gate::GateState;
 use crate::lease;
 use crate::lun::Lun;
 use crate::slot::{self, HostIdentity, OwnSlot};
-use crate::units::{LunIndex, SlotId, SlotRef, Uuid};
+use crate::units::{CellAddress, LunIndex, SlotId, SlotRef, Uuid};
 
 /// A LUN on which a mount wants a slot.
 #[derive(Clone, Copy)]
@@ -67,6 +67,11 @@ pub trait SlotKeeper {
     /// Sees to it that the lease is renewed and that the gate page shows it, until the slot is left (`None`) or the incarnation is
     /// over there: fenced, or kind `Stale`. Keeps the member's own slot at the latest image that is known.
     fn keep<'a>(&'a self, kept: Kept<'a>) -> LocalFuture<'a, Option<FsError>>;
+
+    /// The cells of a LUN, the slots too, have moved to the window that begins at `window`: its former device is not needed any more.
+    fn moved(&self, lun: LunIndex, window: CellAddress) {
+        let _ = (lun, window);
+    }
 
     /// Leaves the slot ([`slot::leave`]). The generation is poisoned on the gate page by now.
     fn leave<'a>(

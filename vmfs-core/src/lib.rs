@@ -38,3 +38,4 @@ pub mod sim;
 pub mod slot;
 pub mod units;
 pub mod volume;
+pub mod window;

@@ -133,6 +133,12 @@ sabotages! {
     GapIgnored, "gap-ignored", "a storage that stalls convicts nobody";
     /// A lock is given back before what was written under it is published.
     UnlockFirst, "unlock-first", "a lock is released when all that rests on it has ended";
+    /// A cell leaves its LUN though its copy may not be there.
+    CopyUnproven, "copy-unproven", "a cell leaves its LUN after its copy is certain";
+    /// A cell is read before the image that its copy replaces.
+    WindowReadLast, "window-read-last", "R1: that a cell has not left is read after the image that its copy replaces";
+    /// The free space of a LUN that is taken out can be allocated.
+    SealSkipped, "seal-skipped", "what is free on a LUN that is taken out ceases to be before the LUN is looked at";
 }
 
 impl Sabotage {

@@ -10,7 +10,7 @@ use crate::env::Instant;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::arena::Arena;
 use crate::format::header::{LeaseTimes, LockMode};
-use crate::format::heartbeat::{FenceGrade, Heartbeat, SlotState, reservation_key};
+use crate::format::heartbeat::{FOLLOWS_MOVED, FenceGrade, Heartbeat, SlotState, reservation_key};
 use crate::format::layout::{self, FIXED_STRIDE};
 use crate::format::{Cell, CellKind, FormatError};
 use crate::gate::GatePage;
@@ -118,6 +118,7 @@ pub async fn join(
             beat: 1,
             lease,
             reservation_key: path_key(io, lun, SlotRef { slot, generation }),
+            abilities: FOLLOWS_MOVED,
             live_since_s: u64::try_from(io.env().wall_ns() / 1_000_000_000).unwrap_or(0),
             host_name: identity.name.clone(),
             ..Heartbeat::free()

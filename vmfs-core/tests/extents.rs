@@ -6,6 +6,8 @@ mod drain;
 #[path = "extents/growth.rs"]
 mod growth;
 mod names_support;
+#[path = "extents/remove.rs"]
+mod remove;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -13,6 +13,7 @@ use vmfs_core::format::header::{DeviceIdentity, LeaseTimes, LockMode, LunHeader,
 use vmfs_core::format::heartbeat::{Breaker, FenceGrade, Heartbeat, SlotState};
 use vmfs_core::format::layout::{LunLayout, Segment, roots_per_container};
 use vmfs_core::format::member::Member;
+use vmfs_core::format::moved::{MapCell, Moved, Piece};
 use vmfs_core::format::pointer::{
     BlockPointer, Granules, pack_pb_reference, pointer_at, stored_at, unpack_pb_reference,
 };
@@ -86,7 +87,7 @@ fn stored<T: Copy + std::fmt::Debug>(
 }
 
 fn member_state() -> impl Strategy<Value = MemberState> {
-    stored(0..=5, MemberState::from_stored)
+    stored(0..=6, MemberState::from_stored)
 }
 
 fn object_type() -> impl Strategy<Value = ObjectType> {
@@ -109,6 +110,19 @@ fn cell_header() -> impl Strategy<Value = CellHeader> {
             index,
             token: Token(token),
         })
+}
+
+/// Of half of all seeds none.
+fn window_at(seed: u64) -> Option<CellAddress> {
+    let offset = seed >> 8 & ((1 << 56) - 4096) & !4095;
+    LunIndex::new(seed as u8).filter(|_| seed & 256 != 0 && offset != 0).map(|lun| CellAddress { lun, offset })
+}
+
+fn pieces(seeds: &[(u32, u16)]) -> Vec<Piece> {
+    let each = seeds
+        .iter()
+        .map(|(from, length)| Piece { from: u64::from(*from) * 4096, length: (u64::from(*length) + 1) * 4096 });
+    each.collect()
 }
 
 fn lun_header() -> impl Strategy<Value = (CellSize, LunHeader)> {
@@ -149,6 +163,7 @@ fn lun_header() -> impl Strategy<Value = (CellSize, LunHeader)> {
                     segments: [Some(first), second].into_iter().flatten().collect(),
                     growing,
                     volume: Some(volume).filter(|volume| *volume != Uuid::default()),
+                    window: window_at(features[0]),
                 };
                 (cell, header)
             },
@@ -175,6 +190,7 @@ fn heartbeat() -> impl Strategy<Value = Heartbeat> {
                 lease,
                 reservation_key: numbers[2],
                 breaker: Breaker { slot: breaker, incarnation: numbers[3], beat: numbers[4] },
+                abilities: numbers[1] as u16,
                 live_since_s: numbers[0] >> 3,
                 host_name,
             }
@@ -190,7 +206,7 @@ fn place() -> impl Strategy<Value = Place> {
 }
 
 fn table_entry() -> impl Strategy<Value = TableEntry> {
-    let kind = || stored(0..=12, EntryKind::from_stored);
+    let kind = || stored(0..=14, EntryKind::from_stored);
     (any::<u64>(), any::<u32>(), kind(), any::<u8>(), any::<u8>(), kind()).prop_map(
         |(fd, index, kind, slot, generation_low, was)| TableEntry {
             fd,
@@ -363,10 +379,21 @@ proptest! {
 
     #[test]
     fn a_member_decodes_to_what_was_encoded(
-        lun_uuid in uuid(), lun_bytes: u64, index in lun(), state in member_state(), identity in identity(),
+        lun_uuid in uuid(), lun_bytes: u64, index in lun(), state in member_state(), identity in identity(), seed: u64,
     ) {
-        let member = Member { lun_uuid, lun_bytes, index, state, identity };
+        let member = Member { lun_uuid, lun_bytes, index, state, identity, window: window_at(seed) };
         prop_assert_eq!(Member::decode(&padded(CellSize::B512, member.encode())).unwrap(), member);
+    }
+
+    #[test]
+    fn a_moved_cell_and_a_window_map_decode_to_what_was_encoded(
+        lun in lun(), cell in cell_size(), window in 1u64..1 << 40, beyond in 1u64..1 << 40, total: u32,
+        seeds in vec(any::<(u32, u16)>(), 0..=25),
+    ) {
+        let moved = Moved { carrier: lun, offset: window + beyond, window };
+        prop_assert_eq!(Moved::decode(&padded(cell, moved.encode())).unwrap(), moved);
+        let map = MapCell { lun, lun_bytes: 1 << 45, total, pieces: pieces(&seeds) };
+        prop_assert_eq!(MapCell::decode(cell, &padded(cell, map.encode())).unwrap(), map);
     }
 
     #[test]
@@ -451,6 +478,7 @@ proptest! {
         let _ = (Body::decode(cell, &bytes), decode_bucket(&bytes), decode_entries(&bytes, nth));
         let _ = (UnitRef::unpack(cell, &bytes), pointer_at(&bytes, nth), stored_at(&bytes, nth, "bytes"));
         let _ = (DeviceIdentity::new(&bytes), is_name(&bytes));
+        let _ = (Moved::decode(&bytes), MapCell::decode(cell, &bytes));
     }
 
     /// Bytes that get past the first checks: a good structure with a few bytes replaced.

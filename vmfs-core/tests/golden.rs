@@ -9,6 +9,7 @@ use vmfs_core::format::header::{DeviceIdentity, LeaseTimes, LockMode, LunHeader,
 use vmfs_core::format::heartbeat::{Breaker, FenceGrade, Heartbeat, SlotState};
 use vmfs_core::format::layout::Segment;
 use vmfs_core::format::member::Member;
+use vmfs_core::format::moved::{MapCell, Moved, Piece};
 use vmfs_core::format::root_cell::{
     HoldMode, Holder, LockRecord, LunSet, ObjectFlags, ObjectState, ObjectType, RootCell, Unclean,
 };
@@ -143,17 +144,19 @@ fn every_cell_kind_has_its_number() {
         (10, CellKind::PointerBlock),
         (11, CellKind::Inner),
         (12, CellKind::Bucket),
+        (13, CellKind::Moved),
+        (14, CellKind::WindowMap),
     ];
     for (stored, kind) in kinds {
         assert_eq!((CellKind::from_stored(stored), kind as u8), (Some(kind), stored));
     }
-    assert_eq!((CellKind::from_stored(0), CellKind::from_stored(13)), (None, None));
+    assert_eq!((CellKind::from_stored(0), CellKind::from_stored(15)), (None, None));
 }
 
 #[test]
 fn the_lun_header_has_its_fields_where_the_text_says() {
     let image = typed(
-        408,
+        416,
         "
         00: 20 21 22 23 24 25 26 27 28 29 2a 2b 2c 2d 2e 2f
         10: 03 02 14 01 02 03 04 00
@@ -179,7 +182,8 @@ fn the_lun_header_has_its_fields_where_the_text_says() {
         110: 00 00 90 06 00 00 00 00
         118: 00 00 a0 06 00 00 00 00
         180: 07 00 00 00 00 03 00 00
-        188: 40 41 42 43 44 45 46 47 48 49 4a 4b 4c 4d 4e 4f",
+        188: 40 41 42 43 44 45 46 47 48 49 4a 4b 4c 4d 4e 4f
+        198: 00 00 90 00 00 00 00 02",
     );
     let header = LunHeader {
         lun_uuid: counted_uuid(0x20),
@@ -204,6 +208,7 @@ fn the_lun_header_has_its_fields_where_the_text_says() {
         ],
         growing: SlotRef { slot: SlotId(3), generation: Generation(7) },
         volume: Some(counted_uuid(0x40)),
+        window: Some(CellAddress { lun: lun(2), offset: 9 << 20 }),
     };
     for cell in BOTH {
         assert_eq!(LunHeader::decode(cell, &image).unwrap(), header);
@@ -216,28 +221,31 @@ fn the_lun_header_has_its_fields_where_the_text_says() {
         (3, MemberState::Draining),
         (4, MemberState::Removed),
         (5, MemberState::Lost),
+        (6, MemberState::Carried),
     ];
     assert!(states.iter().all(|(stored, state)| MemberState::from_stored(*stored) == Some(*state)));
-    assert_eq!(MemberState::from_stored(6), None);
+    assert_eq!(MemberState::from_stored(7), None);
     assert_eq!(LockMode::from_stored(2), Some(LockMode::CompareAndWrite));
 }
 
 #[test]
 fn a_member_cell_has_its_fields_where_the_text_says() {
     let image = typed(
-        96,
+        104,
         "
         00: 30 31 32 33 34 35 36 37 38 39 3a 3b 3c 3d 3e 3f
         10: 00 00 00 00 02 00 00 00
-        18: fe 05
-        20: 03 00 61 62 63",
+        18: fe 06
+        20: 03 00 61 62 63
+        60: 00 00 90 00 00 00 00 02",
     );
     let member = Member {
         lun_uuid: counted_uuid(0x30),
         lun_bytes: 8 << 30,
         index: lun(254),
-        state: MemberState::Lost,
+        state: MemberState::Carried,
         identity: DeviceIdentity::new(b"abc"),
+        window: Some(CellAddress { lun: lun(2), offset: 9 << 20 }),
     };
     assert_eq!(Member::decode(&image).unwrap(), member);
     assert_eq!(member.encode(), image);
@@ -248,7 +256,7 @@ fn a_heartbeat_has_its_fields_where_the_text_says() {
     let image = typed(
         192,
         "
-        00: 02 01 07 01 05 00 00 00
+        00: 02 01 07 01 05 00 01 00
         08: 40 41 42 43 44 45 46 47 48 49 4a 4b 4c 4d 4e 4f
         18: 50 51 52 53 54 55 56 57 58 59 5a 5b 5c 5d 5e 5f
         28: 0a 00 00 00 80 00 00 00
@@ -278,6 +286,7 @@ fn a_heartbeat_has_its_fields_where_the_text_says() {
         lease: LeaseTimes { lease_ms: 10_000, renew_ms: 1_000, margin_ms: 3_000, clock_ppm: 500 },
         reservation_key: 0xdead_beef,
         breaker: Breaker { slot: SlotRef { slot: SlotId(0x11), generation: Generation(5) }, incarnation: 13, beat: 14 },
+        abilities: 1,
         live_since_s: 1_700_000_000,
         host_name: "alpha".to_owned(),
     };
@@ -290,6 +299,36 @@ fn a_heartbeat_has_its_fields_where_the_text_says() {
         assert_eq!(FenceGrade::from_stored(stored), Some(grades[usize::from(stored)]));
     }
     assert_eq!((SlotState::from_stored(4), FenceGrade::from_stored(4)), (None, None));
+}
+
+#[test]
+fn a_moved_cell_and_a_window_map_have_their_fields_where_the_text_says() {
+    let image = typed(
+        24,
+        "
+        00: 02 00 00 00 00 00 00 00
+        08: 00 12 91 00 00 00 00 00
+        10: 00 00 90 00 00 00 00 00",
+    );
+    let moved = Moved { carrier: lun(2), offset: 0x91_1200, window: 9 << 20 };
+    assert_eq!((Moved::decode(&image).unwrap(), moved.encode()), (moved, image));
+    let image = typed(
+        48,
+        "
+        00: 01 00 02 00 03 00 00 00
+        08: 00 00 00 04 00 00 00 00
+        10: 00 00 10 00 00 00 00 00
+        18: 00 10 30 00 00 00 00 00
+        20: 00 00 50 00 00 00 00 00
+        28: 00 00 10 00 00 00 00 00",
+    );
+    let pieces = vec![Piece { from: 1 << 20, length: 0x30_1000 }, Piece { from: 5 << 20, length: 1 << 20 }];
+    let map = MapCell { lun: lun(1), lun_bytes: 64 << 20, total: 3, pieces };
+    assert_eq!((MapCell::most(CellSize::B512), MapCell::most(CellSize::B4096)), (25, 249));
+    for cell in BOTH {
+        assert_eq!(MapCell::decode(cell, &image).unwrap(), map);
+    }
+    assert_eq!(map.encode(), image);
 }
 
 #[test]
@@ -361,11 +400,13 @@ fn a_table_cell_has_its_entries_where_the_text_says() {
         EntryKind::PointerBlock,
         EntryKind::Inner,
         EntryKind::Bucket,
+        EntryKind::Gone,
+        EntryKind::Window,
     ];
     for (stored, kind) in (0u8..).zip(kinds) {
         assert_eq!((EntryKind::from_stored(stored), kind as u8), (Some(kind), stored));
     }
-    assert_eq!(EntryKind::from_stored(13), None);
+    assert_eq!(EntryKind::from_stored(15), None);
 }
 
 #[test]

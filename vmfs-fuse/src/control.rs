@@ -199,6 +199,7 @@ impl Service for Control {
             AdminRequest::ExtentAdd { lun, force } => extents::add(&self.state, lun, force, progress),
             AdminRequest::ExtentGrow { lun } => extents::grow(&self.state, lun, progress),
             AdminRequest::ExtentDrain { lun, cancel: false } => extents::drain(&self.state, lun, progress),
+            AdminRequest::ExtentRemove { lun } => extents::remove(&self.state, lun, progress),
             AdminRequest::ExtentDrain { lun, cancel: true } => extents::cancel_drain(&self.state, lun),
             AdminRequest::Scrub { data, bytes_per_second } => {
                 let options = ScrubOptions { data, bytes_per_second };

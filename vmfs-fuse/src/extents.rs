@@ -74,6 +74,24 @@ pub fn drain(state: &Arc<State>, lun: String, progress: &mut dyn FnMut(u64, u64)
     })
 }
 
+/// `vmfs extent remove`.
+pub fn remove(state: &Arc<State>, lun: String, progress: &mut dyn FnMut(u64, u64)) -> Result<Value, Refusal> {
+    long(state, progress, move |volume, teller| async move {
+        let member = member(&volume, &lun)?;
+        let mut tell = |step: vmfs_core::mkfs::Progress| {
+            teller.tell(Progress { done: step.done_bytes, total: step.total_bytes });
+        };
+        let report = volume.remove_extent(member.index, &mut tell).await?;
+        Ok(json!({
+            "index": report.lun.get(),
+            "name": report.name,
+            "carrier": report.window.lun.get(),
+            "window_offset": report.window.offset,
+            "window_bytes": report.window_bytes,
+        }))
+    })
+}
+
 /// `vmfs extent drain --cancel`.
 pub fn cancel_drain(state: &Arc<State>, lun: String) -> Result<Value, Refusal> {
     let asked = state.actor.ask(move |volume| async move {

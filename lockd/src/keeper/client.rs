@@ -22,7 +22,8 @@ use vmfs_core::format::heartbeat::SlotState;
 use vmfs_core::keeper::{Joining, Kept, SlotKeeper, adopt_joined, watch_renewed_elsewhere};
 use vmfs_core::lun::Lun;
 use vmfs_core::slot::{self, OwnSlot};
-use vmfs_core::units::{Generation, LunIndex, SlotId, SlotRef};
+use vmfs_core::units::{CellAddress, Generation, LunIndex, SlotId, SlotRef};
+use vmfs_core::window::MemberLun;
 
 use super::messages::{Ask, Id, LunPlace, MountIdentity, Tell, Times, VERSION};
 use crate::gate_memory::SharedGateMemory;
@@ -259,7 +260,8 @@ impl Shared {
             self.ask(&Ask::Attach { mount: mount.clone() }, &[self.gate.descriptor()])?;
             self.state.lock().mount = Some(mount);
         }
-        let path = if place.path.contains("://") { place.path } else { absolute(&place.path) };
+        let is_file = place.window.is_none() && !place.path.contains("://");
+        let path = if is_file { absolute(&place.path) } else { place.path };
         let lun = LunPlace { path, ..place };
         let told = self.ask(&Ask::Join { lun: lun.clone(), lease, prefer }, &[])?;
         if let Tell::Joined { slot, generation, .. } = told {
@@ -341,7 +343,8 @@ impl SlotKeeper for Link {
                 program: self.0.program.clone(),
             };
             let path = joining.lun.name().to_owned();
-            let place = LunPlace { index: joining.index.get(), uuid: Id(joining.lun_uuid), path };
+            let window = joining.lun.as_member().and_then(MemberLun::window).map(|window| window.at.into());
+            let place = LunPlace { index: joining.index.get(), uuid: Id(joining.lun_uuid), path, window };
             let (shared, lease, prefer) = (self.0.clone(), joining.lease.into(), joining.prefer.map(|slot| slot.0));
             let told = off_thread(move || shared.join(mount, place, lease, prefer)).await;
             match told.map_err(NoAnswer::into_error)? {
@@ -374,6 +377,12 @@ impl SlotKeeper for Link {
                 }
             }
         })
+    }
+
+    fn moved(&self, lun: LunIndex, window: CellAddress) {
+        if let Some(Ask::Resume { lun: place, .. }) = self.0.state.lock().slots.get_mut(&lun.get()) {
+            place.window = Some(window.into());
+        }
     }
 
     fn leave<'a>(

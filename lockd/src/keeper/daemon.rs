@@ -21,9 +21,10 @@ use vmfs_core::keeper::is_over;
 use vmfs_core::lease;
 use vmfs_core::real_env::RealEnv;
 use vmfs_core::units::{Generation, LunIndex, SlotId, SlotRef, Uuid};
+use vmfs_core::window::Carriers;
 
 use super::life::{Action, Event, Life};
-use super::messages::{Ask, Id, LunPlace, MountIdentity, Tell, Times, VERSION};
+use super::messages::{Ask, Id, LunPlace, MountIdentity, Tell, Times, VERSION, WindowPlace};
 use super::notify::Notify;
 use super::record::{self, KeptMount, KeptSlot, Record};
 use super::slots::{self, Drain, Opened};
@@ -43,6 +44,14 @@ struct Mount {
     page: Option<GatePage>,
     client: Option<Client>,
     slots: BTreeMap<LunIndex, Kept>,
+    /// Its LUNs that are open here: one of them may carry the cells of another.
+    carriers: Carriers,
+}
+
+impl Mount {
+    fn of(identity: MountIdentity) -> Mount {
+        Mount { identity, page: None, client: None, slots: BTreeMap::new(), carriers: Carriers::default() }
+    }
 }
 
 struct Kept {
@@ -63,6 +72,7 @@ struct Job {
     times: LeaseTimes,
     slot: SlotRef,
     opened: Shared,
+    carriers: Carriers,
 }
 
 /// The daemon.
@@ -85,7 +95,7 @@ impl Daemon {
         let resumed = before.into_iter().flat_map(|record| record.mounts).map(|kept| {
             let slots = kept.slots.into_iter().filter_map(|slot| resumed(slot, now)).collect();
             let key = (kept.mount.volume.0, kept.mount.incarnation);
-            (key, Mount { identity: kept.mount, page: None, client: None, slots })
+            (key, Mount { page: None, client: None, slots, ..Mount::of(kept.mount) })
         });
         let mounts = RefCell::new(resumed.collect());
         Rc::new(Daemon { env, boot, state, socket, mounts, wake: Wake::new(), last_ended: Cell::new(now) })
@@ -154,7 +164,7 @@ impl Daemon {
     ) {
         let mut mounts = self.mounts.borrow_mut();
         let Some(mount) = mounts.get_mut(&key) else { return };
-        let Mount { identity, page, client, slots } = mount;
+        let Mount { identity, page, client, slots, carriers } = mount;
         let Some(kept) = slots.get_mut(&index).filter(|kept| kept.slot.generation == generation) else { return };
         let mut forget = false;
         for action in kept.life.step(self.env.now(), event) {
@@ -166,6 +176,7 @@ impl Daemon {
                 times: kept.times,
                 slot: kept.slot,
                 opened: kept.opened.clone(),
+                carriers: carriers.clone(),
             };
             match action {
                 Action::Renew => drop(tokio::task::spawn_local(self.clone().renew(job()))),
@@ -205,19 +216,39 @@ impl Daemon {
     }
 
     async fn renew(self: Rc<Self>, job: Job) {
+        let mut window = None;
         let renewed = {
             let mut opened = job.opened.lock().await;
             match look(&mut opened, &job).await {
-                Ok(opened) => opened.renew().await,
+                Ok(opened) => {
+                    let renewed = opened.renew().await;
+                    window = opened.window();
+                    renewed
+                }
                 Err(error) => Err(error),
             }
         };
+        if let Some(at) = window.filter(|_| job.place.window.is_none()) {
+            self.moved(job.key, job.index, at.into());
+        }
         self.last_ended.set(self.env.now());
         let (event, why) = match renewed {
             Ok(lease_until) => (Event::Renewed { lease_until }, None),
             Err(error) => (self.failed(&job, &error), Some(error)),
         };
         self.happened(job.key, job.index, job.slot.generation, event, why.as_ref());
+    }
+
+    /// The cells of a LUN are in a window from now on.
+    fn moved(&self, key: Key, index: LunIndex, window: WindowPlace) {
+        if let Some(kept) = self.mounts.borrow_mut().get_mut(&key).and_then(|mount| mount.slots.get_mut(&index)) {
+            tracing::info!(
+                lun = kept.place.path,
+                "the LUN was taken out of its volume: its slot is kept where its cells are"
+            );
+            kept.place.window = Some(window);
+        }
+        self.save_or_log();
     }
 
     async fn make_dirty(self: Rc<Self>, job: Job) {
@@ -299,7 +330,7 @@ impl Daemon {
         let key = (identity.volume.0, identity.incarnation);
         let slots: Vec<_> = {
             let mut mounts = self.mounts.borrow_mut();
-            let new = || Mount { identity: identity.clone(), page: None, client: None, slots: BTreeMap::new() };
+            let new = || Mount::of(identity.clone());
             let mount = mounts.entry(key).or_insert_with(new);
             mount.identity = identity;
             mount.page = Some(page);
@@ -329,16 +360,16 @@ impl Daemon {
         prefer: Option<SlotId>,
     ) -> Result<Tell, FsError> {
         let (key, index) = (self.mount_of(client)?, slots::index_of(place.index)?);
-        let identity = {
+        let (identity, carriers) = {
             let mounts = self.mounts.borrow();
             if mounts[&key].slots.contains_key(&index) {
                 let message = format!("{}: this mount has a slot there already", place.path);
                 return Err(FsError::refused(FsErrorKind::Invalid, message));
             }
-            mounts[&key].identity.clone()
+            (mounts[&key].identity.clone(), mounts[&key].carriers.clone())
         };
         let times = lease.into();
-        let mut opened = slots::join(&identity, &place, times, prefer).await?;
+        let mut opened = slots::join(&identity, &place, times, prefer, &carriers).await?;
         let (slot, lease_until) = (opened.slot(), opened.lease_until());
         // The mount may have gone meanwhile.
         if self.mount_of(client).ok() != Some(key) {
@@ -376,6 +407,9 @@ impl Daemon {
             self.keep(key, index, Kept { place, times: lease.into(), slot, life, opened: Rc::default() });
             self.save_or_log();
             self.happened(key, index, slot.generation, Event::MountBack, None);
+        } else if let Some(window) = place.window {
+            // It may have moved while nobody looked at it here.
+            self.moved(key, index, window);
         }
         Ok(Tell::Resumed)
     }
@@ -387,10 +421,13 @@ impl Daemon {
             return Err(FsError::refused(FsErrorKind::NotFound, format!("this mount has no slot on {index}")));
         };
         self.save_or_log();
-        let identity = self.mounts.borrow()[&key].identity.clone();
+        let (identity, carriers) = {
+            let mounts = self.mounts.borrow();
+            (mounts[&key].identity.clone(), mounts[&key].carriers.clone())
+        };
         let Kept { place, times, slot, opened, .. } = kept;
         let mut guard = opened.lock().await;
-        let job = Job { key, index, identity, place, times, slot, opened: opened.clone() };
+        let job = Job { key, index, identity, place, times, slot, opened: opened.clone(), carriers };
         look(&mut guard, &job).await?.leave(clean).await?;
         Ok(Tell::Left)
     }
@@ -489,7 +526,7 @@ fn resumed(kept: KeptSlot, now: Instant) -> Option<(LunIndex, Kept)> {
 /// The opened LUN of a job; a slot of before this daemon began is looked at first.
 async fn look<'a>(opened: &'a mut Option<Opened>, job: &Job) -> Result<&'a mut Opened, FsError> {
     if opened.is_none() {
-        *opened = Some(slots::resume(&job.identity, &job.place, job.times, job.slot).await?);
+        *opened = Some(slots::resume(&job.identity, &job.place, job.times, job.slot, &job.carriers).await?);
     }
     Ok(opened.as_mut().expect("it was just opened"))
 }

@@ -4,10 +4,10 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use vmfs_core::format::header::LeaseTimes;
-use vmfs_core::units::Uuid;
+use vmfs_core::units::{CellAddress, Uuid};
 
 /// Version of these messages; both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A UUID as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,8 +54,27 @@ pub struct LunPlace {
     pub index: u8,
     /// UUID of the LUN.
     pub uuid: Id,
-    /// Absolute path or URL.
+    /// Absolute path or URL; of a LUN that was taken out of the volume what it is called.
     pub path: String,
+    /// Where its cells are, if it was taken out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowPlace>,
+}
+
+/// A window: where the cells of a LUN are that was taken out of the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowPlace {
+    /// Index of the LUN that carries it; the mount has a slot there too.
+    pub carrier: u8,
+    /// Byte offset there.
+    pub offset: u64,
+}
+
+impl From<CellAddress> for WindowPlace {
+    fn from(at: CellAddress) -> WindowPlace {
+        WindowPlace { carrier: at.lun.get(), offset: at.offset }
+    }
 }
 
 /// Lease parameters.
@@ -184,7 +203,7 @@ mod tests {
     use crate::protocol::{decode, encode};
 
     fn place(path: String) -> LunPlace {
-        LunPlace { index: 2, uuid: Id(Uuid([0xab; 16])), path }
+        LunPlace { index: 2, uuid: Id(Uuid([0xab; 16])), path, window: None }
     }
 
     #[test]
@@ -206,9 +225,12 @@ mod tests {
         }
 
         #[test]
-        fn messages_survive(path: String, slot: u8, generation: u64, lease: (u32, u32, u32, u32)) {
+        fn messages_survive(
+            path: String, slot: u8, generation: u64, lease: (u32, u32, u32, u32), window: Option<(u8, u64)>,
+        ) {
             let lease = Times { lease_ms: lease.0, renew_ms: lease.1, margin_ms: lease.2, clock_ppm: lease.3 };
-            let ask = Ask::Resume { lun: place(path), lease, slot, generation };
+            let window = window.map(|(carrier, offset)| WindowPlace { carrier, offset });
+            let ask = Ask::Resume { lun: LunPlace { window, ..place(path) }, lease, slot, generation };
             prop_assert_eq!(decode::<Ask>(&encode(&ask)).unwrap(), ask);
             prop_assert_eq!(Times::from(LeaseTimes::from(lease)), lease);
         }

@@ -125,7 +125,7 @@ mod tests {
             host_name: "esx-a".to_owned(),
             program: "mount.vmfs, process 7".to_owned(),
         };
-        let lun = LunPlace { index: 1, uuid: id(4), path: "/dev/sdb".to_owned() };
+        let lun = LunPlace { index: 1, uuid: id(4), path: "/dev/sdb".to_owned(), window: None };
         let lease = Times { lease_ms: 10_000, renew_ms: 1000, margin_ms: 3000, clock_ppm: 200 };
         Record {
             boot: id(3),

@@ -16,7 +16,8 @@ use vmfs_core::keeper::{Joining, adopt_joined};
 use vmfs_core::lun::{Fencing, Lun, OpenLun};
 use vmfs_core::real_env::RealEnv;
 use vmfs_core::slot::{self, HostIdentity, OwnSlot};
-use vmfs_core::units::{CellSize, LunIndex, SlotId, SlotRef};
+use vmfs_core::units::{CellAddress, CellSize, LunIndex, SlotId, SlotRef};
+use vmfs_core::window::{Carriers, MemberLun};
 
 use super::messages::{LunPlace, MountIdentity};
 
@@ -56,19 +57,54 @@ pub fn index_of(lun: u8) -> Result<LunIndex, FsError> {
 }
 
 /// Opens a LUN by its path and checks that it is the one that is meant.
-async fn open(mount: &MountIdentity, place: &LunPlace) -> Result<(CellIo, Rc<dyn Lun>, LunIndex), FsError> {
+async fn open(
+    mount: &MountIdentity,
+    place: &LunPlace,
+    carriers: &Carriers,
+) -> Result<(CellIo, Rc<dyn Lun>, LunIndex), FsError> {
     let index = index_of(place.index)?;
     let cell_size =
         [CellSize::B512, CellSize::B4096].into_iter().find(|size| size.bytes() == mount.cell_bytes as usize);
     let Some(cell_size) = cell_size else {
         return refuse(FsErrorKind::Invalid, format!("a cell has no {} bytes", mount.cell_bytes));
     };
-    if !place.path.contains("://") {
-        answers(&place.path).await?;
+    let context = CellContext { volume: mount.volume.0, cell_size };
+    let lun = match place.window {
+        Some(window) => {
+            let at = CellAddress { lun: index_of(window.carrier)?, offset: window.offset };
+            let found = carriers.window(&context, at).await?;
+            match found.filter(|lun| lun.as_member().and_then(MemberLun::window).is_some_and(|w| w.lun == index)) {
+                Some(lun) => lun,
+                None => {
+                    let message = format!("{index} is carried by {}, which is not kept for this mount (yet)", at.lun);
+                    return refuse(FsErrorKind::Io, message);
+                }
+            }
+        }
+        None => {
+            if !place.path.contains("://") {
+                answers(&place.path).await?;
+            }
+            let lun = luns::open_lun_aside(&place.path, OpenLun::default()).await?;
+            carriers.member(&context, index, lun)
+        }
+    };
+    let opened = check(place, context, lun, index).await;
+    if opened.is_err() && place.window.is_none() {
+        carriers.forget(index);
     }
-    let lun = luns::open_lun_aside(&place.path, OpenLun::default()).await?;
+    opened
+}
+
+async fn check(
+    place: &LunPlace,
+    context: CellContext,
+    lun: Rc<dyn Lun>,
+    index: LunIndex,
+) -> Result<(CellIo, Rc<dyn Lun>, LunIndex), FsError> {
+    let cell_size = context.cell_size;
     let env: Rc<dyn Env> = Rc::new(RealEnv);
-    let io = CellIo::new(CellContext { volume: mount.volume.0, cell_size }, env);
+    let io = CellIo::new(context, env);
     let cell = io.read(&lun, layout::header_cell(index)).await?;
     let corrupt = |cause| FsError::Corrupt { structure: format!("header of {}", place.path), cause };
     let header = LunHeader::decode(cell_size, cell.payload()).map_err(corrupt)?;
@@ -100,8 +136,9 @@ pub async fn join(
     place: &LunPlace,
     lease: LeaseTimes,
     prefer: Option<SlotId>,
+    carriers: &Carriers,
 ) -> Result<Opened, FsError> {
-    let (io, lun, index) = open(mount, place).await?;
+    let (io, lun, index) = open(mount, place, carriers).await?;
     let own = slot::join(&io, &lun, index, &host_of(mount), mount.incarnation, lease, prefer).await?;
     let mut opened = Opened { io, lun, own };
     if let Err(error) = opened.register().await {
@@ -118,8 +155,9 @@ pub async fn resume(
     place: &LunPlace,
     lease: LeaseTimes,
     slot: SlotRef,
+    carriers: &Carriers,
 ) -> Result<Opened, FsError> {
-    let (io, lun, index) = open(mount, place).await?;
+    let (io, lun, index) = open(mount, place, carriers).await?;
     let identity = host_of(mount);
     let joining = Joining {
         io: &io,
@@ -160,7 +198,18 @@ impl Opened {
     pub async fn renew(&mut self) -> Result<Instant, FsError> {
         slot::renew(&self.io, &self.lun, &mut self.own).await?;
         slot::tend_paths(&self.lun, self.own.lun).await?;
+        if self.lun.as_member().is_some_and(MemberLun::is_moving)
+            && let Err(error) = self.io.read(&self.lun, layout::header_cell(self.own.lun)).await
+        {
+            // Cells of the LUN move; when the header has moved, the LUN is not needed any more.
+            tracing::debug!(%error, "a LUN that is being taken out could not be looked at; trying again");
+        }
         Ok(self.own.lease_until)
+    }
+
+    /// Where the LUN's cells are, once all of them have moved.
+    pub fn window(&self) -> Option<CellAddress> {
+        self.lun.as_member()?.window().map(|window| window.at)
     }
 
     /// Leaves the slot, free or dirty.

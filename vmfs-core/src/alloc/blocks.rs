@@ -52,7 +52,7 @@ fn place_of(member: &Member, block: BlockNo) -> Result<(TablePlace, u64, usize),
 
 /// How many of the last blocks of a LUN ordinary work leaves alone; a LUN of few blocks has none. Which blocks they are does not
 /// depend on what a host knows of the others, so no race uses them up.
-fn reserve_of(member: &Member) -> u64 {
+pub(super) fn reserve_of(member: &Member) -> u64 {
     RESERVED.min(member.layout().block_count() / 16)
 }
 
@@ -73,7 +73,7 @@ pub(super) fn place_of_cell(member: &Member, number: u64) -> Option<TablePlace> 
     Some(TablePlace { at, kind: CellKind::BlockTable, place: Place::TableCell(number) })
 }
 
-fn entry(kind: EntryKind, fd: u64, index: u32, by: SlotRef) -> TableEntry {
+pub(super) fn entry(kind: EntryKind, fd: u64, index: u32, by: SlotRef) -> TableEntry {
     TableEntry { fd, index, kind, slot: by.slot, generation_low: by.generation.low(), was: EntryKind::Free }
 }
 
@@ -447,7 +447,7 @@ impl Blocks {
     }
 
     /// Runs `change(nth, entry)` on the entries of these blocks of one LUN. Gives the entries as they are afterwards.
-    async fn edit(
+    pub(super) async fn edit(
         &self,
         lun: LunIndex,
         blocks: &[BlockNo],

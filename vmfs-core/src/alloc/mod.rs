@@ -8,6 +8,7 @@ mod free_space;
 pub mod owners;
 pub mod roots;
 pub mod table;
+pub(crate) mod taking_out;
 mod unit_entries;
 mod unit_stream;
 pub mod units;

@@ -30,6 +30,8 @@ pub struct Occupied {
     pub unsettled: u64,
     /// Units in the pools of hosts.
     pub pooled: u64,
+    /// Blocks of windows, which carry the cells of LUNs that were taken out.
+    pub windows: u64,
 }
 
 impl Occupied {
@@ -46,14 +48,15 @@ impl Occupied {
     fn note_block(&mut self, entry: &TableEntry) {
         match (entry.kind, FdId::from_stored(entry.fd)) {
             (EntryKind::Data, Some(fd)) => *self.blocks.entry(fd).or_default() += 1,
-            (EntryKind::Free | EntryKind::FdContainer | EntryKind::UnitContainer, _) => {}
+            (EntryKind::Free | EntryKind::FdContainer | EntryKind::UnitContainer | EntryKind::Gone, _) => {}
+            (EntryKind::Window, _) => self.windows += 1,
             _ => self.unsettled += 1,
         }
     }
 
     fn note_unit(&mut self, at: UnitAddress, entry: &TableEntry) {
         match (entry.kind, FdId::from_stored(entry.fd)) {
-            (EntryKind::Free | EntryKind::Table, _) => {}
+            (EntryKind::Free | EntryKind::Table | EntryKind::Gone, _) => {}
             (EntryKind::Pool, _) => self.pooled += 1,
             (kind @ (EntryKind::Body | EntryKind::PointerBlock | EntryKind::Inner | EntryKind::Bucket), Some(fd)) => {
                 self.units.entry(fd).or_default().push((at, kind, entry.index));

@@ -507,6 +507,9 @@ impl Units {
 
     async fn drain(&self, place: TablePlace) -> Result<(), FsError> {
         let lun = place.at.lun;
+        if self.context.is_gone(place.at) {
+            return Ok(());
+        }
         if self.context.is_lost(lun) {
             return Err(FsError::MissingLun { lun });
         }

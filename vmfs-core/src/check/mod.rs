@@ -33,6 +33,7 @@ use crate::env::Env;
 use crate::error::FsError;
 use crate::lun::Lun;
 use crate::slot;
+use crate::window::MemberLun;
 use reader::Reader;
 use remedy::Remedies;
 use sparse_bits::SparseBits;
@@ -61,6 +62,12 @@ pub(crate) async fn check_for_repair(
     let by_index: BTreeMap<_, _> = probed.iter().map(|m| (m.header.lun_index, m.lun.clone())).collect();
     let mut checker = Checker::new(Reader::new(context, by_index), observer, root, report);
     findings.into_iter().for_each(|finding| checker.tell(finding));
+    for member in &probed {
+        let window = member.lun.as_member().and_then(MemberLun::window);
+        if let Some(at) = window.as_ref().map(|window| window.at).or(member.header.window) {
+            checker.windows.insert(member.header.lun_index, (at, window.map(|window| window.end())));
+        }
+    }
     for member in probed {
         let layout = member.layout();
         let counts = LunCounts { name: member.lun.name().to_owned(), ..LunCounts::default() };

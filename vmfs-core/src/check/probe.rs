@@ -8,11 +8,12 @@ use super::finding::{Finding, Severity, Structure};
 use super::state::expect_plain;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::cell::probe;
-use crate::format::header::{BEING_REPAIRED, BEING_RESIGNATURED, LunHeader, MemberState, OWN_VOLUME};
+use crate::format::header::{BEING_REPAIRED, BEING_RESIGNATURED, HAS_WINDOW, LunHeader, MemberState, OWN_VOLUME};
 use crate::format::layout::{FIXED_STRIDE, HEADER_COPY_OFFSET, HEADER_OFFSET, LunLayout, TABLE_OFFSET};
 use crate::format::{Cell, CellContext, CellKind, FormatError};
 use crate::lun::Lun;
 use crate::units::{CellAddress, LunIndex, Uuid};
+use crate::window::{self, Carriers};
 
 /// A LUN with a header that can be believed.
 pub(crate) struct Probed {
@@ -68,7 +69,7 @@ pub(crate) async fn probe_all(luns: &[Rc<dyn Lun>], findings: &mut Vec<Finding>)
 /// As [`probe_all`], of LUNs that carry the cells of one volume, whatever volume they belong to by now.
 pub(crate) async fn probe_copies(luns: &[Rc<dyn Lun>], findings: &mut Vec<Finding>) -> Result<Vec<Probed>, FsError> {
     let mut members: Vec<Probed> = Vec::with_capacity(luns.len());
-    for lun in luns {
+    for lun in &window::members_of(luns, &Carriers::default()).await? {
         let Some(probed) = probe_one(lun, findings).await? else { continue };
         for other in &members {
             let name = (other.lun.name(), lun.name());
@@ -200,10 +201,11 @@ fn check_header(member: &Probed, reference: &LunHeader, findings: &mut Vec<Findi
         let found = format!("{:#x}", header.segments[0].table_offset);
         wrong(Structure::Header, "table_offset", found, format!("{TABLE_OFFSET:#x}"));
     }
-    if !matches!(header.state, MemberState::Active | MemberState::Draining | MemberState::Joining) {
+    let is_known = |state| matches!(state, MemberState::Active | MemberState::Draining | MemberState::Joining);
+    if !is_known(header.state) && header.state != MemberState::Carried {
         wrong(Structure::Header, "state", format!("{:?}", header.state), "active".to_owned());
     }
-    if header.incompatible & !(BEING_REPAIRED | BEING_RESIGNATURED | OWN_VOLUME) != 0 {
+    if header.incompatible & !(BEING_REPAIRED | BEING_RESIGNATURED | OWN_VOLUME | HAS_WINDOW) != 0 {
         wrong(
             Structure::Header,
             "incompatible",

@@ -81,7 +81,7 @@ impl Checker<'_> {
                     self.error(Structure::Member, at, None, "content", "fields of an index never used", "zeros");
                 }
             }
-            (MemberState::Active | MemberState::Draining, None) => {
+            (MemberState::Active | MemberState::Draining | MemberState::Carried, None) => {
                 self.report.missing.push(member.index);
                 let found = format!("{} ({}), which was not given or has no header", member.index, member.lun_uuid);
                 self.error(Structure::Member, at, None, "state", found, "every member in use");

@@ -59,6 +59,8 @@ pub(super) struct Checker<'a> {
     pub being_created: Option<FdId>,
     /// What is wrong with bodies of such objects, should they turn out to have a name.
     pub if_named: Vec<(FdId, Finding)>,
+    /// Windows by the LUN whose cells they carry: where they begin, and end if all cells are there.
+    pub windows: BTreeMap<LunIndex, (CellAddress, Option<u64>)>,
     /// Units that an object reaches, by container.
     pub units_reached: HashMap<BlockAddress, Vec<u64>>,
     told: HashSet<CellAddress>,
@@ -102,6 +104,7 @@ impl<'a> Checker<'a> {
             unlinked: HashSet::new(),
             being_created: None,
             if_named: Vec::new(),
+            windows: BTreeMap::new(),
             units_reached: HashMap::new(),
             told: HashSet::new(),
         }

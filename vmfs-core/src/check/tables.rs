@@ -7,6 +7,7 @@ use super::finding::{Finding, Phase, Severity, Structure};
 use super::reader::Unread;
 use super::state::{Checker, Judgement, expect_plain};
 use crate::format::arena::Place;
+use crate::format::header::MemberState;
 use crate::format::table_entry::{EntryKind, TableCell, TableEntry};
 use crate::format::{Cell, CellKind, FormatError};
 use crate::units::{BlockAddress, BlockNo, CellAddress, FdId, LunIndex, SlotRef};
@@ -203,6 +204,7 @@ impl Checker<'_> {
             EntryKind::Quarantine => member.counts.quarantined += 1,
             _ => {}
         }
+        let is_carried = member.header.state == MemberState::Carried;
         if let Some((field, found, expected)) = block_entry_fault(entry) {
             self.error(Structure::BlockTable, format!("{at} ({})", read.at), None, field, found, expected);
             self.remedies.block_entry(at);
@@ -227,7 +229,32 @@ impl Checker<'_> {
                 };
                 self.tell(finding);
             }
+            EntryKind::Gone if !is_carried => {
+                let (found, expected) = ("gone", "a use, on a LUN in use");
+                self.error(Structure::BlockTable, format!("{at} ({})", read.at), None, "kind", found, expected);
+                self.remedies.block_entry(at);
+            }
+            EntryKind::Window if self.is_unused_window(at, entry) => {
+                self.remedies.free_block(at, entry);
+                let why = "freed: the removal of that LUN took another one, or none".to_owned();
+                let judgement = Judgement { severity: Severity::Recoverable, why };
+                let what = format!("window of lun{}, which is not there", entry.index);
+                self.tell_mark(Structure::BlockTable, at, None, &what, judgement);
+            }
             _ => {}
+        }
+    }
+
+    /// Whether a LUN that was given says that its window is somewhere else. Of one that is missing nothing can be said.
+    fn is_unused_window(&self, at: BlockAddress, entry: &TableEntry) -> bool {
+        let Some(lun) = u8::try_from(entry.index).ok().and_then(LunIndex::new) else { return true };
+        let offset = self.members.get(&at.lun).and_then(|member| member.layout.block_offset(at.block));
+        match (self.windows.get(&lun), offset) {
+            (Some((begin, end)), Some(offset)) => {
+                begin.lun != at.lun || offset < begin.offset || end.is_some_and(|end| offset >= end)
+            }
+            (None, _) => self.members.contains_key(&lun),
+            (_, None) => false,
         }
     }
 
@@ -321,6 +348,10 @@ pub(super) fn block_entry_fault(entry: &TableEntry) -> Option<(&'static str, Str
             if *entry != (TableEntry { kind: entry.kind, ..TableEntry::FREE }) =>
         {
             fault("kind", format!("{entry:?}"), "a container without owner and incarnation")
+        }
+        EntryKind::Gone if *entry != TableEntry::GONE => fault("kind", format!("gone, with {entry:?}"), "zeros"),
+        EntryKind::Window if entry.fd != 0 || !(1..=254).contains(&entry.index) => {
+            fault("index", format!("{:#x} index {}", entry.fd, entry.index), "a LUN")
         }
         EntryKind::Pool
         | EntryKind::Table

@@ -5,7 +5,7 @@
 //! A blocking data command that has returned has ended, also with an error (rule R3: the kernel's error handling has returned it).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
 
@@ -63,7 +63,8 @@ pub struct Moved {
 /// One thread's means to move data.
 pub struct Mover {
     luns: Arc<DataLuns>,
-    known: Vec<Option<Arc<dyn DataLun>>>,
+    /// A path that was replaced meanwhile (its LUN was taken out) is not kept open by who moved data there once.
+    known: Vec<Option<Weak<dyn DataLun>>>,
     bounce: AlignedBuf,
     now: Box<dyn Fn() -> Instant + Send>,
 }
@@ -257,10 +258,12 @@ impl Mover {
 
     fn lun(&mut self, lun: LunIndex) -> Result<Arc<dyn DataLun>, Stop> {
         let known = &mut self.known[usize::from(lun.get())];
-        if known.is_none() {
-            *known = self.luns.get(lun);
+        if let Some(data) = known.as_ref().and_then(Weak::upgrade) {
+            return Ok(data);
         }
-        known.clone().ok_or(Stop::MissingLun(lun))
+        let data = self.luns.get(lun).ok_or(Stop::MissingLun(lun))?;
+        *known = Some(Arc::downgrade(&data));
+        Ok(data)
     }
 }
 

@@ -43,6 +43,10 @@ pub enum CellKind {
     Inner = 11,
     /// Part of a directory bucket.
     Bucket = 12,
+    /// Stands in the place of a cell that has left its LUN.
+    Moved = 13,
+    /// Part of the map of a window, to which the cells of another LUN have moved.
+    WindowMap = 14,
 }
 
 impl CellKind {
@@ -61,6 +65,8 @@ impl CellKind {
             10 => CellKind::PointerBlock,
             11 => CellKind::Inner,
             12 => CellKind::Bucket,
+            13 => CellKind::Moved,
+            14 => CellKind::WindowMap,
             _ => return None,
         })
     }

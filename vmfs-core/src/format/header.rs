@@ -6,6 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::layout::{MAX_SEGMENTS, Segment, TABLE_OFFSET};
+use super::moved::PIECE_ALIGNMENT;
 use super::{FormatError, prefix, value};
 use crate::units::{BlockNo, BlockSize, CellAddress, CellSize, FdId, LunIndex, SlotRef, Uuid};
 
@@ -25,6 +26,8 @@ pub enum MemberState {
     Removed = 4,
     /// Declared lost by the administrator.
     Lost = 5,
+    /// Being taken out, or taken out: its cells move, or have moved, to a window on another LUN.
+    Carried = 6,
 }
 
 impl MemberState {
@@ -37,6 +40,7 @@ impl MemberState {
             3 => MemberState::Draining,
             4 => MemberState::Removed,
             5 => MemberState::Lost,
+            6 => MemberState::Carried,
             _ => return None,
         })
     }
@@ -166,9 +170,26 @@ struct RawLunHeader {
     segments: [RawSegment; MAX_SEGMENTS],
     growing: U64,
     volume: [u8; 16],
+    window: U64,
 }
 
-const _: () = assert!(size_of::<RawLunHeader>() == 408);
+/// A window as it is stored: the carrier in bits 56..63, the byte offset there below, as a cell address; 0: none.
+pub(super) fn encode_window(window: Option<CellAddress>) -> U64 {
+    window.map_or(0, CellAddress::pack).into()
+}
+
+/// As [`encode_window`], the other way.
+pub(super) fn decode_window(raw: U64, structure: &'static str) -> Result<Option<CellAddress>, FormatError> {
+    match raw.get() {
+        0 => Ok(None),
+        stored => {
+            let window = CellAddress::unpack(stored).filter(|at| at.offset % PIECE_ALIGNMENT == 0 && at.offset != 0);
+            value(window, structure, "window", stored).map(Some)
+        }
+    }
+}
+
+const _: () = assert!(size_of::<RawLunHeader>() == 416);
 const _: () = assert!(size_of::<RawLunHeader>() <= CellSize::B512.payload());
 
 /// Longest label, in bytes of UTF-8.
@@ -181,6 +202,8 @@ pub const BEING_REPAIRED: u64 = 1;
 pub const OWN_VOLUME: u64 = 2;
 /// Bit of `incompatible`: a copy is being made a volume of its own, or that was cut off. No mount, neither as the old nor as the new one.
 pub const BEING_RESIGNATURED: u64 = 4;
+/// Bit of `incompatible`: cells of a LUN move, or have moved, to a window on another one.
+pub const HAS_WINDOW: u64 = 8;
 
 /// The decoded payload of a header cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,6 +246,8 @@ pub struct LunHeader {
     pub growing: SlotRef,
     /// UUID of the volume, when it is not the one in the cells ([`OWN_VOLUME`]).
     pub volume: Option<Uuid>,
+    /// State [`MemberState::Carried`]: where the window begins to which the LUN's cells move; none as long as that is not decided.
+    pub window: Option<CellAddress>,
 }
 
 impl LunHeader {
@@ -269,6 +294,7 @@ impl LunHeader {
                 .collect(),
             growing: value(SlotRef::unpack(raw.growing.get()), NAME, "growing", raw.growing.get())?,
             volume: Some(Uuid(raw.volume)).filter(|volume| *volume != Uuid::default()),
+            window: decode_window(raw.window, NAME)?,
         };
         header.check_geometry(cell)?;
         Ok(header)
@@ -353,6 +379,7 @@ impl LunHeader {
             segments,
             growing: self.growing.pack().into(),
             volume: self.volume.unwrap_or_default().0,
+            window: encode_window(self.window),
         };
         raw.as_bytes().to_vec()
     }

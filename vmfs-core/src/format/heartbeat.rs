@@ -71,7 +71,7 @@ struct RawHeartbeat {
     drop_lun: u8,
     drop_acknowledged: u8,
     host_name_length: U16,
-    reserved: U16,
+    abilities: U16,
     host: [u8; 16],
     boot: [u8; 16],
     generation: U64,
@@ -90,6 +90,9 @@ struct RawHeartbeat {
 }
 
 const _: () = assert!(size_of::<RawHeartbeat>() == 192);
+
+/// Bit of `abilities`: the owner follows cells that have left their LUN to the window that carries them.
+pub const FOLLOWS_MOVED: u16 = 1;
 
 /// Longest host name kept, in bytes; longer ones are cut at a character.
 pub const MAX_HOST_NAME: usize = 72;
@@ -139,6 +142,8 @@ pub struct Heartbeat {
     pub reservation_key: u64,
     /// Who is breaking or recovering the slot.
     pub breaker: Breaker,
+    /// What the owner can do that releases before it could not.
+    pub abilities: u16,
     /// Seconds since 1970 at the join, by the owner's clock; for people.
     pub live_since_s: u64,
     /// Host name; for people.
@@ -161,6 +166,7 @@ impl Heartbeat {
             lease: LeaseTimes { lease_ms: 0, renew_ms: 0, margin_ms: 0, clock_ppm: 0 },
             reservation_key: 0,
             breaker: Breaker::default(),
+            abilities: 0,
             live_since_s: 0,
             host_name: String::new(),
         }
@@ -216,6 +222,7 @@ impl Heartbeat {
                 incarnation: raw.breaker_incarnation.get(),
                 beat: raw.breaker_beat.get(),
             },
+            abilities: raw.abilities.get(),
             live_since_s: raw.live_since_s.get(),
             host_name: value(name, NAME, "host_name_length", length.into())?.to_owned(),
         })
@@ -235,7 +242,7 @@ impl Heartbeat {
             drop_lun: self.drop_lun,
             drop_acknowledged: self.drop_acknowledged.into(),
             host_name_length: (length as u16).into(),
-            reserved: U16::ZERO,
+            abilities: self.abilities.into(),
             host: self.host.0,
             boot: self.boot.0,
             generation: self.generation.0.into(),

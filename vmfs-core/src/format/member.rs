@@ -5,9 +5,9 @@
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::header::{DeviceIdentity, MemberState, RawIdentity};
+use super::header::{DeviceIdentity, MemberState, RawIdentity, decode_window, encode_window};
 use super::{FormatError, prefix, value};
-use crate::units::{LunIndex, Uuid};
+use crate::units::{CellAddress, LunIndex, Uuid};
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -18,9 +18,10 @@ struct RawMember {
     state: u8,
     reserved: [u8; 6],
     identity: RawIdentity,
+    window: U64,
 }
 
-const _: () = assert!(size_of::<RawMember>() == 96);
+const _: () = assert!(size_of::<RawMember>() == 104);
 
 /// The decoded payload of a member cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Member {
     pub state: MemberState,
     /// What the device said of itself when it was added.
     pub identity: DeviceIdentity,
+    /// State [`MemberState::Carried`]: where the window begins that holds the LUN's cells.
+    pub window: Option<CellAddress>,
 }
 
 impl Member {
@@ -46,6 +49,7 @@ impl Member {
             index,
             state: MemberState::Free,
             identity: DeviceIdentity::default(),
+            window: None,
         }
     }
 
@@ -59,6 +63,7 @@ impl Member {
             index: value(LunIndex::new(raw.index), NAME, "index", raw.index.into())?,
             state: value(MemberState::from_stored(raw.state), NAME, "state", raw.state.into())?,
             identity: raw.identity.decode(NAME)?,
+            window: decode_window(raw.window, NAME)?,
         })
     }
 
@@ -71,6 +76,7 @@ impl Member {
             state: self.state as u8,
             reserved: [0; 6],
             identity: RawIdentity::encode(&self.identity),
+            window: encode_window(self.window),
         };
         raw.as_bytes().to_vec()
     }

@@ -10,6 +10,7 @@ pub mod header;
 pub mod heartbeat;
 pub mod layout;
 pub mod member;
+pub mod moved;
 pub mod pointer;
 pub mod root_cell;
 pub mod table_entry;

@@ -39,6 +39,10 @@ pub enum EntryKind {
     Inner = 11,
     /// Unit: bucket of the directory `fd`.
     Bucket = 12,
+    /// Block or unit: there is none any more, its LUN was taken out of the volume.
+    Gone = 13,
+    /// Block: part of the window to which the cells of LUN `index` have moved.
+    Window = 14,
 }
 
 impl EntryKind {
@@ -58,6 +62,8 @@ impl EntryKind {
             10 => EntryKind::PointerBlock,
             11 => EntryKind::Inner,
             12 => EntryKind::Bucket,
+            13 => EntryKind::Gone,
+            14 => EntryKind::Window,
             _ => return None,
         })
     }
@@ -84,6 +90,8 @@ impl TableEntry {
     /// A free entry: all zeros.
     pub const FREE: TableEntry =
         TableEntry { fd: 0, index: 0, kind: EntryKind::Free, slot: SlotId(0), generation_low: 0, was: EntryKind::Free };
+    /// The entry of a block or unit that went with its LUN.
+    pub const GONE: TableEntry = TableEntry { kind: EntryKind::Gone, ..TableEntry::FREE };
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]

@@ -26,6 +26,7 @@ use crate::buf::AlignedBuf;
 use crate::env::LocalFuture;
 use crate::format::header::{DeviceIdentity, LockMode};
 use crate::units::{CellSize, SlotId};
+use crate::window::MemberLun;
 
 /// Result of one compare-and-write that was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +125,11 @@ pub trait Lun {
     fn fence(&self, victim: PathOwner) -> LocalFuture<'_, Result<Fencing, LunError>> {
         let _ = victim;
         Box::pin(std::future::ready(Ok(Fencing::TimeOnly)))
+    }
+
+    /// This LUN as a member's, whose cells may move to another one; `None`: it is a bare LUN.
+    fn as_member(&self) -> Option<&MemberLun> {
+        None
     }
 
     /// The slot may be joined again: gives back what [`Lun::fence`] holds.

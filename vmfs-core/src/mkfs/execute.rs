@@ -131,6 +131,7 @@ fn active_member(planned: &PlannedLun) -> Member {
         index: planned.index(),
         state: MemberState::Active,
         identity: planned.identity.clone(),
+        window: None,
     }
 }
 
@@ -369,6 +370,7 @@ impl Making<'_> {
             segments: planned.layout.segments.clone(),
             growing: SlotRef::NOBODY,
             volume: None,
+            window: None,
         }
     }
 

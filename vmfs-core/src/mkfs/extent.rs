@@ -77,6 +77,7 @@ pub async fn format_extent(
         identity: lun.identity(),
         segments: layout.segments.clone(),
         growing: SlotRef::NOBODY,
+        window: None,
         ..like.clone()
     };
     let planned = PlannedLun {

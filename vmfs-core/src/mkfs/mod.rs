@@ -21,7 +21,7 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::cell::probe;
 use crate::format::header::{DeviceIdentity, LeaseTimes, LockMode, LunHeader, MAX_LABEL};
 use crate::format::layout::{FIXED_STRIDE, HEADER_COPY_OFFSET, HEADER_OFFSET, LunLayout, Segment, UNTOUCHED_BYTES};
-use crate::format::{Cell, CellContext};
+use crate::format::{Cell, CellContext, CellKind};
 use crate::lease;
 use crate::lun::Lun;
 use crate::slot;
@@ -297,8 +297,18 @@ async fn inspect_volume(
     bytes: &[u8],
 ) -> Result<Option<String>, FsError> {
     let at = CellAddress { lun: index, offset };
-    let header = Cell::decode(&context, at, &bytes[..context.cell_size.bytes()])
-        .and_then(|cell| LunHeader::decode(context.cell_size, cell.payload()));
+    let cell = Cell::decode(&context, at, &bytes[..context.cell_size.bytes()]);
+    if let Ok(cell) = &cell
+        && cell.header().kind == CellKind::Moved
+    {
+        let what = format!("{index} of the VMFS volume {}, from which it was taken out", context.volume);
+        if force {
+            return Ok(Some(what));
+        }
+        let message = format!("{}: held {what}; nothing was written. Use --force", lun.name());
+        return Err(FsError::refused(FsErrorKind::Exists, message));
+    }
+    let header = cell.and_then(|cell| LunHeader::decode(context.cell_size, cell.payload()));
     let volume = header.as_ref().map_or(context.volume, |header| header.volume_of(context.volume));
     let label = header.map_or_else(|_| "damaged".to_owned(), |header| format!("label {:?}", header.label));
     let what = format!("{index} of the VMFS volume {volume} ({label})");

@@ -197,7 +197,12 @@ impl Recovery<'_> {
     fn is_its(&self, entry: &TableEntry) -> bool {
         let kinds = !matches!(
             entry.kind,
-            EntryKind::Free | EntryKind::FdContainer | EntryKind::UnitContainer | EntryKind::Table
+            EntryKind::Free
+                | EntryKind::FdContainer
+                | EntryKind::UnitContainer
+                | EntryKind::Table
+                | EntryKind::Gone
+                | EntryKind::Window
         );
         kinds && (entry.slot, entry.generation_low) == (self.dead.slot, self.dead.generation.low())
     }

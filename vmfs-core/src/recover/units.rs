@@ -12,7 +12,7 @@ use crate::format::CellKind;
 use crate::format::arena::Place;
 use crate::format::layout::entries_per_cell;
 use crate::format::table_entry::{EntryKind, TableEntry};
-use crate::units::{BlockAddress, UnitAddress};
+use crate::units::{BlockAddress, CellAddress, UnitAddress};
 
 impl Recovery<'_> {
     pub(super) async fn unit_container(&mut self, container: BlockAddress) -> Result<(), FsError> {
@@ -20,6 +20,10 @@ impl Recovery<'_> {
         let per = entries_per_cell(layout.cell_size);
         let units = layout.block_size.units() as usize;
         let first = usize::from(first_unit(layout));
+        let begin = layout.block_offset(container.block);
+        if begin.is_some_and(|offset| self.context().is_gone(CellAddress { lun: container.lun, offset })) {
+            return Ok(());
+        }
         for cell in 0..units.div_ceil(per) {
             let range = (cell * per).max(first)..((cell + 1) * per).min(units);
             if !range.is_empty() {

@@ -25,6 +25,7 @@ use crate::format::member;
 use crate::format::{Cell, CellContext, CellHeader, CellKind};
 use crate::lun::{Compared, Lun};
 use crate::units::{CellAddress, Generation, Link, LunIndex, SLOTS, SlotId, SlotRef, Token};
+use crate::window::MemberLun;
 
 /// What a lost generation is set ahead by: more joins than a slot sees in a lifetime.
 const GENERATIONS_AHEAD: u64 = 1 << 24;
@@ -177,13 +178,22 @@ fn unlike(own: &LunHeader, other: &LunHeader) -> bool {
 
 fn from_header(ground: &Ground, index: LunIndex) -> member::Member {
     match ground.members.get(&index) {
-        Some(member) => member::Member {
-            lun_uuid: member.header.lun_uuid,
-            lun_bytes: member.header.lun_bytes,
-            index,
-            state: member.header.state,
-            identity: member.header.identity.clone(),
-        },
+        Some(member) => {
+            let window = member.lun.as_member().and_then(MemberLun::window).map(|window| window.at);
+            // As long as not all cells have moved, the LUN itself is needed.
+            let state = match member.header.state {
+                MemberState::Carried if window.is_none() => MemberState::Draining,
+                state => state,
+            };
+            member::Member {
+                lun_uuid: member.header.lun_uuid,
+                lun_bytes: member.header.lun_bytes,
+                index,
+                state,
+                identity: member.header.identity.clone(),
+                window,
+            }
+        }
         None => member::Member::free(index),
     }
 }

@@ -33,6 +33,7 @@ use crate::error::{FsError, FsErrorKind};
 use crate::format::table_entry::EntryKind;
 use crate::lun::Lun;
 use crate::units::{FdId, Uuid};
+use crate::window::{self, Carriers};
 use ground::Ground;
 use undo::UndoLun;
 
@@ -153,7 +154,8 @@ pub async fn repair(
         return Err(FsError::refused(FsErrorKind::Invalid, message));
     }
     let mut work = Work::new(repairer, options);
-    fixed::mend_headers(env, &luns, &mut work).await?;
+    let members = window::members_of(&luns, &Carriers::default()).await?;
+    fixed::mend_headers(env, &members, &mut work).await?;
     let mut ground = fixed::ground(env, &luns).await?;
     guard::close(&mut ground, &seen).await?;
     for lun in ground.members.keys().copied().collect::<Vec<_>>() {
@@ -333,7 +335,9 @@ pub async fn identities(luns: &[Rc<dyn Lun>]) -> Result<Vec<(Uuid, Uuid)>, FsErr
     let mut all = Vec::with_capacity(luns.len());
     for lun in luns {
         let probed = check::probe::probe_all(std::slice::from_ref(lun), &mut Vec::new()).await?;
-        all.push((probed[0].volume(), probed[0].header.lun_uuid));
+        // What it carries in a window is no LUN of its own.
+        let own = probed.iter().find(|member| member.lun.name() == lun.name()).unwrap_or(&probed[0]);
+        all.push((own.volume(), own.header.lun_uuid));
     }
     Ok(all)
 }

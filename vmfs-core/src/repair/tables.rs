@@ -5,14 +5,17 @@
 use std::collections::BTreeMap;
 
 use super::ground::Ground;
+use crate::alloc::taking_out::window_entry;
 use crate::cas::CellChange;
 use crate::check::remedy::{Claimed, Remedies};
 use crate::container::first_unit;
 use crate::error::FsError;
 use crate::format::CellKind;
+use crate::format::header::MemberState;
 use crate::format::layout::entries_per_cell;
 use crate::format::table_entry::{EntryKind, TableCell, TableEntry};
 use crate::units::{BlockAddress, CellAddress, Link, LunIndex, SlotId, Token, UnitAddress};
+use crate::window::MemberLun;
 
 /// Changes of entries by table cell: {place, expected, new}.
 type Edits = BTreeMap<CellAddress, (CellKind, Vec<(usize, TableEntry, TableEntry)>)>;
@@ -130,9 +133,21 @@ fn found_entry(ground: &Ground, at: BlockAddress, remedies: &Remedies) -> TableE
         container(EntryKind::FdContainer)
     } else if remedies.unit_containers.contains(&at) {
         container(EntryKind::UnitContainer)
+    } else if ground.member(at.lun).is_ok_and(|member| member.header.state == MemberState::Carried) {
+        TableEntry::GONE
     } else {
-        freed(ground, at.lun, &TableEntry::FREE)
+        window_entry_at(ground, at).unwrap_or_else(|| freed(ground, at.lun, &TableEntry::FREE))
     }
+}
+
+/// The entry of a block that is part of a window.
+fn window_entry_at(ground: &Ground, at: BlockAddress) -> Option<TableEntry> {
+    let offset = ground.member(at.lun).ok()?.layout.block_offset(at.block)?;
+    let carried = ground.members.iter().find(|(_, member)| {
+        let window = member.lun.as_member().and_then(MemberLun::window);
+        window.is_some_and(|window| window.at.lun == at.lun && (window.at.offset..window.end()).contains(&offset))
+    });
+    carried.map(|(lun, _)| window_entry(*lun))
 }
 
 /// Makes a damaged cell of a unit container's table anew.

@@ -11,7 +11,7 @@ use crate::check::probe::{self, Probed};
 use crate::env::Env;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::header::{
-    BEING_REPAIRED, BEING_RESIGNATURED, LockMode, LunHeader, MAX_LABEL, MemberState, OWN_VOLUME,
+    BEING_REPAIRED, BEING_RESIGNATURED, HAS_WINDOW, LockMode, LunHeader, MAX_LABEL, MemberState, OWN_VOLUME,
 };
 use crate::format::layout::header_cell;
 use crate::format::member::Member;
@@ -143,6 +143,12 @@ fn check_device(before: &[Given], probed: &Probed) -> Result<(), FsError> {
             "{name} is truncated: it has {} bytes, its volume was made for {}; copy the whole LUN",
             lun.bytes(),
             header.lun_bytes
+        ));
+    }
+    if header.incompatible & HAS_WINDOW != 0 {
+        return refuse(format!(
+            "{name} is of a volume of which a LUN was taken out: a copy of such a volume cannot be made a volume of its own; copy its \
+             files into a new volume"
         ));
     }
     let cell_size = probed.context.cell_size;

@@ -16,13 +16,14 @@ use crate::keeper::Joining;
 use crate::lease;
 use crate::lun::Lun;
 use crate::slot::{self, OwnSlot};
-use crate::units::LunIndex;
+use crate::units::{CellAddress, LunIndex};
 
 pub(super) async fn adopt(inner: &Rc<Inner>, lun: Rc<dyn Lun>) -> Result<LunIndex, FsError> {
     let _one = inner.adopting.lock().await;
     inner.for_reading()?;
-    let probed = members::probe(lun).await?;
+    let mut probed = members::probe(lun).await?;
     check_belongs(inner, &probed)?;
+    probed.lun = inner.context.carriers().member(&probed.context, probed.header.lun_index, probed.lun);
     members::check_alone(&probed, inner.info.read_only, 0)?;
     check_listed(inner, &probed).await?;
     let index = probed.header.lun_index;
@@ -40,6 +41,15 @@ pub(super) async fn adopt(inner: &Rc<Inner>, lun: Rc<dyn Lun>) -> Result<LunInde
         tracing::warn!(lun = probed.lun.name(), %error, "free space could not be counted");
     }
     Ok(index)
+}
+
+/// Takes up the member whose cells are in the window at `at`, if the LUN that carries it is there.
+pub(super) async fn adopt_window(inner: &Rc<Inner>, at: CellAddress) -> Result<(), FsError> {
+    let context = inner.context.io.context();
+    match inner.context.carriers().window(context, at).await? {
+        Some(lun) => adopt(inner, lun).await.map(|_| ()),
+        None => refuse(FsErrorKind::Io, format!("its cells are on {}, which is not there; bring that back", at.lun)),
+    }
 }
 
 fn refuse<T>(kind: FsErrorKind, message: String) -> Result<T, FsError> {
@@ -109,7 +119,11 @@ async fn check_listed(inner: &Inner, probed: &Probed) -> Result<(), FsError> {
         };
         let corrupt = |cause| FsError::Corrupt { structure: format!("member cell {}", cell.address()), cause };
         let entry = member::Member::decode(cell.payload()).map_err(corrupt)?;
-        let in_use = matches!(entry.state, MemberState::Joining | MemberState::Active | MemberState::Draining);
+        let in_use = match entry.state {
+            MemberState::Joining | MemberState::Active | MemberState::Draining => true,
+            MemberState::Carried => probed.lun.as_member().is_some_and(|member| member.window().is_some()),
+            _ => false,
+        };
         if entry.lun_uuid != header.lun_uuid || !in_use {
             let says = match entry.state {
                 MemberState::Free => "nobody".to_owned(),

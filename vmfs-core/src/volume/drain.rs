@@ -146,6 +146,8 @@ async fn mark(inner: &Inner, lun: LunIndex) -> Result<bool, FsError> {
     let (_, before) = membership::read_header(inner, &member).await?;
     let edit = |header: &LunHeader| match header.state {
         MemberState::Active | MemberState::Draining => Ok(LunHeader { state: MemberState::Draining, ..header.clone() }),
+        // What a host put there before it had read that it is being taken out.
+        MemberState::Carried if header.window.is_none() => Ok(header.clone()),
         state => {
             Err(FsError::refused(FsErrorKind::Invalid, format!("{name} is {state:?}: only a LUN in use is drained")))
         }

@@ -12,6 +12,7 @@ use crate::format::dirent::ObjectRef;
 use crate::format::header::LunHeader;
 use crate::format::heartbeat::Heartbeat;
 use crate::format::member::Member;
+use crate::format::moved::{MapCell, Moved};
 use crate::format::pointer::pointer_at;
 use crate::format::root_cell::RootCell;
 use crate::format::table_entry::{EntryKind, TableCell};
@@ -93,6 +94,8 @@ fn show_payload(size: CellSize, cell: &Cell) -> Result<String, FormatError> {
             text
         }
         CellKind::Blank => "blank\n".to_owned(),
+        CellKind::Moved => words::moved(&Moved::decode(payload)?),
+        CellKind::WindowMap => words::window_map(&MapCell::decode(size, payload)?),
         CellKind::Body | CellKind::Inner | CellKind::Bucket => {
             let mut text = String::new();
             for (nth, line) in payload.chunks(32).enumerate() {

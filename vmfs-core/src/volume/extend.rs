@@ -147,6 +147,7 @@ async fn reserve(inner: &Inner, lun: &Rc<dyn Lun>) -> Result<(Cell, member::Memb
             index,
             state: MemberState::Joining,
             identity: identity_of(lun),
+            window: None,
         };
         let cell = inner.context.read_cell(member_cell(lowest, index)).await?;
         let is_free = member::Member::decode(cell.payload()).is_ok_and(|found| stage(&found) == Stage::Free);

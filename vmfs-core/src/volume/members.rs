@@ -10,16 +10,19 @@ use super::membership::further;
 use crate::cas::CellIo;
 use crate::env::Env;
 use crate::error::{FsError, FsErrorKind};
-use crate::format::header::{BEING_REPAIRED, BEING_RESIGNATURED, LockMode, LunHeader, MemberState, OWN_VOLUME};
+use crate::format::header::{
+    BEING_REPAIRED, BEING_RESIGNATURED, HAS_WINDOW, LockMode, LunHeader, MemberState, OWN_VOLUME,
+};
 use crate::format::layout::{FIXED_STRIDE, HEADER_COPY_OFFSET, HEADER_OFFSET, LunLayout, member_cell};
 use crate::format::member::Member;
 use crate::format::{Cell, CellContext, CellKind, FormatError, cell};
 use crate::lun::Lun;
 use crate::units::{CellAddress, LunIndex, MAX_MEMBERS, Uuid};
 use crate::volume::types::MissingLun;
+use crate::window::{self, Carriers, Head};
 
 /// Features of `incompatible` that this code knows.
-const KNOWN_INCOMPATIBLE: u64 = OWN_VOLUME;
+const KNOWN_INCOMPATIBLE: u64 = OWN_VOLUME | HAS_WINDOW;
 /// Features of `read_only_compatible` that this code knows.
 const KNOWN_READ_ONLY_COMPATIBLE: u64 = 0;
 
@@ -58,21 +61,30 @@ pub(super) async fn probe_all(
     degraded: bool,
     tolerated: u64,
     env: &Rc<dyn Env>,
+    carriers: &Carriers,
 ) -> Result<(Vec<Probed>, Vec<MissingLun>), FsError> {
     let mut members: Vec<Probed> = Vec::with_capacity(luns.len());
-    let mut silent = None;
+    let (mut silent, mut left) = (None, Vec::new());
     for lun in luns {
         let name = lun.name().to_owned();
-        let probed = match probe(lun).await {
+        let mut probed = match probe(lun.clone()).await {
             // One that cannot be read is as good as one that is not there.
             Err(error @ FsError::Lun(_)) if degraded => {
                 tracing::warn!(lun = name, %error, "mounted without a LUN that does not answer");
                 silent = silent.or(Some(error));
                 continue;
             }
-            probed => probed?,
+            Err(error) => match window::head_of(&lun).await {
+                Head::Left(context, index, moved) => {
+                    left.push((name, context, index, moved));
+                    continue;
+                }
+                _ => return Err(error),
+            },
+            Ok(probed) => probed,
         };
         check_against(&members, &probed)?;
+        probed.lun = carriers.member(&probed.context, probed.header.lun_index, probed.lun);
         members.push(probed);
     }
     for member in &members {
@@ -81,6 +93,9 @@ pub(super) async fn probe_all(
     let Some(first) = members.first() else {
         if let Some(error) = silent {
             return Err(error);
+        }
+        if let Some((name, _, index, _)) = left.first() {
+            return Err(window::was_taken_out(name, *index));
         }
         return refuse("no LUN was given: name every LUN of the volume".to_owned());
     };
@@ -95,7 +110,26 @@ pub(super) async fn probe_all(
             }
         }
     }
+    for (name, context, index, moved) in left {
+        // Whoever took it out did not come to say so in the other LUNs' tables.
+        let unsaid = table.get_mut(&index).filter(|entry| entry.state == MemberState::Draining);
+        match unsaid.filter(|_| context == *io.context()) {
+            Some(entry) => {
+                entry.state = MemberState::Carried;
+                entry.window = Some(CellAddress { lun: moved.carrier, offset: moved.window });
+            }
+            None => return Err(window::was_taken_out(&name, index)),
+        }
+    }
     let table: Vec<Member> = table.into_values().collect();
+    for at in table.iter().filter_map(|entry| entry.window.filter(|_| entry.state == MemberState::Carried)) {
+        if let Some(lun) = carriers.window(io.context(), at).await? {
+            let probed = probe(lun).await?;
+            check_against(&members, &probed)?;
+            check_alone(&probed, read_only, tolerated)?;
+            members.push(probed);
+        }
+    }
     let missing = missing_from(&members, &table)?;
     if !missing.is_empty() && !degraded {
         return refuse_incomplete(&members, &missing);
@@ -114,6 +148,9 @@ pub(super) async fn probe(lun: Rc<dyn Lun>) -> Result<Probed, FsError> {
         Ok((context, header)) => return Ok(Probed { lun, context, header }),
         Err(cause) => cause,
     };
+    if let Head::Left(_, index, _) = window::head_of(&lun).await {
+        return Err(window::was_taken_out(&name, index));
+    }
     if header_at(&lun, HEADER_COPY_OFFSET).await?.is_ok() {
         let structure = format!("header of {name} (its copy is intact)");
         return Err(FsError::Corrupt { structure, cause });
@@ -219,7 +256,7 @@ pub(super) fn check_alone(member: &Probed, read_only: bool, tolerated: u64) -> R
             member.context.cell_size.bytes()
         ));
     }
-    if !matches!(header.state, MemberState::Active | MemberState::Draining) {
+    if !matches!(header.state, MemberState::Active | MemberState::Draining | MemberState::Carried) {
         let next = match header.state {
             MemberState::Joining => {
                 "leave it out: it is being added, or vmfs extent add finishes that once the volume is mounted"
@@ -340,7 +377,8 @@ fn missing_from(members: &[Probed], table: &[Member]) -> Result<Vec<MissingLun>,
         let entry = table.iter().find(|member| member.index == probed.header.lun_index);
         let in_use = entry.is_some_and(|member| {
             member.lun_uuid == probed.header.lun_uuid
-                && matches!(member.state, MemberState::Joining | MemberState::Active | MemberState::Draining)
+                && (matches!(member.state, MemberState::Joining | MemberState::Active | MemberState::Draining)
+                    || member.state == MemberState::Carried)
         });
         if !in_use {
             return refuse(format!(
@@ -351,7 +389,8 @@ fn missing_from(members: &[Probed], table: &[Member]) -> Result<Vec<MissingLun>,
             ));
         }
     }
-    let needed = table.iter().filter(|member| matches!(member.state, MemberState::Active | MemberState::Draining));
+    let is_needed = |state| matches!(state, MemberState::Active | MemberState::Draining | MemberState::Carried);
+    let needed = table.iter().filter(|member| is_needed(member.state));
     let missing =
         needed.filter(|member| members.iter().all(|probed| probed.header.lun_index != member.index)).map(|member| {
             MissingLun {

@@ -29,7 +29,7 @@ use crate::format::{Cell, FormatError, member};
 use crate::lease;
 use crate::lun::Lun;
 use crate::slot;
-use crate::units::{LunIndex, SlotRef, Uuid};
+use crate::units::{CellAddress, LunIndex, SlotRef, Uuid};
 
 /// Attempts at a cell that other hosts change too.
 const TRIES: u32 = 16;
@@ -65,6 +65,8 @@ pub(crate) enum Stage {
     Joining,
     Active,
     Draining,
+    /// Its cells are in a window on another LUN.
+    Carried,
     Lost,
     Removed,
 }
@@ -76,6 +78,7 @@ pub(crate) fn stage(entry: &member::Member) -> Stage {
         MemberState::Joining => Stage::Joining,
         MemberState::Active => Stage::Active,
         MemberState::Draining => Stage::Draining,
+        MemberState::Carried => Stage::Carried,
         MemberState::Lost => Stage::Lost,
         MemberState::Removed => Stage::Removed,
     }
@@ -123,9 +126,10 @@ impl Tables {
             return Err(error.clone());
         }
         for entry in self.merged.values() {
-            if matches!(stage(entry), Stage::Active | Stage::Draining) && inner.context.member(entry.index).is_err() {
+            let in_use = matches!(stage(entry), Stage::Active | Stage::Draining | Stage::Carried);
+            if in_use && inner.context.member(entry.index).is_err() {
                 let message = format!(
-                    "{} (UUID {}) is not there: members are added only while all others are; bring it back first",
+                    "{} (UUID {}) is not there: members are added or taken out only while all others are; bring it back first",
                     entry.index, entry.lun_uuid
                 );
                 return Err(FsError::refused(FsErrorKind::Io, message));
@@ -161,6 +165,7 @@ pub(super) async fn run(inner: &Rc<Inner>) {
 
 /// Compares a LUN's header with what is known of it, every H.
 pub(super) async fn watch_header(inner: &Rc<Inner>, present: &Rc<Member>) {
+    let mut known = window_of(present).is_some();
     while background::sleep(inner, lease::renew_after(&inner.info.lease, 0)).await
         && inner.context.member(present.index).is_ok()
     {
@@ -170,6 +175,23 @@ pub(super) async fn watch_header(inner: &Rc<Inner>, present: &Rc<Member>) {
             present.note_header(header);
             inner.membership.notify_one();
         }
+        note_window(inner, present, &mut known);
+    }
+}
+
+/// The window that carries a member's cells, once its own device is not used any more.
+fn window_of(present: &Member) -> Option<CellAddress> {
+    present.lun.as_member()?.window().map(|window| window.at)
+}
+
+/// The header was read: if it came from a window, everybody who has the LUN's device lets go of it.
+fn note_window(inner: &Inner, present: &Member, known: &mut bool) {
+    if let Some(at) = window_of(present)
+        && !std::mem::replace(known, true)
+    {
+        inner.files.data_luns().insert(present.index, present.lun.data());
+        inner.keeper.moved(present.index, at);
+        inner.membership.notify_one();
     }
 }
 
@@ -185,9 +207,13 @@ async fn look(inner: &Rc<Inner>) -> Result<bool, FsError> {
                 settled = false;
                 take_back_of_gone(inner, entry).await?;
             }
-            Stage::Joining | Stage::Active | Stage::Draining if !is_there => {
+            Stage::Joining | Stage::Active | Stage::Draining | Stage::Carried if !is_there => {
                 settled = false;
-                if let Err(error) = search(inner, entry).await {
+                let found = match entry.window {
+                    Some(at) => adopt::adopt_window(inner, at).await,
+                    None => search(inner, entry).await,
+                };
+                if let Err(error) = found {
                     unfound.insert(entry.index, error.to_string());
                 }
             }
@@ -316,15 +342,20 @@ pub(super) async fn settle(inner: &Inner) -> Result<bool, FsError> {
     for (present, _) in &tables.each {
         let (_, header) = read_header(inner, present).await?;
         generation = generation.max(header.volume_generation);
-        said.insert(present.index, (header.lun_bytes, header.state));
+        said.insert(present.index, (header.lun_bytes, header.state, window_of(present)));
     }
     for (index, furthest) in &tables.merged {
         let mut furthest = furthest.clone();
         // A LUN that has grown, or is to be emptied, says so itself first.
-        if let Some((bytes, state)) = said.get(index) {
+        if let Some((bytes, state, window)) = said.get(index) {
             furthest.lun_bytes = furthest.lun_bytes.max(*bytes);
-            if *state == MemberState::Draining && stage(&furthest) == Stage::Active {
+            let leaves = matches!(state, MemberState::Draining | MemberState::Carried);
+            if leaves && stage(&furthest) == Stage::Active {
                 furthest.state = MemberState::Draining;
+            }
+            // All of its cells have left: nothing is asked for at the LUN any more.
+            if window.is_some() && stage(&furthest) < Stage::Carried {
+                furthest = member::Member { state: MemberState::Carried, window: *window, ..furthest };
             }
         }
         if stage(&furthest) == Stage::Joining && inner.context.member(*index).is_ok() {

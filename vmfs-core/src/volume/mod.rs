@@ -24,6 +24,7 @@ pub(crate) mod mend;
 mod mount;
 mod operations;
 mod patrol;
+mod remove;
 mod scrub;
 mod status;
 mod types;
@@ -35,8 +36,8 @@ pub use membership::{LunFinder, WantedLun};
 pub use scrub::{ScrubFinding, ScrubOptions, ScrubReport};
 pub use types::{
     Affected, AffectedObject, AttributeChange, BrokenLock, DirEntry, DrainReport, Grown, HostStatus, LockHolder,
-    LostPart, LunInfo, LunStatus, MissingLun, MountOptions, NewFile, NewObjectSpec, RenameFlags, Renamed, Stat, StatFs,
-    Stayed, Takeover, VolumeInfo, VolumeStatus, WhyLocked,
+    LostPart, LunInfo, LunStatus, MissingLun, MountOptions, NewFile, NewObjectSpec, RemoveReport, RenameFlags, Renamed,
+    Stat, StatFs, Stayed, Takeover, VolumeInfo, VolumeStatus, WhyLocked,
 };
 
 use std::cell::{Cell, RefCell};
@@ -257,6 +258,20 @@ impl Volume {
     /// Gives the emptying of a LUN up: all hosts put things there again, and a drain that goes on ends. `Invalid`: it is not being drained.
     pub fn cancel_drain(&self, lun: LunIndex) -> LocalFuture<'_, Result<(), FsError>> {
         Box::pin(async move { drain::cancel(&self.inner, lun).await })
+    }
+
+    /// Takes a LUN that was emptied out of the volume, the first one too, while all hosts go on: what has to stay of it (its root cells,
+    /// slots and tables) moves to a window on another LUN, and its device is not used any more. `progress` hears bytes of cells moved. Cut
+    /// off anywhere it can be repeated, by any host.
+    ///
+    /// Refused, before anything is changed: it is not empty or not being drained, it is the only one in use, a LUN is not there, no other
+    /// LUN has room for the window, it carries a window itself, a host runs a release that does not follow cells.
+    pub fn remove_extent<'a>(
+        &'a self,
+        lun: LunIndex,
+        progress: &'a mut dyn FnMut(Progress),
+    ) -> LocalFuture<'a, Result<RemoveReport, FsError>> {
+        Box::pin(async move { remove::remove(&self.inner, lun, progress).await })
     }
 
     /// Ends the growing and emptying of LUNs where it stands, for the volume is about to be unmounted: each can be repeated.

@@ -28,6 +28,7 @@ use crate::object::Objects;
 use crate::sabotage::{Sabotage, active};
 use crate::slot::{self, HostIdentity, OwnSlot};
 use crate::units::{FdId, LunIndex, SlotId};
+use crate::window::Carriers;
 
 /// Table cells of each LUN that are counted before the mount is ready: 13,000 blocks with cells of 512 bytes.
 pub(super) const FIRST_SCAN_CELLS: usize = 512;
@@ -64,7 +65,9 @@ async fn mount_with(
     keeper: Rc<dyn SlotKeeper>,
     tolerated: u64,
 ) -> Result<Volume, FsError> {
-    let (probed, missing) = members::probe_all(luns, options.read_only, options.degraded, tolerated, &env).await?;
+    let carriers = Carriers::default();
+    let found = members::probe_all(luns, options.read_only, options.degraded, tolerated, &env, &carriers);
+    let (probed, missing) = found.await?;
     let io = CellIo::new(probed[0].context, env.clone());
     let incarnation = if options.read_only { 0 } else { draw_incarnation(&env) };
     let (mut warnings, mut former) = (Vec::new(), Vec::new());
@@ -88,7 +91,8 @@ async fn mount_with(
             Member::new(p.lun.clone(), p.layout(), p.header.clone(), own)
         })
         .collect();
-    let context = Rc::new(Context::new(io, members, gate, incarnation, options.read_only));
+    let context = Context::new(io, members, gate, incarnation, options.read_only).with_carriers(carriers);
+    let context = Rc::new(context);
     context.set_missing(missing.iter().map(|lun| lun.index));
     // They are watched from the start: nobody renews them.
     former.into_iter().for_each(|(lun, slot)| context.suspect(lun, slot));
@@ -121,7 +125,9 @@ async fn join_all(
     former: &mut Vec<(LunIndex, SlotId)>,
 ) -> Result<Vec<OwnSlot>, FsError> {
     let mut slots: Vec<OwnSlot> = Vec::with_capacity(probed.len());
-    for p in probed {
+    // What lies in a window is joined after the LUN that carries it: paths are registered there.
+    let (own, carried): (Vec<&Probed>, _) = probed.iter().partition(|p| !is_carried(p));
+    for p in own.into_iter().chain(carried) {
         let prefer = slots.first().map(|own| own.slot.slot).or(options.slot_hint);
         let lun = p.header.lun_index;
         let joining = Joining {
@@ -150,6 +156,10 @@ async fn join_all(
         former.extend(former_selves(io, p, &options.host, incarnation, warnings).await?);
     }
     Ok(slots)
+}
+
+fn is_carried(probed: &Probed) -> bool {
+    probed.lun.as_member().is_some_and(|member| member.window().is_some())
 }
 
 /// The slots of a LUN that an earlier mount of this host did not leave.

@@ -9,6 +9,7 @@ use super::{Inner, explain};
 use crate::context::Member;
 use crate::error::FsError;
 use crate::format::dirent::{MAX_NAME, ObjectRef};
+use crate::format::header::MemberState;
 use crate::format::heartbeat::{FenceGrade, Heartbeat, SlotState};
 use crate::format::root_cell::{HoldMode, Holder};
 use crate::object::HolderInfo;
@@ -25,7 +26,9 @@ pub(super) fn statfs(inner: &Inner) -> StatFs {
     };
     for member in inner.context.members() {
         let count = blocks.count(member.index);
-        all.total_blocks += count.total;
+        // Of a LUN that was taken out there is nothing but what stays of it, and that is in blocks of another one.
+        let is_there = member.header.borrow().state != MemberState::Carried;
+        all.total_blocks += if is_there { count.total } else { 0 };
         // What is being emptied takes nothing.
         all.free_blocks += if inner.context.is_draining(member.index) { 0 } else { count.free };
     }

@@ -10,7 +10,7 @@ use crate::format::heartbeat::{FenceGrade, SlotState};
 use crate::format::root_cell::{HoldMode, LunSet, ObjectFlags, ObjectType};
 use crate::lun::Reservation;
 use crate::slot::HostIdentity;
-use crate::units::{BlockSize, CellSize, FdId, LunIndex, SlotId, SlotRef, Uuid};
+use crate::units::{BlockSize, CellAddress, CellSize, FdId, LunIndex, SlotId, SlotRef, Uuid};
 
 /// How a volume is mounted.
 #[derive(Clone, Debug)]
@@ -117,6 +117,19 @@ impl DrainReport {
     pub fn is_moved(&self) -> bool {
         self.left_bytes == 0 && self.left_units == 0
     }
+}
+
+/// What became of a LUN that was taken out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoveReport {
+    /// The LUN.
+    pub lun: LunIndex,
+    /// How its device was named.
+    pub name: String,
+    /// Where the window is that carries what stays of it.
+    pub window: CellAddress,
+    /// Bytes that the window takes.
+    pub window_bytes: u64,
 }
 
 /// What a LUN that has grown gave to the volume.

@@ -12,10 +12,11 @@ use crate::format::dirent::{Dirent, ObjectRef};
 use crate::format::header::{DeviceIdentity, LeaseTimes, LunHeader};
 use crate::format::heartbeat::Heartbeat;
 use crate::format::member::Member;
+use crate::format::moved::{MapCell, Moved};
 use crate::format::root_cell::{Holder, ObjectState, RootCell};
 use crate::format::table_entry::{EntryKind, TableEntry};
 use crate::format::unit::UnitRef;
-use crate::units::{FdId, SlotRef};
+use crate::units::{CellAddress, FdId, SlotRef};
 
 /// Lines of "  field   value".
 #[derive(Default)]
@@ -114,14 +115,37 @@ pub(crate) fn lun_header(header: &LunHeader) -> String {
     if header.growing != SlotRef::NOBODY {
         lines.field("growing", header.growing);
     }
+    if let Some(window) = header.window {
+        lines.field("window", window);
+    }
     lines.text()
 }
 
 pub(crate) fn member(member: &Member) -> String {
-    let Member { lun_uuid, lun_bytes, index, state, identity: device } = member;
+    let Member { lun_uuid, lun_bytes, index, state, identity: device, window } = member;
     let mut lines = Lines::default();
     lines.field("lun_uuid", lun_uuid).field("lun_bytes", lun_bytes).field("index", index);
     lines.field("state", word(state)).field("identity", identity(device));
+    if let Some(window) = window {
+        lines.field("window", window);
+    }
+    lines.text()
+}
+
+pub(crate) fn moved(moved: &Moved) -> String {
+    let at = CellAddress { lun: moved.carrier, offset: moved.offset };
+    let window = CellAddress { lun: moved.carrier, offset: moved.window };
+    let mut lines = Lines::default();
+    lines.field("moved_to", at).field("window", window);
+    lines.text()
+}
+
+pub(crate) fn window_map(map: &MapCell) -> String {
+    let mut lines = Lines::default();
+    lines.field("window_of", map.lun).field("lun_bytes", map.lun_bytes).field("pieces", map.total);
+    for piece in &map.pieces {
+        lines.field("piece", format!("{:#x}..{:#x}", piece.from, piece.from + piece.length));
+    }
     lines.text()
 }
 

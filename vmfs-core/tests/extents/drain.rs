@@ -6,26 +6,26 @@ use vmfs_core::volume::DrainReport;
 
 const FIRST: LunIndex = LunIndex::new(1).unwrap();
 
-async fn drain(volume: &Volume) -> Result<DrainReport, FsError> {
+pub(super) async fn drain(volume: &Volume) -> Result<DrainReport, FsError> {
     volume.drain_extent(FIRST, &mut |_| ()).await
 }
 
-fn content(seed: u8, bytes: usize) -> Vec<u8> {
+pub(super) fn content(seed: u8, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| seed ^ (at >> 3) as u8 ^ (at >> 11) as u8).collect()
 }
 
 /// What the tests put on a volume of two LUNs: files of all sorts, and a directory with buckets.
-struct Put {
-    sparse: ObjectRef,
-    large: ObjectRef,
-    small: ObjectRef,
-    link: ObjectRef,
-    names: usize,
+pub(super) struct Put {
+    pub(super) sparse: ObjectRef,
+    pub(super) large: ObjectRef,
+    pub(super) small: ObjectRef,
+    pub(super) link: ObjectRef,
+    pub(super) names: usize,
 }
 
 const SPARSE_AT: u64 = 3 << 40;
 
-async fn put(volume: &Volume, names: usize) -> Put {
+pub(super) async fn put(volume: &Volume, names: usize) -> Put {
     let root = volume.root();
     let [sparse, large, small] = [b"sparse".as_slice(), b"large", b"small"];
     let mut made = Vec::new();
@@ -51,7 +51,7 @@ async fn put(volume: &Volume, names: usize) -> Put {
     Put { sparse: made[0], large: made[1], small: made[2], link, names }
 }
 
-async fn read_at(volume: &Volume, file: ObjectRef, at: u64, bytes: usize) -> Vec<u8> {
+pub(super) async fn read_at(volume: &Volume, file: ObjectRef, at: u64, bytes: usize) -> Vec<u8> {
     let open = volume.open(file, OpenMode::READ).await.unwrap();
     let mut found = Vec::new();
     while found.len() < bytes {
@@ -63,7 +63,7 @@ async fn read_at(volume: &Volume, file: ObjectRef, at: u64, bytes: usize) -> Vec
     found
 }
 
-async fn check_put(volume: &Volume, put: &Put) {
+pub(super) async fn check_put(volume: &Volume, put: &Put) {
     for (nth, at) in [(1, 0), (2, 900 << 16), (3, 70 << 30), (4, SPARSE_AT)] {
         assert!(read_at(volume, put.sparse, at + 4096, 30_000).await == content(nth, 30_000), "at {at}");
     }

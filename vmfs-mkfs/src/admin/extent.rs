@@ -34,6 +34,26 @@ reason: files that another host has locked. Give the command again, also on that
 descriptor, which is its identity, stays where it was made: copy the object and remove the original to free it. Exit status 1: something stayed.\n\
 A LUN that is not to be emptied after all is used again with --cancel.")]
     Drain(Drain),
+    /// Take an emptied member LUN out of the volume, the first one too, while all hosts work
+    #[command(
+        after_help = "Example:\n  vmfs extent drain /dev/sdc /mnt/ds1 && vmfs extent remove /dev/sdc /mnt/ds1\n\n\
+What has to stay of the LUN (the descriptors of its objects, some MiB) moves to another LUN, and every host goes on there. All other\n\
+LUNs have to be there. What was cut off goes on when the command is given again, on any host; once begun it cannot be taken back.\n\
+Afterwards the LUN is left out at each mount; detach it when no host has it open any more (two heartbeats, and the end of programs\n\
+that were attached to disks)."
+    )]
+    Remove(Remove),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Remove {
+    /// Print the facts as JSON
+    #[arg(long)]
+    json: bool,
+    /// Path of the LUN, or lunN as vmfs extent list shows it
+    lun: PathBuf,
+    /// Mount point
+    mount: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +100,7 @@ pub(super) fn run(command: &ExtentCommand) -> Result<(), AdminError> {
         ExtentCommand::Add(arguments) => add(arguments),
         ExtentCommand::Grow(arguments) => grow(arguments),
         ExtentCommand::Drain(arguments) => drain(arguments),
+        ExtentCommand::Remove(arguments) => remove(arguments),
     }
 }
 
@@ -98,6 +119,24 @@ fn grow(arguments: &Grow) -> Result<(), AdminError> {
         answer["index"],
         bytes("from_bytes"),
         bytes("to_bytes")
+    ));
+    Ok(())
+}
+
+fn remove(arguments: &Remove) -> Result<(), AdminError> {
+    let directory = mounted::directory(&arguments.mount)?;
+    let what = AdminRequest::ExtentRemove { lun: member(&arguments.lun)? };
+    let answer = mounted::ask(&directory, &arguments.mount, what, "moving")?;
+    if arguments.json {
+        say_json(&answer);
+        return Ok(());
+    }
+    let bytes = size::show(answer["window_bytes"].as_u64().unwrap_or(0));
+    say(format!(
+        "{}: lun{} was taken out of the volume; {bytes} of it are on lun{} now. Leave it out at the next mount",
+        arguments.lun.display(),
+        answer["index"],
+        answer["carrier"]
     ));
     Ok(())
 }
