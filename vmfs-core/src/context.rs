@@ -435,6 +435,12 @@ impl Context {
         Moment(self.clock.get())
     }
 
+    /// Before a command is sent: its answer shows something that is later than everything known so far.
+    pub fn before_sending(&self) -> Moment {
+        self.tick();
+        self.now()
+    }
+
     fn tick(&self) -> Moment {
         let before = self.clock.get();
         self.clock.set(before + 1);
@@ -546,8 +552,7 @@ impl Context {
             return Ok(());
         }
         let own = member.slot.borrow().clone().expect("own_slot found it");
-        self.tick();
-        let sent = self.now();
+        let sent = self.before_sending();
         match slot::check_live(&self.io, &member.lun, &own).await {
             Ok(seen) => {
                 member.note_seen(own.slot, seen);
@@ -566,8 +571,7 @@ impl Context {
 
     /// A moment before a renewal is sent; give it to [`Context::renewal_applied`] when that renewal was Applied.
     pub fn before_renewal(&self) -> Moment {
-        self.tick();
-        self.now()
+        self.before_sending()
     }
 
     /// A renewal that was sent after `sent` was Applied: it is evidence of life.

@@ -79,6 +79,8 @@ sabotages! {
     DropsOfTheLost, "drops-of-the-lost", "a change that lost has dropped nothing";
     /// A mark that took the place of another host's is taken off without a look.
     StolenMarkKept, "stolen-mark-kept", "who takes another host's mark over finds out what became of the unit";
+    /// A unit is marked by an image that may be old.
+    MarkUnproven, "mark-unproven", "what is marked is reached: the root cell is read after the entry";
     /// A taken unit is not marked as used before the commit.
     UnitNotAssigned, "unit-not-assigned", "the entry of a unit names its owner before the owner reaches it";
     /// The space of a removed file is given back to the storage before it is marked.

@@ -10,13 +10,13 @@ use vmfs_core::alloc::units::Purpose;
 use vmfs_core::error::FsErrorKind;
 use vmfs_core::format::arena::{Arena, Place};
 use vmfs_core::format::layout;
-use vmfs_core::format::root_cell::{HoldMode, ObjectState};
-use vmfs_core::format::table_entry::EntryKind;
+use vmfs_core::format::root_cell::{HoldMode, LunSet, ObjectFlags, ObjectState, ObjectType};
+use vmfs_core::format::table_entry::{EntryKind, TableCell};
 use vmfs_core::lun::LunErrorKind;
 use vmfs_core::mkfs::MkfsOptions;
-use vmfs_core::object::{Change, Committed};
+use vmfs_core::object::{Change, Committed, NewObject};
 use vmfs_core::sim::{Command, Fault, FaultRates, HostNo, MemoryDisk, Sim, format_disks};
-use vmfs_core::units::{BlockSize, CellSize};
+use vmfs_core::units::{BlockSize, CellSize, LunIndex};
 
 use engine_world::*;
 
@@ -272,5 +272,83 @@ fn an_object_in_a_used_root_cell_leaves_out_the_link_that_a_move_may_have_announ
         let second = a.create("second", None).await.reference();
         assert_eq!(second.fd, before.fd, "the cell that was freed last is used first");
         assert_eq!(second.link, before.link.next().next());
+    });
+}
+
+#[test]
+fn a_creation_whose_body_cannot_be_written_leaves_the_slot_of_its_root_cell_to_recovery_too() {
+    let (sim, disks) = world(28, 2, 64, CellSize::B512);
+    sim.block_on(async {
+        let a = mount(&sim, &disks, HostNo(1), CellSize::B512).await;
+        let lun2 = LunIndex::new(2).unwrap();
+        let new = |luns: LunSet| NewObject {
+            parent: a.root,
+            object_type: ObjectType::File,
+            flags: ObjectFlags::empty(),
+            luns,
+            body: body("file"),
+            lock: None,
+            lun: lun1(),
+        };
+        // No unit is left on the first LUN: bodies go to the second one, root cells do not.
+        a.objects.create(new(LunSet::default())).await.unwrap();
+        while a.space.blocks.take_for_container(lun1(), Purpose::Normal).await.unwrap().is_some() {}
+        while a.objects.create(new(LunSet::default())).await.is_ok() {}
+        let mut both = LunSet::default();
+        both.insert(lun2);
+        let beside = a.objects.create(new(both)).await.unwrap();
+        assert_eq!(beside.image().root.body.unwrap().at.lun, lun2);
+        let is_unresolved = |lun| a.context.member(lun).unwrap().is_unresolved();
+        assert!(!is_unresolved(lun1()) && !is_unresolved(lun2));
+        a.paths[1].script(Fault::NotDone(LunErrorKind::NoSpace));
+        let error = a.objects.create(new(both)).await.expect_err("the body is not there");
+        assert!(is_unresolved(lun1()) && is_unresolved(lun2), "{error}");
+    });
+}
+
+#[test]
+fn a_host_with_an_old_image_marks_no_unit_that_the_object_has_got_again() {
+    let (sim, disks) = world(31, 1, 64, CellSize::B512);
+    sim.block_on(async {
+        let a = mount(&sim, &disks, HostNo(1), CellSize::B512).await;
+        let b = Rc::new(mount(&sim, &disks, HostNo(2), CellSize::B512).await);
+        let slow = mount(&sim, &disks, HostNo(3), CellSize::B512).await;
+        let object = b.create("file", None).await;
+        b.set_size(&object, 1).await.unwrap();
+        let old = slow.objects.load(object.reference()).await.unwrap();
+        let image = old.image();
+        let unit = image.root.body.unwrap().at;
+        let newest = a.objects.load(object.reference()).await.unwrap();
+        // The unit is dropped, and comes to the head of the pool.
+        b.set_size(&object, 2).await.unwrap();
+        b.objects.tidy().await.unwrap();
+        b.set_size(&object, 3).await.unwrap();
+        a.objects.refresh(&newest).await.unwrap();
+        // A change that takes it again: its root cell is half a second away while others change that cell twice.
+        let (at, nth) = b.context.member(lun1()).unwrap().layout().unit_table_entry(unit).unwrap();
+        let far = Duration::from_millis(500);
+        b.paths[0].set_latency(far, far);
+        let (of, its) = (b.clone(), object.clone());
+        let change = sim.spawn(HostNo(2), async move { of.set_size(&its, 4).await.unwrap() });
+        let entry = async || {
+            let cell = a.context.read_cell(at).await.unwrap();
+            TableCell::decode(CellSize::B512, cell.payload()).unwrap().entries[nth]
+        };
+        while entry().await.kind != EntryKind::Body {
+            sim.sleep(Duration::from_millis(5)).await;
+        }
+        let taken = entry().await;
+        let mut larger = (*image.body).clone();
+        larger.attributes.size = 99;
+        let lost = slow.objects.commit(&old, &image, Change { body: Some(larger), ..Change::default() }).await;
+        assert!(matches!(lost, Ok(Committed::Lost)), "{lost:?}");
+        assert_eq!(entry().await, taken, "nobody but who took it has touched it");
+        for _ in 0..2 {
+            let stamped = a.objects.commit(&newest, &newest.image(), Change::default()).await;
+            assert!(matches!(stamped, Ok(Committed::Done)), "{stamped:?}");
+        }
+        assert!(change.join().await.unwrap() > 0, "it was overtaken, and made again");
+        a.objects.refresh(&newest).await.unwrap();
+        assert_eq!(newest.image().body.attributes.size, 4, "what was called done is there");
     });
 }

@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use names_support::*;
+use vmfs_core::cas::{CasOutcome, CellChange};
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::format::dirent::ObjectRef;
-use vmfs_core::format::root_cell::ObjectType;
+use vmfs_core::format::root_cell::{ObjectState, ObjectType, RootCell};
 use vmfs_core::sim::{HostNo, MemoryDisk, Sim};
-use vmfs_core::units::CellSize;
+use vmfs_core::units::{CellSize, FdId, Link};
 use vmfs_core::volume::{RenameFlags, Volume};
 
 #[derive(Clone, Copy, Debug)]
@@ -263,4 +264,66 @@ fn what_a_host_that_seems_to_live_is_about_to_remove_is_busy_until_its_slot_is_b
         sim.end();
     }
     assert!(times_busy > 0, "no death fell between the mark and the removal of the name");
+}
+
+/// Changes an object's root cell behind everybody's back.
+async fn change_root(by: &Volume, fd: FdId, change: impl FnOnce(&mut Link, &mut RootCell)) {
+    let member = by.context().member(fd.lun()).unwrap();
+    let cell = by.context().read_cell(member.layout().root_cell(fd).unwrap()).await.unwrap();
+    let mut link = cell.header().link;
+    let mut root = RootCell::decode(member.layout().cell_size, cell.payload()).unwrap();
+    change(&mut link, &mut root);
+    let changed = CellChange { link, ..CellChange::payload(&cell, root.encode()) };
+    assert!(matches!(by.context().cas(&cell, changed).await, Ok(CasOutcome::Applied(_))));
+}
+
+#[test]
+fn an_entry_is_dead_whose_root_cell_is_being_made_into_another_object_that_has_no_body_yet() {
+    let (sim, disks) = world(3, 1, CellSize::B512);
+    sim.block_on(async {
+        let (a, _) = mount(&sim, &disks, 1).await;
+        let (b, _) = mount(&sim, &disks, 2).await;
+        let (own, root) = (slots_of(&a)[0].1, a.root());
+        let file = create(&a, root, b"name").await.unwrap().object;
+        assert_eq!(b.lookup(root, b"name").await.unwrap().object, file);
+        let (mut before, mut state) = (file.link, ObjectState::Free);
+        change_root(&a, file.fd, |link, root| {
+            (before, state) = (*link, root.state);
+            (*link, root.state) = (link.next().next(), ObjectState::Creating(own));
+        })
+        .await;
+        for volume in [&a, &b] {
+            assert_eq!(volume.lookup(root, b"name").await.unwrap_err().kind(), FsErrorKind::NotFound);
+            assert_eq!(volume.stat(file).await.unwrap_err().kind(), FsErrorKind::Stale);
+        }
+        change_root(&a, file.fd, |link, root| (*link, root.state) = (before, state)).await;
+        assert_eq!(b.lookup(root, b"name").await.unwrap().object, file);
+    });
+    sim.end();
+}
+
+#[test]
+fn a_directory_that_is_being_created_stays_so_when_recovery_looks_for_a_name_in_it() {
+    let (sim, disks) = world(4, 1, CellSize::B512);
+    sim.block_on(async {
+        let (a, _) = mount(&sim, &disks, 1).await;
+        let (dying, _) = mount(&sim, &disks, 2).await;
+        let directory = mkdir(&a, a.root(), b"directory").await.unwrap().object;
+        let file = create(&dying, dying.root(), b"file").await.unwrap().object;
+        // As if its maker had died before it was named there.
+        change_root(&dying, file.fd, |_, root| root.parent = Some(directory.fd)).await;
+        sim.kill(HostNo(2));
+        sim.sleep(Duration::from_secs(200)).await;
+        assert_eq!(a.stat(file).await.unwrap_err().kind(), FsErrorKind::Stale, "it was recovered");
+        change_root(&a, directory.fd, |_, root| {
+            assert!(
+                matches!(root.state, ObjectState::Creating(_)),
+                "whether it has a name its maker knows: {:?}",
+                root.state
+            );
+        })
+        .await;
+        a.unmount().await.unwrap();
+    });
+    sim.end();
 }

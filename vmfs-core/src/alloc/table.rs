@@ -67,6 +67,28 @@ impl From<EditFailed> for FsError {
     }
 }
 
+/// What a mark rests on: the root cell that reaches what is marked. Who drops a unit changes its entry before and after that, so a root cell
+/// that was the newest one when the entry was known already says that the entry still is of that very use: a host that was slow would else
+/// mark what has got the same place in the same object again.
+pub struct Reaches<'a> {
+    root: &'a Cell,
+    /// It was the newest one at some time after this.
+    seen: Moment,
+    over: StdCell<bool>,
+}
+
+impl<'a> Reaches<'a> {
+    /// For a root cell that was the newest one at some time after `seen`.
+    pub fn new(root: &'a Cell, seen: Moment) -> Reaches<'a> {
+        Reaches { root, seen, over: StdCell::new(false) }
+    }
+
+    /// Whether an edit found that it is not the newest one any more: that edit changed nothing.
+    pub fn is_over(&self) -> bool {
+        self.over.get()
+    }
+}
+
 #[derive(Default)]
 struct Entry {
     known: Mutex<Option<Known>>,
@@ -128,8 +150,19 @@ impl Tables {
     pub async fn edit(
         &self,
         place: TablePlace,
-        mut edit: impl FnMut(&mut TableCell) -> Result<(), FsError>,
+        edit: impl FnMut(&mut TableCell) -> Result<(), FsError>,
     ) -> Result<TableCell, EditFailed> {
+        Ok(self.edit_while(place, None, edit).await?.expect("it rests on nothing else"))
+    }
+
+    /// As [`Tables::edit`], as long as a root cell is the newest one: read again (R1), unless the image of this cell was known before.
+    /// `None`: it is not, nothing is changed, and [`Reaches::is_over`] says so.
+    pub async fn edit_while(
+        &self,
+        place: TablePlace,
+        reaches: Option<&Reaches<'_>>,
+        mut edit: impl FnMut(&mut TableCell) -> Result<(), FsError>,
+    ) -> Result<Option<TableCell>, EditFailed> {
         let entry = self.entry(place.at);
         let mut guard = entry.known.lock().await;
         let mut fresh = false;
@@ -148,20 +181,25 @@ impl Tables {
                         self.context.prove_live([place.at.lun]).await?;
                     }
                     edited?;
-                    return Ok(wanted);
+                    return Ok(Some(wanted));
                 }
                 *guard = None;
                 continue;
             }
             self.arenas.note(place.at.lun, place.place).await?;
-            self.context.prove_live_since(place.at.lun, known.moment).await?;
+            let live = self.context.prove_live_since(place.at.lun, known.moment);
+            let (live, still) = futures_util::join!(live, self.still_reaches(reaches, known.moment));
+            live?;
+            if !still? {
+                return Ok(None);
+            }
             let change = CellChange::payload(&known.cell, wanted.encode());
             let (before, moment) = (known.table.clone(), known.moment);
             let outcome = self.context.cas(&known.cell, change).await;
             match outcome {
                 Ok(CasOutcome::Applied(cell)) => {
                     *guard = Some(Known { cell, table: wanted.clone(), moment });
-                    return Ok(wanted);
+                    return Ok(Some(wanted));
                 }
                 Ok(CasOutcome::Lost(current)) => *guard = Some(self.decode(place, current)?),
                 Ok(CasOutcome::Overtaken(current)) => {
@@ -172,7 +210,7 @@ impl Tables {
                     let table = now.table.clone();
                     *guard = Some(now);
                     if landed {
-                        return Ok(table);
+                        return Ok(Some(table));
                     }
                 }
                 Ok(CasOutcome::NotDone(error)) => {
@@ -191,6 +229,17 @@ impl Tables {
             fresh = true;
         }
         Err(contended(place).into())
+    }
+
+    /// Whether the root cell was the newest one after a cell's image was known.
+    async fn still_reaches(&self, reaches: Option<&Reaches<'_>>, known: Moment) -> Result<bool, FsError> {
+        let Some(reaches) = reaches else { return Ok(true) };
+        if active(Sabotage::MarkUnproven) || known < reaches.seen {
+            return Ok(true);
+        }
+        let still = self.context.read_cell(reaches.root.address()).await?.image() == reaches.root.image();
+        reaches.over.set(reaches.over.get() || !still);
+        Ok(still)
     }
 
     /// Makes every older compare-and-write on its way to a cell void, and gives its entries as they are then.

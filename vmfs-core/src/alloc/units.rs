@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use super::all_done;
 use super::blocks::Containers;
 use super::roots::{LOOKED_THROUGH, format_container};
-use super::table::{TablePlace, Tables};
+use super::table::{Reaches, TablePlace, Tables};
 pub use super::unit_entries::{UnitEdit, UnitUse};
 use super::unit_entries::{apply, is_marked, pooled, retiring};
 use crate::cas::{CasOutcome, CellChange};
@@ -352,7 +352,14 @@ impl Units {
     ///
     /// Gives the units that somebody had marked before, where this host's mark took the place of that one: whose change comes to be is
     /// not known, so what becomes of them is this host's to find out (`recover::settle_contested`).
-    pub async fn edit(&self, edits: &[(UnitUse, UnitEdit)]) -> Result<Vec<UnitUse>, FsError> {
+    ///
+    /// `reaches`: the root cell that reaches what is marked, where other hosts change the object too. Cells with marks are changed only
+    /// while it is the newest one; [`Reaches::is_over`] tells.
+    pub async fn edit(
+        &self,
+        edits: &[(UnitUse, UnitEdit)],
+        reaches: Option<&Reaches<'_>>,
+    ) -> Result<Vec<UnitUse>, FsError> {
         let mut by_cell: BTreeMap<CellAddress, CellEdits> = BTreeMap::new();
         for (unit, edit) in edits {
             self.know(unit.at).await?;
@@ -365,7 +372,8 @@ impl Units {
                 self.full.borrow_mut().remove(&place.at);
             }
             let mut taken_over = vec![false; edits.len()];
-            let edited = self.tables.edit(place, |table| {
+            let reaches = reaches.filter(|_| edits.iter().any(|(_, _, edit)| *edit == UnitEdit::Retire));
+            let edited = self.tables.edit_while(place, reaches, |table| {
                 edits.iter().zip(&mut taken_over).try_for_each(|((nth, unit, edit), taken_over)| {
                     let entry = &mut table.entries[*nth];
                     // An edit may run again on what it has done itself: then this is said without need.
@@ -373,7 +381,9 @@ impl Units {
                     apply(entry, unit, *edit, by)
                 })
             });
-            edited.await?;
+            if edited.await?.is_none() {
+                return Ok(Vec::new());
+            }
             let taken_over = edits.iter().zip(taken_over).filter(|(_, taken_over)| *taken_over);
             Ok(taken_over.map(|((_, unit, _), _)| *unit).collect::<Vec<_>>())
         });

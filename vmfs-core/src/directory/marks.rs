@@ -69,14 +69,16 @@ impl Names {
         self.objects.commit(object, image, Change { root: Some(Box::new(change)), ..Change::default() }).await
     }
 
-    /// Makes every older compare-and-write on its way to the object's root cell void. False: somebody else changed it first, which
-    /// does the same, and the object was refreshed.
+    /// Makes every older compare-and-write on its way to the object's root cell void, and changes nothing: one that is being created
+    /// stays so, since nothing tells here whether it has a name. False: somebody else changed it first, which does the same, and the
+    /// object was refreshed.
     pub(super) async fn restamp(&self, object: &Object) -> Result<bool, FsError> {
         if active(Sabotage::RecoveryWithoutRestamp) {
             return self.objects.refresh(object).await.map(|()| true);
         }
         let image = object.image();
-        Ok(matches!(self.change_root(object, &image, |_| {}).await?, Committed::Done))
+        let state = image.root.state;
+        Ok(matches!(self.change_root(object, &image, |root| root.state = state).await?, Committed::Done))
     }
 
     /// The directory that a root cell gives as its object's parent, whatever its link is.

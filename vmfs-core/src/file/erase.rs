@@ -54,7 +54,7 @@ impl Files {
         units.extend(self.inner_uses(object, &tree, root).await?);
         // Once the root cell is free nothing tells any more whose they were: recovery of this host finds them by its marks.
         let marks: Vec<(UnitUse, UnitEdit)> = units.iter().map(|unit| (*unit, UnitEdit::Retire)).collect();
-        self.space.units.edit(&marks).await?;
+        self.space.units.edit(&marks, None).await?;
         self.objects.defer(units);
         object.set_erased();
         Ok(())

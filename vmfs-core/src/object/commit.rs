@@ -6,13 +6,14 @@
 use std::rc::Rc;
 
 use super::{Image, Object, Objects, TIDY_FROM};
+use crate::alloc::table::Reaches;
 use crate::alloc::units::{FreshUnit, PreparedUnit, Purpose, UnitEdit, UnitUse};
 use crate::cas::{CasOutcome, CellChange};
 use crate::error::{FsError, FsErrorKind};
+use crate::format::CellKind;
 use crate::format::body::Body;
 use crate::format::root_cell::{HoldMode, LockRecord, LunSet, ObjectFlags, ObjectState, ObjectType, RootCell, Unclean};
 use crate::format::table_entry::EntryKind;
-use crate::format::{Cell, CellKind};
 use crate::sabotage::{Sabotage, active};
 use crate::units::{BlockAddress, FdId, Link, LunIndex, Token};
 
@@ -259,9 +260,10 @@ impl Objects {
         let mut luns: Vec<LunIndex> = luns.collect();
         luns.sort();
         luns.dedup();
+        let reaches = Reaches::new(&expected.cell, expected.seen.get());
         let (written, edited, retired, live) = futures_util::join!(
             self.space.units.write(&units),
-            self.space.units.edit(&edits),
+            self.space.units.edit(&edits, Some(&reaches)),
             self.space.blocks.retire(object.fd, drop_blocks),
             self.context.prove_live(luns)
         );
@@ -271,6 +273,11 @@ impl Objects {
         let marks = Marks { drops: &drops, taken_over: &taken_over, blocks: drop_blocks };
         let ready = edited.map(|_| ()).and(retired.map(|_| ())).and(live).and(written);
         match ready {
+            Ok(true) if reaches.is_over() => {
+                // Somebody was first: what it was to drop may be anything by now, and carries no mark of this change.
+                self.lost(object, units, &marks).await?;
+                return Ok(Committed::Lost);
+            }
             Ok(true) => {}
             Ok(false) => {
                 // Some cell was not as remembered: all of them are given up.
@@ -293,9 +300,10 @@ impl Objects {
             token: Token(0),
             payload: root.encode(),
         };
+        let sent = self.context.before_sending();
         match self.context.cas(&expected.cell, change).await {
             Ok(CasOutcome::Applied(cell)) => {
-                self.applied(object, cell, root, body, drops);
+                self.applied(object, Image::new(cell, root, body, sent), drops);
                 Ok(Committed::Done)
             }
             Ok(CasOutcome::Lost(_)) => {
@@ -313,7 +321,7 @@ impl Objects {
                 };
                 let mine = !units.is_empty() && now.body == root.body && current.header().link == link;
                 if mine || (units.is_empty() && now == root) {
-                    self.applied(object, current, now, body, drops);
+                    self.applied(object, Image::new(current, now, body, sent), drops);
                     return Ok(Committed::Done);
                 }
                 // Whoever commits a body marks the one before it first: a new body without a mark was never the object's, and one
@@ -373,8 +381,8 @@ impl Objects {
         Ok(assigned)
     }
 
-    fn applied(&self, object: &Object, cell: Cell, root: RootCell, body: Rc<Body>, drops: Vec<UnitUse>) {
-        object.set_image(Rc::new(Image { cell, root, body }));
+    fn applied(&self, object: &Object, image: Rc<Image>, drops: Vec<UnitUse>) {
+        object.set_image(image);
         self.defer(drops);
     }
 
@@ -395,7 +403,7 @@ impl Objects {
     /// one that lands late makes the next taker's remembered images mismatch, no more.
     async fn give_up(&self, units: &[PreparedUnit]) {
         let edits: Vec<(UnitUse, UnitEdit)> = units.iter().map(|unit| (unit.use_, UnitEdit::Free)).collect();
-        if let Err(error) = self.space.units.edit(&edits).await {
+        if let Err(error) = self.space.units.edit(&edits, None).await {
             tracing::warn!(%error, "units of a change that did not happen stay behind; recovery frees them");
             self.leave_to_recovery(units, &[], &[]);
         }
@@ -413,7 +421,7 @@ impl Objects {
             .chain(own.map(|unit| (*unit, UnitEdit::Keep)))
             .collect();
         let (edited, kept) =
-            futures_util::join!(self.space.units.edit(&edits), self.space.blocks.keep(fd, marks.blocks));
+            futures_util::join!(self.space.units.edit(&edits, None), self.space.blocks.keep(fd, marks.blocks));
         self.contest(taken_over.iter().copied());
         if let Err(error) = edited.map(|_| ()).and(kept) {
             tracing::warn!(%fd, %error, "marks of a change that did not happen stay behind; recovery takes them off");
@@ -490,19 +498,25 @@ impl Objects {
                 self.discard(Vec::from(units)).await;
                 return Err(error);
             }
+            let sent = self.context.before_sending();
             let (written, edited, taken) = futures_util::join!(
                 self.space.units.write(&units),
-                self.space.units.edit(&edits),
+                self.space.units.edit(&edits, None),
                 self.context.cas(&free, change)
             );
             let sound = matches!(written, Ok(true)) && edited.is_ok();
+            if taken.is_err() {
+                self.leave_to_recovery(&units, &[], &[]);
+            }
             match taken? {
                 CasOutcome::Applied(cell) if sound => {
-                    let object = self.adopt(fd, Rc::new(Image { cell, root, body: Rc::new(new.body) }));
+                    let object = self.adopt(fd, Image::new(cell, root, Rc::new(new.body), sent));
                     object.held.set(new.lock.is_some());
                     return Ok(object);
                 }
                 CasOutcome::Applied(_) => {
+                    // The root cell stays `creating`, also where its body was to lie on another LUN: that slot is left dirty too.
+                    self.context.member(fd.lun())?.set_unresolved();
                     self.leave_to_recovery(&units, &[], &[]);
                     edited?;
                     written?;

@@ -50,20 +50,24 @@ impl Objects {
     /// The object as it is on the LUN now. [`FsError::Stale`] when its cell is free or has become another object. All other states
     /// are given: the caller decides.
     pub async fn load(&self, what: ObjectRef) -> Result<Rc<Object>, FsError> {
-        let object = self.load_any(what.fd).await?;
-        if object.image().link() != what.link && !active(Sabotage::LinkIgnored) {
+        let link = (!active(Sabotage::LinkIgnored)).then_some(what.link);
+        let object = self.load_at(what.fd, link).await?;
+        if link.is_some_and(|link| link != object.image().link()) {
+            // This host itself has changed it while it was read.
             return Err(FsError::Stale { fd: what.fd });
         }
         Ok(object)
     }
 
-    /// The object of an identity, at whatever link.
+    /// The object of an identity, at whatever link. [`FsError::Stale`] also for one whose making is not that far: it is nobody's parent
+    /// and owns nothing but what its maker has in hand.
     pub async fn load_any(&self, fd: FdId) -> Result<Rc<Object>, FsError> {
-        if let Some(object) = self.known(fd) {
-            self.refresh(&object).await?;
-            return Ok(object);
-        }
-        let image = self.read_image(fd, None).await?;
+        self.load_at(fd, None).await
+    }
+
+    async fn load_at(&self, fd: FdId, link: Option<Link>) -> Result<Rc<Object>, FsError> {
+        let known = self.known(fd).map(|object| object.image());
+        let image = self.read_image(fd, known.as_ref(), link).await?;
         Ok(self.adopt(fd, image))
     }
 
@@ -94,18 +98,25 @@ impl Objects {
     /// Reads the root cell again, and the body if the root changed.
     pub async fn refresh(&self, object: &Object) -> Result<(), FsError> {
         let before = object.image();
-        let image = self.read_image(object.fd, Some(&before)).await?;
+        let image = self.read_image(object.fd, Some(&before), None).await?;
         if object.image().cell.header().seq <= image.cell.header().seq {
             object.set_image(image);
         }
         Ok(())
     }
 
-    async fn read_image(&self, fd: FdId, known: Option<&Rc<Image>>) -> Result<Rc<Image>, FsError> {
+    /// Root cell and body; `link`: of the object that is meant, if one is. A root cell that is of another one by now is not followed: it
+    /// is written beside its body, so that one may not be there yet.
+    async fn read_image(&self, fd: FdId, known: Option<&Rc<Image>>, link: Option<Link>) -> Result<Rc<Image>, FsError> {
         let mut failed: Option<(Cell, FsError)> = None;
         for _ in 0..TRIES {
+            let sent = self.context.before_sending();
             let (cell, root) = self.read_root(fd).await?;
+            if link.is_some_and(|link| link != cell.header().link) {
+                return Err(FsError::Stale { fd });
+            }
             if let Some(known) = known.filter(|known| known.cell == cell) {
+                known.seen.set(known.seen.get().max(sent));
                 return Ok(known.clone());
             }
             if root.state == ObjectState::Free {
@@ -113,16 +124,17 @@ impl Objects {
             }
             // The body is believed bad only if the root that references it has not changed meanwhile.
             if let Some((_, error)) = failed.take_if(|(before, _)| *before == cell) {
-                return Err(error);
+                let is_unfinished = link.is_none() && matches!(root.state, ObjectState::Creating(_));
+                return Err(if is_unfinished { FsError::Stale { fd } } else { error });
             }
             let Some(reference) = root.body else {
                 return Err(FsError::refused(FsErrorKind::Corrupt, format!("{fd} has no body; run fsck.vmfs")));
             };
             if let Some(known) = known.filter(|known| known.root.body == Some(reference)) {
-                return Ok(Rc::new(Image { cell, root, body: known.body.clone() }));
+                return Ok(Image::new(cell, root, known.body.clone(), sent));
             }
             match self.read_body(fd, cell.header().link, &reference).await {
-                Ok(body) => return Ok(Rc::new(Image { cell, root, body: Rc::new(body) })),
+                Ok(body) => return Ok(Image::new(cell, root, Rc::new(body), sent)),
                 Err(error) => failed = Some((cell, error)),
             }
         }

@@ -254,8 +254,9 @@ impl Objects {
     ) -> Result<bool, FsError> {
         self.context.prove_live([object.fd.lun()]).await?;
         let change = CellChange::payload(&image.cell, root.encode());
+        let sent = self.context.before_sending();
         let settle = |cell: Cell, root: RootCell| {
-            object.set_image(Rc::new(Image { cell, root, body: image.body.clone() }));
+            object.set_image(Image::new(cell, root, image.body.clone(), sent));
         };
         match self.context.cas(&image.cell, change).await {
             Ok(CasOutcome::Applied(cell)) => {

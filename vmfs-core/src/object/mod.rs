@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 
 use crate::alloc::Space;
 use crate::alloc::units::UnitUse;
-use crate::context::Context;
+use crate::context::{Context, Moment};
 use crate::error::FsError;
 use crate::format::Cell;
 use crate::format::body::Body;
@@ -41,9 +41,16 @@ pub struct Image {
     pub root: RootCell,
     /// The body.
     pub body: Rc<Body>,
+    /// From then on it was seen to be the newest one, at the latest; the default: not noted.
+    seen: StdCell<Moment>,
 }
 
 impl Image {
+    /// One that was the newest one at some time after `seen`.
+    fn new(cell: Cell, root: RootCell, body: Rc<Body>, seen: Moment) -> Rc<Image> {
+        Rc::new(Image { cell, root, body, seen: StdCell::new(seen) })
+    }
+
     /// Link counter of the object.
     pub fn link(&self) -> Link {
         self.cell.header().link

@@ -80,16 +80,17 @@ impl Objects {
     async fn change_root_unlinked(&self, object: &Object, image: &Rc<Image>, root: RootCell) -> Result<bool, FsError> {
         self.context.prove_live([object.fd.lun()]).await?;
         let change = CellChange::payload(&image.cell, root.encode());
+        let sent = self.context.before_sending();
         match self.context.cas(&image.cell, change).await? {
             CasOutcome::Applied(cell) => {
-                object.set_image(Rc::new(Image { cell, root, body: image.body.clone() }));
+                object.set_image(Image::new(cell, root, image.body.clone(), sent));
                 Ok(true)
             }
             CasOutcome::Lost(cell) | CasOutcome::Overtaken(cell) => {
                 let root = self.decode_root(object.fd, &cell)?;
                 if root == image.root {
                     // A re-stamp: everything else is as it was.
-                    object.set_image(Rc::new(Image { cell, root, body: image.body.clone() }));
+                    object.set_image(Image::new(cell, root, image.body.clone(), sent));
                 } else {
                     self.refresh(object).await?;
                 }
@@ -114,7 +115,7 @@ impl Objects {
         let body =
             image.root.body.map(|body| UnitUse { at: body.at, owner: object.fd, kind: EntryKind::Body, index: 0 });
         let marks: Vec<(UnitUse, UnitEdit)> = body.iter().map(|unit| (*unit, UnitEdit::Retire)).collect();
-        self.space.units.edit(&marks).await?;
+        self.space.units.edit(&marks, None).await?;
         let freed = RootCell::free(image.root.lock.token);
         for _ in 0..TRIES {
             let moment = self.context.now();
@@ -134,7 +135,7 @@ impl Objects {
                         break;
                     }
                     // A re-stamp: everything else is as it was.
-                    image = Rc::new(Image { cell, root, body: image.body.clone() });
+                    image = Image::new(cell, root, image.body.clone(), moment);
                     object.set_image(image.clone());
                 }
                 CasOutcome::NotDone(error) | CasOutcome::Unknown(error) => return Err(error.into()),

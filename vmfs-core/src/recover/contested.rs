@@ -46,7 +46,7 @@ async fn settle(parts: &Parts<'_>, owner: FdId, units: &[UnitUse]) -> Result<(),
         };
         if is_reached { reached.push((*unit, UnitEdit::Keep)) } else { dropped.push(*unit) }
     }
-    parts.objects.space().units.edit(&reached).await?;
+    parts.objects.space().units.edit(&reached, None).await?;
     parts.objects.defer(dropped);
     Ok(())
 }
