@@ -16,12 +16,11 @@ pub const fn seeds(sabotage: Sabotage) -> Option<u64> {
     match sabotage {
         ImagesRecur | LockKept | PublishForgotten | UnitNotAssigned | BlockTakenTwice | ClaimSkipped | CellsAlike
         | ArenaEmpty | TokenKept | UncleanForgotten | LinkReused | PoolKept | LockIgnored | MiscompareIsLost
-        | UnknownIsFailed | GateIgnored | LeaseTooLong | AlwaysClean | CellsInDoubt | DropsOfTheLost
-        | StolenMarkKept => Some(100),
+        | UnknownIsFailed | GateIgnored | LeaseTooLong | AlwaysClean | CellsInDoubt | DropsOfTheLost => Some(100),
         FlushForgotten | UnlockFirst | DirtyJoined | WatchTooShort | ClaimIgnored | QuarantineSkipped | SlotNotRead
         | GateAfterWrite | UnmapAfterFree => Some(250),
         NoRestamp | OneLunAsked | LivingMarkDecided => Some(500),
-        UnmapBeforeMark | BlocksForgotten => Some(1000),
+        UnmapBeforeMark | BlocksForgotten | StolenMarkKept => Some(1000),
         GranulesWhole | LeaseFromAnswer => Some(1600),
         GenerationIgnored | LeavingUnsaid | LeavingIgnored => Some(2500),
         _ => None,
