@@ -3,10 +3,12 @@
 //! misaligned guest memory is bounced, never refused.
 //! Must not know: descriptors, guests, the cluster.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, StatxFlags};
 use rustix::io::Errno;
@@ -15,6 +17,7 @@ use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, 
 use super::OpenError;
 use super::identity;
 use super::ring::{RingFile, Transfer};
+use super::supervisor::Supervisor;
 
 /// Alignment of our own buffers: enough for every device.
 const OWN_ALIGNMENT: usize = 4096;
@@ -35,6 +38,14 @@ pub struct FileDisk {
     /// By way of the page cache, and at once where that needs no wait.
     cached: bool,
     regular: bool,
+    owner: Option<Owner>,
+}
+
+/// Who hears that the file is gone for good.
+struct Owner {
+    path: PathBuf,
+    supervisor: Arc<dyn Supervisor>,
+    was_told: Cell<bool>,
 }
 
 impl FileDisk {
@@ -81,7 +92,13 @@ impl FileDisk {
             alignment,
             cached,
             regular,
+            owner: None,
         })
+    }
+
+    /// The same disk; `supervisor` hears of the end of the file system that it is on.
+    pub(super) fn supervised(self, path: &Path, supervisor: Arc<dyn Supervisor>) -> Self {
+        Self { owner: Some(Owner { path: path.to_owned(), supervisor, was_told: Cell::new(false) }), ..self }
     }
 
     /// The same disk with other names.
@@ -113,6 +130,18 @@ impl FileDisk {
         self.alignment > 1
     }
 
+    /// What an error of the operating system means to the disk. A mount that has ended in user space is no damage that a guest could deal
+    /// with: its disk is gone.
+    fn failure(&self, position: u64) -> impl FnOnce(std::io::Error) -> StorageError + '_ {
+        move |error| {
+            let is_gone = matches!(Errno::from_io_error(&error), Some(Errno::NOTCONN | Errno::CONNABORTED));
+            if let Some(owner) = self.owner.as_ref().filter(|owner| is_gone && !owner.was_told.replace(true)) {
+                owner.supervisor.lost(&owner.path, "the mount that it is on has ended");
+            }
+            failure(position)(error)
+        }
+    }
+
     fn fits_direct(&self, buffer: &DataBuffer) -> bool {
         self.alignment == 1 || buffer.is_aligned(self.alignment)
     }
@@ -133,10 +162,10 @@ impl BlockDevice for FileDisk {
             return Ok(());
         }
         if self.fits_direct(buffer) {
-            return self.ring.transfer(Transfer::Read, position, buffer).await.map_err(failure(position));
+            return self.ring.transfer(Transfer::Read, position, buffer).await.map_err(self.failure(position));
         }
         let bounce = DataBuffer::zeroed(buffer.len(), OWN_ALIGNMENT);
-        self.ring.transfer(Transfer::Read, position, &bounce).await.map_err(failure(position))?;
+        self.ring.transfer(Transfer::Read, position, &bounce).await.map_err(self.failure(position))?;
         buffer.copy_from_buffer(&bounce);
         Ok(())
     }
@@ -148,15 +177,15 @@ impl BlockDevice for FileDisk {
         }
         let way = if force_unit_access { Transfer::DurableWrite } else { Transfer::Write };
         if self.fits_direct(buffer) {
-            return self.ring.transfer(way, position, buffer).await.map_err(failure(position));
+            return self.ring.transfer(way, position, buffer).await.map_err(self.failure(position));
         }
         let bounce = DataBuffer::zeroed(buffer.len(), OWN_ALIGNMENT);
         bounce.copy_from_buffer(buffer);
-        self.ring.transfer(way, position, &bounce).await.map_err(failure(position))
+        self.ring.transfer(way, position, &bounce).await.map_err(self.failure(position))
     }
 
     async fn flush(&self) -> Result<(), StorageError> {
-        self.ring.sync_data().await.map_err(failure(0))
+        self.ring.sync_data().await.map_err(self.failure(0))
     }
 
     async fn unmap(&self, ranges: &[ByteRange]) -> Result<(), StorageError> {
@@ -167,7 +196,7 @@ impl BlockDevice for FileDisk {
             self.geometry.check_write(range.start, range.length)?;
         }
         for range in ranges {
-            self.allocate(FallocateFlags::PUNCH_HOLE, *range).await.map_err(failure(range.start))?;
+            self.allocate(FallocateFlags::PUNCH_HOLE, *range).await.map_err(self.failure(range.start))?;
         }
         Ok(())
     }
@@ -179,7 +208,7 @@ impl BlockDevice for FileDisk {
         match self.allocate(how, range).await {
             Ok(()) => Ok(()),
             Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => self.write_zeros(range).await,
-            Err(error) => Err(failure(range.start)(error)),
+            Err(error) => Err(self.failure(range.start)(error)),
         }
     }
 
@@ -224,7 +253,7 @@ impl FileDisk {
             let length = (zeros.len() as u64).min(range.length - done);
             let position = range.start + done;
             let part = zeros.slice(0..length as usize);
-            self.ring.transfer(Transfer::Write, position, &part).await.map_err(failure(position))?;
+            self.ring.transfer(Transfer::Write, position, &part).await.map_err(self.failure(position))?;
             done += length;
         }
         Ok(())

@@ -189,7 +189,7 @@ pub async fn open(source: DiskSource, supervisor: Arc<dyn Supervisor>) -> Result
         warn_of_hidden(&flat.path, disk.hidden_bytes(), disk.geometry().bytes(), disk.alignment());
         return Ok(Storage::Vmfs(disk));
     }
-    let disk = FileDisk::open(&flat.path, read_only, source.cached)?;
+    let disk = FileDisk::open(&flat.path, read_only, source.cached)?.supervised(&flat.path, supervisor);
     let disk = match flat.length {
         Some(length) => disk.limited_to(length, &flat.path)?,
         None => disk,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::harness::{Mount, command, run, text, wait_for};
 use tests::lockd::Lockd;
+use tests::machines::{Guest, disk};
 use tests::networks::Network;
 use tests::targets::Storage;
 
@@ -216,6 +217,18 @@ fn a_killed_mount_is_shut_out_by_its_hosts_daemon_at_once() {
     other.unmount();
     drop(killed);
     luns.assert_clean();
+}
+
+#[test]
+fn a_vm_whose_disk_goes_through_the_mount_ends_with_the_mount() {
+    let (_storage, luns) = Storage::with_volume(1);
+    let mount = luns.mount_with(1, &["-o", "lockd=no"]);
+    let path = disk(&mount, "disk.vmdk", "64M", "thin");
+    let mut guest = Guest::start(&luns, &path, "job=verify size=4M bs=64k depth=8 seed=6 passes=1000000", "guest");
+    guest.wait_until("a few passes", |guest| guest.said().matches("pass generation=").count() > 2);
+    mount.kill();
+    assert_eq!(guest.wait_for_end(), Some(1), "{}", guest.errors());
+    assert!(guest.errors().contains("the mount that it is on has ended"), "{}", guest.errors());
 }
 
 #[test]
