@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use crate::logging::{self, Sink};
 use crate::options::{self, Mount};
-use crate::{daemon, session};
+use crate::{allocator, daemon, session};
 
 /// Runs the command.
 pub fn run() -> ExitCode {
@@ -38,6 +38,7 @@ fn is_daemon(mount: &Mount) -> bool {
 }
 
 fn serve(mount: &Mount) -> Result<(), String> {
+    allocator::give_memory_back();
     let is_daemon = is_daemon(mount);
     let sink = match &mount.log {
         Some(path) => Sink::file(path).map_err(|error| format!("the log {}: {error}", path.display()))?,

@@ -11,6 +11,7 @@
 pub mod command;
 
 mod actor;
+mod allocator;
 mod attributes;
 mod control;
 mod daemon;
