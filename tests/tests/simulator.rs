@@ -8,12 +8,14 @@ use std::process::{Command, Output};
 
 use tests::harness::scale;
 use tests::simulate::catalogue::{self, Sabotage};
-use tests::simulate::plan::Plan;
-use tests::simulate::runner::{run_one, run_seeds};
+use tests::simulate::plan::{Aim, Plan};
+use tests::simulate::runner::{run_one, run_plans, run_seeds};
 use tests::simulate::shrink::{kind_of, shrink};
 
 /// Seeds that sound code has to pass; `VMFS_TEST_SCALE` multiplies them.
 const SEEDS: u64 = 2000;
+/// The same for plans that are aimed at one rule.
+const AIMED: u64 = 200;
 
 #[test]
 fn the_same_seed_is_the_same_run() {
@@ -34,8 +36,19 @@ fn sound_code_passes_all_seeds() {
     assert_eq!(outcome.run, scale(SEEDS));
 }
 
+#[test]
+fn sound_code_passes_what_is_aimed_at_one_rule() {
+    for aim in Aim::ALL {
+        let count = scale(AIMED);
+        let outcome = run_plans(&|seed| Plan::aimed(aim, seed), 0, count, None, false);
+        let failed: Vec<_> = outcome.failed.iter().map(|failed| (failed.seed, &failed.verdict.findings)).collect();
+        assert!(failed.is_empty(), "simulate --aim {} --replay SEED shows what happened: {failed:#?}", aim.name());
+        assert_eq!(outcome.run, count);
+    }
+}
+
 /// Seeds that failed once, and why.
-const ONCE_FAILED: [(u64, &str); 8] = [
+const ONCE_FAILED: [(u64, &str); 9] = [
     (50_652, "a lock that stayed for an UNMAP on its way was given back by a later reader"),
     (15_103, "a lock that stayed for a write on its way was taken for one that nobody knew of"),
     (21_207, "a fenced host called the pointers of the next holder corrupt"),
@@ -43,6 +56,7 @@ const ONCE_FAILED: [(u64, &str); 8] = [
     (89_370, "the same"),
     (35_270, "a creation that failed was found by the rebuilt name of its directory"),
     (78_366, "a slot was left clean with a lock that could not be given back"),
+    (64_386, "the same, and who opened the file then made it live"),
     (9002, "the slot of a root cell was left clean though its body on another LUN was never written"),
 ];
 

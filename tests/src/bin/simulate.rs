@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tests::simulate::catalogue::{self, Sabotage};
-use tests::simulate::plan::Plan;
-use tests::simulate::runner::{Failed, run_one, run_seeds};
+use tests::simulate::plan::Aim;
+use tests::simulate::runner::{Failed, run_one, run_plans};
 use tests::simulate::shrink::shrink;
 
 /// Failing seeds that are told in full.
@@ -31,9 +31,17 @@ struct Arguments {
     /// Turn a deliberate fault on that the oracles must notice; all: the whole catalogue; list: show it
     #[arg(long, value_name = "NAME|all|list")]
     sabotage: Option<String>,
+    /// Plans that go for one rule instead of plans of all kinds
+    #[arg(long, value_name = "NAME", value_parser = aim_named)]
+    aim: Option<Aim>,
     /// Run one seed; when it fails, make it smaller and show what happens
     #[arg(long, value_name = "SEED")]
     replay: Option<u64>,
+}
+
+fn aim_named(name: &str) -> Result<Aim, String> {
+    let known = || Aim::ALL.map(Aim::name).join(", ");
+    Aim::from_name(name).ok_or_else(|| format!("plans are aimed at one of {}", known()))
 }
 
 fn main() -> ExitCode {
@@ -48,7 +56,8 @@ fn main() -> ExitCode {
                     Some(seeds) => format!("within {seeds:>4} seeds"),
                     None => "not measured     ".to_owned(),
                 };
-                println!("{:<24} {within}: breaks \"{}\"", sabotage.name(), sabotage.breaks());
+                let aim = catalogue::aim(*sabotage).map_or_else(String::new, |aim| format!(" of --aim {}", aim.name()));
+                println!("{:<24} {within}{aim}: breaks \"{}\"", sabotage.name(), sabotage.breaks());
             }
             return ExitCode::SUCCESS;
         }
@@ -62,7 +71,7 @@ fn main() -> ExitCode {
         },
     };
     let (passed, failed) = match (arguments.replay, chosen.is_empty()) {
-        (Some(seed), _) => replay(seed, chosen.first().copied()),
+        (Some(seed), _) => replay(seed, arguments.aim, chosen.first().copied()),
         (None, true) => seeds(&arguments),
         (None, false) => sabotages(&chosen, arguments.first_seed),
     };
@@ -72,13 +81,15 @@ fn main() -> ExitCode {
 
 fn seeds(arguments: &Arguments) -> (u64, u64) {
     let start = std::time::Instant::now();
-    let outcome = run_seeds(arguments.first_seed, arguments.seeds, None, false);
+    let plan_of = |seed| catalogue::plan_of(arguments.aim, seed);
+    let outcome = run_plans(&plan_of, arguments.first_seed, arguments.seeds, None, false);
     for Failed { seed, verdict } in outcome.failed.iter().take(TOLD) {
         println!("seed {seed} failed:");
         verdict.findings.iter().for_each(|finding| println!("  {finding}"));
-        let trace = run_one(&Plan::of(*seed), None, true).trace;
+        let trace = run_one(&plan_of(*seed), None, true).trace;
         trace[trace.len().saturating_sub(FEW_LINES)..].iter().for_each(|line| println!("    {line}"));
-        println!("  replay: cargo run --release -p tests --bin simulate -- --replay {seed}");
+        let aim = arguments.aim.map_or_else(String::new, |aim| format!(" --aim {}", aim.name()));
+        println!("  replay: cargo run --release -p tests --bin simulate -- --replay {seed}{aim}");
     }
     if outcome.failed.len() > TOLD {
         let more: Vec<String> = outcome.failed[TOLD..].iter().map(|failed| failed.seed.to_string()).collect();
@@ -110,8 +121,8 @@ fn sabotages(chosen: &[Sabotage], first_seed: u64) -> (u64, u64) {
     (caught, missed)
 }
 
-fn replay(seed: u64, sabotage: Option<Sabotage>) -> (u64, u64) {
-    let plan = Plan::of(seed);
+fn replay(seed: u64, aim: Option<Aim>, sabotage: Option<Sabotage>) -> (u64, u64) {
+    let plan = catalogue::plan_of(aim.or_else(|| sabotage.and_then(catalogue::aim)), seed);
     let verdict = run_one(&plan, sabotage, true);
     if verdict.findings.is_empty() {
         println!("seed {seed}: nothing is wrong; {} operations and events, hash {:016x}", plan.parts(), verdict.hash);

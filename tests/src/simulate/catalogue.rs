@@ -4,7 +4,8 @@
 
 pub use engine::sabotage::Sabotage;
 
-use super::runner::{Outcome, run_seeds};
+use super::plan::{Aim, Plan};
+use super::runner::{Outcome, run_plans};
 
 /// Seeds that are tried for a fault whose number was not measured.
 const TRIED: u64 = 2000;
@@ -16,15 +17,30 @@ pub const fn seeds(sabotage: Sabotage) -> Option<u64> {
     match sabotage {
         ImagesRecur | LockKept | PublishForgotten | UnitNotAssigned | BlockTakenTwice | ClaimSkipped | CellsAlike
         | ArenaEmpty | TokenKept | UncleanForgotten | LinkReused | PoolKept | LockIgnored | MiscompareIsLost
-        | UnknownIsFailed | GateIgnored | LeaseTooLong | AlwaysClean | CellsInDoubt | DropsOfTheLost => Some(100),
+        | UnknownIsFailed | GateIgnored | LeaseTooLong | AlwaysClean | CellsInDoubt | DropsOfTheLost
+        | AbsenceBelieved | LinkIgnored => Some(100),
         FlushForgotten | UnlockFirst | DirtyJoined | WatchTooShort | ClaimIgnored | QuarantineSkipped | SlotNotRead
         | GateAfterWrite | UnmapAfterFree => Some(250),
         NoRestamp | OneLunAsked | LivingMarkDecided => Some(500),
         UnmapBeforeMark | BlocksForgotten | StolenMarkKept => Some(1000),
         GranulesWhole | LeaseFromAnswer => Some(1600),
-        GenerationIgnored | LeavingUnsaid | LeavingIgnored => Some(2500),
+        GenerationIgnored | LeavingUnsaid | LeavingIgnored | RecoveryWithoutRestamp => Some(2500),
         _ => None,
     }
+}
+
+/// What plans are aimed at for a fault that others meet too seldom.
+pub const fn aim(sabotage: Sabotage) -> Option<Aim> {
+    match sabotage {
+        Sabotage::AbsenceBelieved | Sabotage::LinkIgnored => Some(Aim::LooksOverPauses),
+        Sabotage::RecoveryWithoutRestamp => Some(Aim::LateAndAlone),
+        _ => None,
+    }
+}
+
+/// The plan of a seed, aimed or of any kind.
+pub fn plan_of(aim: Option<Aim>, seed: u64) -> Plan {
+    aim.map_or_else(|| Plan::of(seed), |aim| Plan::aimed(aim, seed))
 }
 
 /// Runs seeds with a fault until one fails or its seeds are used up.
@@ -33,5 +49,5 @@ pub fn try_out(sabotage: Sabotage, first_seed: u64) -> Outcome {
         Some(count) => count,
         None => TRIED,
     };
-    run_seeds(first_seed, count, Some(sabotage), true)
+    run_plans(&|seed| plan_of(aim(sabotage), seed), first_seed, count, Some(sabotage), true)
 }

@@ -155,6 +155,33 @@ pub struct Event {
     pub blow: Blow,
 }
 
+/// What a plan can be aimed at: what plans of all kinds reach too seldom to be counted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// A host stands still between the two reads of a look-up, while another one puts a new file over the old name.
+    LooksOverPauses,
+    /// A host dies over a change that lands when it was recovered and nobody has touched the object.
+    LateAndAlone,
+}
+
+impl Aim {
+    /// All of them.
+    pub const ALL: [Aim; 2] = [Aim::LooksOverPauses, Aim::LateAndAlone];
+
+    /// Its name on command lines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Aim::LooksOverPauses => "looks-over-pauses",
+            Aim::LateAndAlone => "late-and-alone",
+        }
+    }
+
+    /// The one with this name.
+    pub fn from_name(name: &str) -> Option<Aim> {
+        Aim::ALL.into_iter().find(|aim| aim.name() == name)
+    }
+}
+
 /// One run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -218,6 +245,17 @@ impl Plan {
             5 => scenario::dispute_and_death(rng, &mut plan),
             6 => scenario::sleeper(rng, &mut plan),
             _ => {}
+        }
+        plan
+    }
+
+    /// The plan of a seed that goes for one rule only.
+    pub fn aimed(aim: Aim, seed: u64) -> Plan {
+        let mut plan = Plan::of(seed);
+        let rng = &mut Rng::new(seed ^ 0x00a1_3ed0);
+        match aim {
+            Aim::LooksOverPauses => scenario::looks_over_pauses(rng, &mut plan),
+            Aim::LateAndAlone => scenario::late_and_alone(rng, &mut plan),
         }
         plan
     }

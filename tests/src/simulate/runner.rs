@@ -28,8 +28,19 @@ pub struct Outcome {
     pub failed: Vec<Failed>,
 }
 
-/// Runs `count` seeds from `first` on. `until_one`: stops soon after the first failure.
+/// Runs the plans of `count` seeds from `first` on. `until_one`: stops soon after the first failure.
 pub fn run_seeds(first: u64, count: u64, sabotage: Option<Sabotage>, until_one: bool) -> Outcome {
+    run_plans(&Plan::of, first, count, sabotage, until_one)
+}
+
+/// The same with the plans that `plan_of` gives.
+pub fn run_plans(
+    plan_of: &(dyn Fn(u64) -> Plan + Sync),
+    first: u64,
+    count: u64,
+    sabotage: Option<Sabotage>,
+    until_one: bool,
+) -> Outcome {
     let (next, stop) = (AtomicU64::new(first), AtomicBool::new(false));
     let failed = Mutex::new(Vec::new());
     let run = AtomicU64::new(0);
@@ -42,7 +53,7 @@ pub fn run_seeds(first: u64, count: u64, sabotage: Option<Sabotage>, until_one: 
                     if seed >= first.saturating_add(count) || (until_one && stop.load(Ordering::Relaxed)) {
                         return;
                     }
-                    let verdict = run_one(&Plan::of(seed), sabotage, false);
+                    let verdict = run_one(&plan_of(seed), sabotage, false);
                     run.fetch_add(1, Ordering::Relaxed);
                     if !verdict.findings.is_empty() {
                         stop.store(true, Ordering::Relaxed);

@@ -172,3 +172,52 @@ pub fn stall(rng: &mut Rng, plan: &mut Plan) {
         set_work(plan, host, vec![first, Step { pause_us: rng.below(2_000_000), operation }]);
     }
 }
+
+/// One host puts file after file over one name, which is never missing; another one looks it up all the while and stands still now and
+/// then: between its reads of the directory and of the file the one that it found may be gone, and its root cell another file's.
+pub fn looks_over_pauses(rng: &mut Rng, plan: &mut Plan) {
+    const ROUNDS: u64 = 6;
+    const LOOKS: usize = 40;
+    plan.rates = FaultRates::default();
+    plan.power_loss = false;
+    plan.nearly_full = false;
+    plan.hosts.truncate(2);
+    plan.latency_us = [200, 1000, 3000][rng.below(3) as usize];
+    // About the time that one round takes: some twenty times to the LUN and back.
+    let round_us = 20 * plan.latency_us;
+    let mut steps = vec![Step { pause_us: 0, operation: Operation::Create(0) }];
+    for _ in 0..ROUNDS {
+        steps.extend([Operation::Create(2), Operation::Rename(2, 0)].map(|operation| step(rng, operation)));
+    }
+    set_work(plan, 0, steps);
+    let looks = repeat_with(|| Step { pause_us: rng.below(plan.latency_us), operation: Operation::Look(0) });
+    let looks = looks.take(LOOKS).collect();
+    set_work(plan, 1, looks);
+    let pause = |rng: &mut Rng| Event {
+        host: 1,
+        moment: Moment::At(rng.between(round_us / 2, ROUNDS * round_us)),
+        blow: Blow::Pause((rng.between(round_us / 4, 2 * round_us) / 1000).max(1) as u32),
+    };
+    plan.events = repeat_with(|| pause(rng)).take(5).collect();
+}
+
+/// A host dies while one of its changes of a disk is late. Another one recovers it and leaves the disk alone; then the change lands.
+pub fn late_and_alone(rng: &mut Rng, plan: &mut Plan) {
+    plan.rates = FaultRates { late: rng.between(60, 250) as u16, ..FaultRates::default() };
+    plan.power_loss = false;
+    plan.nearly_full = false;
+    plan.fenced_by_time = false;
+    plan.hosts.truncate(2);
+    let block = rng.below(3) as u32;
+    let written = (0..3).flat_map(|nth| {
+        let sector = (block + nth) % 3 * 128 + rng.below(100) as u32;
+        [Part::Write { sector, count: 8, by_thread: true }, Part::Flush]
+    });
+    let parts = written.collect();
+    let operation = Operation::Use { target: Target::Disk(0), write: true, parts };
+    set_work(plan, 0, vec![step(rng, operation)]);
+    let operation = Operation::Use { target: Target::Disk(1), write: true, parts: vec![Part::Rest(8000); 4] };
+    set_work(plan, 1, vec![step(rng, operation)]);
+    let moment = Moment::WhenLate(rng.between(1, 3) as u32);
+    plan.events = vec![Event { host: 0, moment, blow: Blow::Death(40_000) }];
+}
