@@ -81,12 +81,19 @@ fn mount_volume(mount: &Mount, over: &Arc<Over>) -> Result<Arc<State>, String> {
     Ok(state)
 }
 
+/// The name of a LUN as it holds when this process has left its working directory: a LUN that is back is opened by it.
+fn lasting(lun: &str) -> String {
+    let path = if lun.contains("://") { None } else { std::path::absolute(lun).ok() };
+    path.and_then(|path| path.into_os_string().into_string().ok()).unwrap_or_else(|| lun.to_owned())
+}
+
 /// The LUNs, and where the image files of raw device mappings are looked for: where it was said, and beside the volume's own images.
 fn luns_of(mount: &Mount) -> Luns {
     let images = mount.luns.iter().filter_map(|lun| Path::new(lun).canonicalize().ok()).filter(|path| path.is_file());
     let beside = images.filter_map(|path| path.parent().map(Path::to_owned));
     let said = mount.raw_folders.iter().map(|folder| folder.canonicalize().unwrap_or_else(|_| folder.clone()));
-    Luns { members: mount.luns.clone(), raw_folders: said.chain(beside).collect() }
+    let members = mount.luns.iter().map(|lun| lasting(lun)).collect();
+    Luns { members, raw_folders: said.chain(beside).collect() }
 }
 
 /// The daemon that keeps the slots, if one is to.
@@ -289,5 +296,18 @@ impl Watch {
         if self.thread.join().is_err() {
             tracing::error!("the signals' thread panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lun_keeps_its_name_when_the_working_directory_changes() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(lasting("lun0.img"), here.join("lun0.img").to_str().unwrap());
+        assert_eq!(lasting("/dev/sdb"), "/dev/sdb");
+        assert_eq!(lasting("iscsi://10.0.0.1/iqn.2026-01.test:a/0"), "iscsi://10.0.0.1/iqn.2026-01.test:a/0");
     }
 }
