@@ -1,4 +1,4 @@
-//! Owns: what the tests of all adapters have in common: an interrupt line that counts, a disk that waits on demand.
+//! Owns: what the tests of all adapters have in common: plain guest memory, an interrupt line that counts, a disk that waits on demand.
 //! Promises: a test that waits gives up only when what it waits for is plainly never going to happen.
 //! Must not know: any adapter.
 
@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use scsi::testing::MemoryDisk;
 use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, DiskOptions, Geometry, Identity, StorageError};
+use vm_memory::{Bytes, GuestAddress};
 
-use super::{Attachment, InterruptLine};
+use super::{AdapterError, Attachment, GuestMemory, HostBusAdapter, InterruptLine};
 
 /// Counts interrupts.
 #[derive(Default)]
@@ -121,6 +122,69 @@ pub(crate) fn disk(target: u8, gate: &Arc<Gate>) -> Attachment<GatedDisk> {
     Attachment::new(target, DiskOptions::default(), || async {
         Ok(GatedDisk { disk: MemoryDisk::new(scsi::testing::GEOMETRY), gate })
     })
+}
+
+/// Bytes of guest memory.
+pub(crate) const MEMORY: usize = 4 << 20;
+
+/// An adapter with one disk of 256 blocks at target 0, as it is after power-on, over plain memory.
+pub(crate) struct Bench<A: HostBusAdapter> {
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) line: Arc<Line>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) adapter: Arc<A>,
+}
+
+impl<A: HostBusAdapter> Bench<A> {
+    pub(crate) fn new(
+        start: impl FnOnce(
+            &str,
+            Arc<GuestMemory>,
+            Arc<dyn InterruptLine>,
+            Vec<Attachment<GatedDisk>>,
+        ) -> Result<Arc<A>, AdapterError>,
+    ) -> Self {
+        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
+        let (line, gate) = (Arc::new(Line::default()), Arc::new(Gate::default()));
+        let adapter = start("test", memory.clone(), line.clone(), vec![disk(0, &gate)]).unwrap();
+        Self { memory, line, gate, adapter }
+    }
+
+    pub(crate) fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+
+    pub(crate) fn set_bytes(&self, address: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    /// Guest memory must stay as it is from now on.
+    #[track_caller]
+    pub(crate) fn assert_quiet(&self) {
+        let before = self.bytes(0, MEMORY);
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(self.bytes(0, MEMORY) == before, "guest memory has changed after the acknowledgement");
+    }
+}
+
+impl<A: HostBusAdapter> Drop for Bench<A> {
+    fn drop(&mut self) {
+        self.gate.open();
+        let stopped = self.adapter.stop();
+        if !std::thread::panicking() {
+            stopped.unwrap();
+        }
+    }
+}
+
+pub(crate) fn read_10(lba: u8, blocks: u8) -> [u8; 10] {
+    [0x28, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
+}
+
+pub(crate) fn write_10(lba: u8, blocks: u8) -> [u8; 10] {
+    [0x2A, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
 }
 
 /// Waits for something that happens soon; gives up only when it is plainly never going to happen.

@@ -1,15 +1,13 @@
 //! A guest in plain memory: it drives registers and mailboxes the way drivers do, without KVM.
 
 use std::cell::Cell;
-use std::sync::Arc;
-
-use vm_memory::{Bytes, GuestAddress};
 
 use super::super::BusLogic;
-pub(super) use crate::hba::testing::{Gate, GatedDisk, Line, disk, eventually, returns_before_the_gate_opens};
-use crate::hba::{GuestMemory, HostBusAdapter};
+use crate::hba::HostBusAdapter;
+pub(super) use crate::hba::testing::{
+    Bench, GatedDisk, MEMORY, disk, eventually, read_10, returns_before_the_gate_opens, write_10,
+};
 
-pub(super) const MEMORY: usize = 4 << 20;
 pub(super) const MAILBOXES: u64 = 0x1_0000;
 pub(super) const CCBS: u64 = 0x4_0000;
 pub(super) const SENSE: u64 = 0x8_0000;
@@ -80,20 +78,9 @@ pub(super) fn list(parts: &[(u64, u32)]) -> Vec<u8> {
         .collect()
 }
 
-pub(super) fn read_10(lba: u8, blocks: u8) -> [u8; 10] {
-    [0x28, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
-}
-
-pub(super) fn write_10(lba: u8, blocks: u8) -> [u8; 10] {
-    [0x2A, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
-}
-
 /// The guest with its adapter.
 pub(super) struct Guest {
-    pub(super) memory: Arc<GuestMemory>,
-    pub(super) line: Arc<Line>,
-    pub(super) gate: Arc<Gate>,
-    pub(super) adapter: Arc<BusLogic<GatedDisk>>,
+    bench: Bench<BusLogic<GatedDisk>>,
     outgoing: Cell<u64>,
     incoming: Cell<u64>,
 }
@@ -101,10 +88,7 @@ pub(super) struct Guest {
 impl Guest {
     /// An adapter with one disk of 256 blocks at target 0, in its state after power-on.
     pub(super) fn new() -> Self {
-        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
-        let (line, gate) = (Arc::new(Line::default()), Arc::new(Gate::default()));
-        let adapter = BusLogic::start("test", memory.clone(), line.clone(), vec![disk(0, &gate)]).unwrap();
-        Self { memory, line, gate, adapter, outgoing: Cell::default(), incoming: Cell::default() }
+        Self { bench: Bench::new(BusLogic::start), outgoing: Cell::default(), incoming: Cell::default() }
     }
 
     /// The same with mailboxes, and the power-on attention taken.
@@ -210,24 +194,12 @@ impl Guest {
         assert_eq!((of, self.bytes(address + 0x0E, 2)), (address, vec![host, scsi]));
         (host, scsi, completion)
     }
-
-    pub(super) fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
-        bytes
-    }
-
-    pub(super) fn set_bytes(&self, address: u64, bytes: &[u8]) {
-        self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
-    }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.gate.open();
-        let stopped = self.adapter.stop();
-        if !std::thread::panicking() {
-            stopped.unwrap();
-        }
+impl std::ops::Deref for Guest {
+    type Target = Bench<BusLogic<GatedDisk>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.bench
     }
 }

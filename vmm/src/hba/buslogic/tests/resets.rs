@@ -20,13 +20,6 @@ fn with_reads_in_flight(guest: &Guest, deed: impl FnOnce(&Guest)) -> bool {
     returns_before_the_gate_opens(&guest.gate, || deed(guest))
 }
 
-/// Guest memory must stay as it is from now on.
-fn assert_quiet(guest: &Guest) {
-    let before = guest.bytes(0, MEMORY);
-    std::thread::sleep(Duration::from_millis(50));
-    assert!(guest.bytes(0, MEMORY) == before, "guest memory has changed after the reset");
-}
-
 /// The answer to TEST UNIT READY, and the additional sense code that comes with it.
 fn ready(guest: &Guest) -> (u8, Vec<u8>) {
     (guest.run(20, &Ccb::new(&[0; 6])).1, guest.bytes(SENSE + 12, 2))
@@ -41,7 +34,7 @@ fn every_kind_of_reset_forgets_everything_and_touches_no_memory_afterwards() {
             None => guest.adapter.reset(),
         });
         assert!(!early, "{name}: the write returned while the storage was at work");
-        assert_quiet(&guest);
+        guest.assert_quiet();
         if how.is_some() {
             assert_eq!(guest.read(0), 0x80, "{name}: a driver waits for the diagnosis to be seen");
         }
@@ -62,7 +55,7 @@ fn a_bus_reset_answers_everything_first_and_raises_no_reset_interrupt() {
     let mut ended = [guest.wait(), guest.wait()];
     ended.sort();
     assert_eq!(ended, [(FIRST, 0x22, 0, 4), (SECOND, 0x22, 0, 4)]);
-    assert_quiet(&guest);
+    guest.assert_quiet();
     assert_eq!((guest.read(0), guest.read(2) & 0x08), (0x10, 0));
     assert_eq!((ready(&guest), ready(&guest).0), ((2, vec![0x29, 2]), 0));
 }
@@ -83,7 +76,7 @@ fn an_aborted_ccb_comes_back_as_such_and_is_never_touched_again() {
     let mut ended = [guest.wait(), guest.wait()];
     ended.sort();
     assert_eq!(ended, [(FIRST, 0, 0, 1), (SECOND, 0x26, 0, 2)]);
-    assert_quiet(&guest);
+    guest.assert_quiet();
 }
 
 #[test]
@@ -113,7 +106,7 @@ fn a_device_reset_forgets_the_targets_ccbs_without_posting_them() {
     let at = |number: u64| CCBS + 64 * number;
     // The other disk has its own power-on attention.
     assert_eq!(ended, [(at(12), 0, 2, 4), (at(13), 0, 0, 1), (at(14), 0x11, 0, 4)]);
-    assert_quiet(&guest);
+    guest.assert_quiet();
     assert_eq!(guest.take(), None);
     assert_eq!((ready(&guest), ready(&guest).0), ((2, vec![0x29, 3]), 0));
 }
@@ -137,10 +130,10 @@ fn a_disk_that_is_pulled_out_ends_its_ccbs_and_is_gone() {
 fn a_stop_waits_for_what_is_in_flight_and_then_nothing_answers() {
     let guest = Guest::ready();
     with_reads_in_flight(&guest, |guest| guest.adapter.stop().unwrap());
-    assert_quiet(&guest);
+    guest.assert_quiet();
     guest.write(1, 0x02);
     guest.write(0, 0x80);
     guest.adapter.reset();
     guest.adapter.stop().unwrap();
-    assert_quiet(&guest);
+    guest.assert_quiet();
 }

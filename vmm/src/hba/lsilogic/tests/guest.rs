@@ -1,14 +1,11 @@
 //! A guest in plain memory: it drives registers and FIFOs the way drivers do, without KVM.
 
-use std::sync::Arc;
-
-use vm_memory::{Bytes, GuestAddress};
-
 use super::super::LsiLogic;
-pub(super) use crate::hba::testing::{Gate, GatedDisk, Line, disk, eventually, returns_before_the_gate_opens};
-use crate::hba::{GuestMemory, HostBusAdapter};
+use crate::hba::HostBusAdapter;
+pub(super) use crate::hba::testing::{
+    Bench, GatedDisk, MEMORY, disk, eventually, read_10, returns_before_the_gate_opens, write_10,
+};
 
-pub(super) const MEMORY: usize = 4 << 20;
 pub(super) const FRAMES: u64 = 0x1_0000;
 pub(super) const REPLIES: u64 = 0x4_0000;
 pub(super) const REPLY_FRAMES: u32 = 32;
@@ -129,14 +126,6 @@ pub(super) fn chain32(address: u32, length: u16, next: u8) -> Vec<u8> {
     simple32(0x30, address, u32::from(next) << 16 | u32::from(length))
 }
 
-pub(super) fn read_10(lba: u8, blocks: u8) -> [u8; 10] {
-    [0x28, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
-}
-
-pub(super) fn write_10(lba: u8, blocks: u8) -> [u8; 10] {
-    [0x2A, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
-}
-
 /// A task management request.
 pub(super) fn management(context: u32, kind: u8, target: u8, task: u32) -> Vec<u8> {
     let mut frame = vec![0; 0x34];
@@ -148,20 +137,14 @@ pub(super) fn management(context: u32, kind: u8, target: u8, task: u32) -> Vec<u
 
 /// The guest with its adapter.
 pub(super) struct Guest {
-    pub(super) memory: Arc<GuestMemory>,
-    pub(super) line: Arc<Line>,
-    pub(super) gate: Arc<Gate>,
-    pub(super) adapter: Arc<LsiLogic<GatedDisk>>,
+    bench: Bench<LsiLogic<GatedDisk>>,
     next_frame: std::cell::Cell<u64>,
 }
 
 impl Guest {
     /// An adapter with one disk of 256 blocks at target 0, in its state after power-on.
     pub(super) fn new() -> Self {
-        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
-        let (line, gate) = (Arc::new(Line::default()), Arc::new(Gate::default()));
-        let adapter = LsiLogic::start("test", memory.clone(), line.clone(), vec![disk(0, &gate)]).unwrap();
-        Self { memory, line, gate, adapter, next_frame: Default::default() }
+        Self { bench: Bench::new(LsiLogic::start), next_frame: Default::default() }
     }
 
     /// The same, operational, with reply frames and the reply interrupt, and the power-on attention taken.
@@ -281,24 +264,12 @@ impl Guest {
         assert_eq!((reply[2], reply[3], word(&reply, 8)), (6, 4, 0x77));
         (word(&reply, 0x0C) >> 16, reply[0x14..0x18].try_into().unwrap())
     }
-
-    pub(super) fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
-        bytes
-    }
-
-    pub(super) fn set_bytes(&self, address: u64, bytes: &[u8]) {
-        self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
-    }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.gate.open();
-        let stopped = self.adapter.stop();
-        if !std::thread::panicking() {
-            stopped.unwrap();
-        }
+impl std::ops::Deref for Guest {
+    type Target = Bench<LsiLogic<GatedDisk>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.bench
     }
 }

@@ -1,6 +1,5 @@
 //! A guest in plain memory: it drives registers and rings the way drivers do, without KVM.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress};
@@ -9,10 +8,11 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::super::PvScsi;
 use super::super::entries::*;
 use super::super::registers::{KICK_NON_RW_IO, KICK_RW_IO};
-pub(super) use crate::hba::testing::{Gate, GatedDisk, Line, disk, eventually, returns_before_the_gate_opens};
-use crate::hba::{GuestMemory, HostBusAdapter};
+use crate::hba::HostBusAdapter;
+pub(super) use crate::hba::testing::{
+    Bench, GatedDisk, MEMORY, disk, eventually, read_10, returns_before_the_gate_opens, write_10,
+};
 
-pub(super) const MEMORY: usize = 4 << 20;
 pub(super) const STATE: u64 = 0x1000;
 pub(super) const REQUESTS: u64 = 0x10000;
 pub(super) const COMPLETIONS: u64 = 0x40000;
@@ -64,31 +64,16 @@ impl Io {
     }
 }
 
-pub(super) fn read_10(lba: u8, blocks: u8) -> [u8; 10] {
-    [0x28, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
-}
-
-pub(super) fn write_10(lba: u8, blocks: u8) -> [u8; 10] {
-    [0x2A, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
-}
-
 /// The guest with its adapter.
 pub(super) struct Guest {
-    pub(super) memory: Arc<GuestMemory>,
-    pub(super) line: Arc<Line>,
-    pub(super) gate: Arc<Gate>,
-    pub(super) adapter: Arc<PvScsi<GatedDisk>>,
+    bench: Bench<PvScsi<GatedDisk>>,
     consumer: u32,
 }
 
 impl Guest {
     /// An adapter with one disk of 256 blocks at target 0; rings are not set up yet.
     pub(super) fn new() -> Self {
-        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
-        let (line, gate) = (Arc::new(Line::default()), Arc::new(Gate::default()));
-        let disks = vec![disk(0, &gate)];
-        let adapter = PvScsi::start("test", memory.clone(), line.clone(), disks).unwrap();
-        Self { memory, line, gate, adapter, consumer: 0 }
+        Self { bench: Bench::new(PvScsi::start), consumer: 0 }
     }
 
     /// The same with rings of one page each, interrupts unmasked, and the power-on attention taken.
@@ -197,24 +182,12 @@ impl Guest {
         assert_eq!(completion.context.get(), io.context);
         completion
     }
-
-    pub(super) fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
-        bytes
-    }
-
-    pub(super) fn set_bytes(&self, address: u64, bytes: &[u8]) {
-        self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
-    }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.gate.open();
-        let stopped = self.adapter.stop();
-        if !std::thread::panicking() {
-            stopped.unwrap();
-        }
+impl std::ops::Deref for Guest {
+    type Target = Bench<PvScsi<GatedDisk>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.bench
     }
 }

@@ -272,7 +272,7 @@ fn a_disk_that_cannot_be_opened_is_named() {
     let attachment = crate::hba::Attachment::<GatedDisk>::new(2, scsi::DiskOptions::default(), || async {
         Err(Box::new(StorageError::NotReady) as crate::hba::OpenError)
     });
-    let line = std::sync::Arc::new(Line::default());
+    let line = std::sync::Arc::new(crate::hba::testing::Line::default());
     let error = super::PvScsi::start("test", memory, line, vec![attachment]).err().unwrap();
     assert_eq!(error.to_string(), "cannot open the disk of target 2: the device is not ready yet");
 }

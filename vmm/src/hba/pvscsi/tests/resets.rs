@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::guest::*;
 use super::status;
 use crate::hba::HostBusAdapter;
+use crate::hba::testing::Gate;
 
 /// Starts two reads that wait at the gate and leaves a third in the ring, then writes `command` while the gate is still
 /// closed. Returns when the register write has returned; it must not before the gate was opened.
@@ -25,13 +26,6 @@ fn with_reads_in_flight(guest: &mut Guest, command: u32, words: &[u32]) {
     assert!(!early, "the write returned while the storage was at work");
 }
 
-/// Guest memory must stay as it is from now on.
-fn assert_quiet(guest: &Guest) {
-    let before = guest.bytes(0, MEMORY);
-    std::thread::sleep(Duration::from_millis(50));
-    assert!(guest.bytes(0, MEMORY) == before, "guest memory has changed after the register write returned");
-}
-
 #[test]
 fn a_bus_reset_answers_everything_before_the_register_write_returns() {
     let mut guest = Guest::ready();
@@ -40,7 +34,7 @@ fn a_bus_reset_answers_everything_before_the_register_write_returns() {
         (0..3).map(|_| guest.take().map(|entry| (entry.context.get(), status(&entry))).unwrap()).collect();
     answers.sort();
     assert_eq!(answers, [(10, (0x22, 0)), (11, (0x22, 0)), (12, (0x22, 0))]);
-    assert_quiet(&guest);
+    guest.assert_quiet();
     // The next command is told; after that the disk works.
     let attention = guest.run(Io::new(1, &[0; 6]));
     assert_eq!((status(&attention), guest.bytes(SENSE + 12, 2)), ((0, 2), vec![0x29, 2]));
@@ -53,10 +47,10 @@ fn an_adapter_reset_forgets_everything_and_touches_no_memory_afterwards() {
     let produced = guest.state(0x0C);
     with_reads_in_flight(&mut guest, 1, &[]);
     assert_eq!(guest.state(0x0C), produced);
-    assert_quiet(&guest);
+    guest.assert_quiet();
     guest.put(&Io::new(13, &read_10(0, 1)).into_guest(DATA, 512));
     guest.kick();
-    assert_quiet(&guest);
+    guest.assert_quiet();
     assert_eq!(guest.set_up_rings(2), 0);
     assert_eq!(guest.run(Io::new(1, &[0; 6])).scsi_status.get(), 2);
 }
@@ -118,7 +112,7 @@ fn a_stop_waits_for_what_is_in_flight() {
         guest.gate.open();
         stopper.join().unwrap().unwrap();
     });
-    assert_quiet(&guest);
+    guest.assert_quiet();
 }
 
 #[test]

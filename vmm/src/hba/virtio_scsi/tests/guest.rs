@@ -1,15 +1,13 @@
 //! A guest in plain memory: it drives registers and virtqueues the way drivers do, without KVM.
 
 use std::cell::{Cell, RefCell};
-use std::sync::Arc;
-
-use vm_memory::{Bytes, GuestAddress};
 
 use super::super::VirtioScsi;
-pub(super) use crate::hba::testing::{Gate, GatedDisk, Line, disk, eventually, returns_before_the_gate_opens};
-use crate::hba::{GuestMemory, HostBusAdapter};
+use crate::hba::HostBusAdapter;
+pub(super) use crate::hba::testing::{
+    Bench, GatedDisk, MEMORY, disk, eventually, read_10, returns_before_the_gate_opens, write_10,
+};
 
-pub(super) const MEMORY: usize = 4 << 20;
 /// Rings of queue number n: at this address and 64 KiB further each.
 pub(super) const QUEUES: u64 = 0x1_0000;
 pub(super) const AVAILABLE: u64 = 0x2000;
@@ -64,20 +62,9 @@ pub(super) fn address(target: u8, lun: u8) -> [u8; 8] {
     [1, target, 0x40, lun, 0, 0, 0, 0]
 }
 
-pub(super) fn read_10(lba: u8, blocks: u8) -> [u8; 10] {
-    [0x28, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
-}
-
-pub(super) fn write_10(lba: u8, blocks: u8) -> [u8; 10] {
-    [0x2A, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
-}
-
 /// The guest with its adapter.
 pub(super) struct Guest {
-    pub(super) memory: Arc<GuestMemory>,
-    pub(super) line: Arc<Line>,
-    pub(super) gate: Arc<Gate>,
-    pub(super) adapter: Arc<VirtioScsi<GatedDisk>>,
+    bench: Bench<VirtioScsi<GatedDisk>>,
     /// Available and used indices of each queue.
     indices: RefCell<[(u16, u16); 6]>,
     /// Splits header and response into single bytes at their edges, and uses indirect tables.
@@ -87,10 +74,7 @@ pub(super) struct Guest {
 impl Guest {
     /// An adapter with one disk of 256 blocks at target 0, in its state after power-on.
     pub(super) fn new() -> Self {
-        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
-        let (line, gate) = (Arc::new(Line::default()), Arc::new(Gate::default()));
-        let adapter = VirtioScsi::start("test", memory.clone(), line.clone(), vec![disk(0, &gate)]).unwrap();
-        Self { memory, line, gate, adapter, indices: Default::default(), indirect: Cell::new(false) }
+        Self { bench: Bench::new(VirtioScsi::start), indices: Default::default(), indirect: Cell::new(false) }
     }
 
     /// The same, running, with the power-on attention taken.
@@ -274,24 +258,12 @@ impl Guest {
         });
         self.bytes(self.area_of(0, taken.unwrap().0) + 128, 1)[0]
     }
-
-    pub(super) fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
-        bytes
-    }
-
-    pub(super) fn set_bytes(&self, address: u64, bytes: &[u8]) {
-        self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
-    }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.gate.open();
-        let stopped = self.adapter.stop();
-        if !std::thread::panicking() {
-            stopped.unwrap();
-        }
+impl std::ops::Deref for Guest {
+    type Target = Bench<VirtioScsi<GatedDisk>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.bench
     }
 }

@@ -1,7 +1,5 @@
 //! Resets, aborts and stops are synchronous for guest memory, whatever the storage is doing.
 
-use std::time::Duration;
-
 use super::guest::*;
 use crate::hba::HostBusAdapter;
 
@@ -18,13 +16,6 @@ fn with_reads_in_flight(guest: &Guest, deed: impl FnOnce(&Guest)) -> bool {
     returns_before_the_gate_opens(&guest.gate, || deed(guest))
 }
 
-/// Guest memory must stay as it is from now on.
-fn assert_quiet(guest: &Guest) {
-    let before = guest.bytes(0, MEMORY);
-    std::thread::sleep(Duration::from_millis(50));
-    assert!(guest.bytes(0, MEMORY) == before, "guest memory has changed after the reset");
-}
-
 #[test]
 fn a_reset_forgets_everything_and_touches_no_memory_afterwards() {
     type Reset = (&'static str, fn(&Guest));
@@ -32,10 +23,10 @@ fn a_reset_forgets_everything_and_touches_no_memory_afterwards() {
     let guest = Guest::ready();
     for (name, reset) in resets {
         assert!(!with_reads_in_flight(&guest, reset), "{name}: the write returned while the storage was at work");
-        assert_quiet(&guest);
+        guest.assert_quiet();
         assert_eq!((guest.read(0x14, 1), guest.read(0x1000, 1), guest.done(2)), (0, 0, None), "{name}");
         guest.notify(2);
-        assert_quiet(&guest);
+        guest.assert_quiet();
         guest.bring_up();
         assert_eq!(guest.run(&Io::new(1, &[0; 6])).status, if name == "device" { 0 } else { 2 });
         assert_eq!(guest.run(&Io::new(2, &read_10(0, 1)).data(DATA, 512, true)).status, 0);
@@ -59,7 +50,7 @@ fn commands_that_task_management_ends_are_answered_before_it() {
         seen.sort_by_key(|done| done.tag);
         assert_eq!(seen.iter().map(|done| done.tag).collect::<Vec<_>>(), ended, "kind {kind}");
         if ended.len() == 2 {
-            assert_quiet(&guest);
+            guest.assert_quiet();
         } else {
             eventually("the other command's end", || guest.gate.waiting() == 0);
             while guest.done(2).is_some() {}
@@ -109,10 +100,10 @@ fn queries_and_requests_about_nobody_have_their_own_responses() {
 fn a_stop_waits_for_what_is_in_flight_and_then_nothing_answers() {
     let guest = Guest::ready();
     with_reads_in_flight(&guest, |guest| guest.adapter.stop().unwrap());
-    assert_quiet(&guest);
+    guest.assert_quiet();
     guest.notify(2);
     guest.write(0x14, &[0]);
     guest.adapter.reset();
     guest.adapter.stop().unwrap();
-    assert_quiet(&guest);
+    guest.assert_quiet();
 }
