@@ -97,6 +97,10 @@ fn the_first_lun_is_taken_out_while_programs_write_and_its_image_goes_away() {
             assert_eq!(fs::read(mount.at(format!("h{host}-{number}"))).unwrap(), pattern(host, number));
         }
     }
+    let said = run(command("vmfs").arg("status").arg(mount.path()));
+    let mib: u64 =
+        run(tests::harness::system("stat").args(["-f", "-c", "%b"]).arg(mount.path())).trim().parse().unwrap();
+    assert!(said.contains(&format!("free of {mib} MiB\n")), "statfs says {mib} blocks of 1 MiB: {said}");
     fs::rename(mount.at("busy"), mount.at("renamed")).unwrap();
     fs::create_dir(mount.at("directory")).unwrap();
     let said = run(command("vmfs").args(["scrub", "--json"]).arg(mount.path()));

@@ -248,7 +248,9 @@ impl Volume {
         ));
         let keeper = self.slots_kept_by.as_ref().map(|keeper| format!(" by {keeper}")).unwrap_or_default();
         say(format!("lease    {} ms, renewed every {} ms{keeper}", self.lease_ms, self.renew_ms));
-        let (free, total) = self.luns.iter().fold((0, 0), |(f, t), lun| (f + lun.free_blocks, t + lun.total_blocks));
+        // Of a LUN that was taken out there is nothing but what another one carries.
+        let luns = self.luns.iter().filter(|lun| lun.state != "Carried");
+        let (free, total) = luns.fold((0, 0), |(f, t), lun| (f + lun.free_blocks, t + lun.total_blocks));
         say(format!(
             "space    {} free of {}",
             size::show(free * self.block_bytes),
