@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use test_guest::pattern::{Content, SECTOR, inspect};
 
-use crate::harness::{Luns, Mount, PATIENCE, command, run};
+use crate::harness::{Luns, Mount, PATIENCE, command, run, signal, wait_for};
 
 /// A running VM, with what its guest and the program itself say in files.
 pub struct Guest {
@@ -78,6 +78,43 @@ impl Guest {
             assert!(start.elapsed() < PATIENCE, "the program does not end: {}", self.errors());
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Passes of `job=verify` that the guest has been through.
+    pub fn passes(&self) -> usize {
+        self.said().matches("pass generation=").count()
+    }
+
+    /// Waits until the guest has been through more than two further passes.
+    #[track_caller]
+    pub fn wait_for_more_passes(&self) {
+        let before = self.passes();
+        self.wait_until("more passes", |guest| guest.passes() > before + 2);
+    }
+
+    /// What was in flight ends: waits for a second in which nothing changes, neither in the guest nor on the LUNs, which are image files.
+    #[track_caller]
+    pub fn wait_until_nothing_changes(&self, luns: &Luns) {
+        let changed = |lun: &PathBuf| fs::metadata(lun).unwrap().modified().unwrap();
+        let state = || (self.said(), luns.images().iter().map(changed).collect::<Vec<_>>());
+        wait_for("a second in which nothing changes behind the closed gate", || {
+            let before = state();
+            thread::sleep(Duration::from_secs(1));
+            state() == before
+        });
+    }
+
+    /// Ends `job=verify` on the first `size` bytes of the disk, whose data file is `flat`: no command of it failed, no byte was wrong, and the
+    /// last pass is there.
+    #[track_caller]
+    pub fn end_verified(&mut self, flat: &Path, size: u64, seed: u64) {
+        signal(self.child.id(), libc::SIGTERM);
+        assert_eq!(self.wait_for_end(), Some(0), "{}", self.errors());
+        let said = self.said();
+        assert_eq!(self.passes(), said.matches(" mismatches=0 ").count(), "{said}");
+        assert!(!said.contains("failed="), "{said}");
+        let last = self.passes() as u64;
+        assert_stamped(flat, size, seed, |_| last);
     }
 
     /// The last "flushed" line: generation and number of blocks.

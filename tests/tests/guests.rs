@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -104,33 +103,16 @@ fn a_guest_stands_still_while_its_host_cannot_renew_its_lease_and_goes_on_with_n
     let path = disk(&mount, "disk.vmdk", "64M", "thin");
     let job = "job=verify size=16M bs=64k depth=8 seed=6 passes=1000000";
     let mut guest = Guest::start(&luns, &path, job, "frozen");
-    let passes = |guest: &Guest| guest.said().matches("pass generation=").count();
-    guest.wait_until("a few passes", |guest| passes(guest) > 2);
+    guest.wait_for_more_passes();
     for round in 1..=2 {
         signal(mount.pid(), libc::SIGSTOP);
         guest.wait_until("the machine stands still", |guest| guest.errors().matches("stands still").count() == round);
-        // What was in flight ends; then nothing changes, neither in the guest nor on the LUNs.
-        let state = || {
-            let changed = |lun: &PathBuf| fs::metadata(lun).unwrap().modified().unwrap();
-            (guest.said(), luns.images().iter().map(changed).collect::<Vec<_>>())
-        };
-        wait_for("a second in which nothing changes behind the closed gate", || {
-            let before = state();
-            thread::sleep(Duration::from_secs(1));
-            state() == before
-        });
+        guest.wait_until_nothing_changes(&luns);
         signal(mount.pid(), libc::SIGCONT);
         guest.wait_until("it goes on", |guest| guest.errors().matches("not keep the machine").count() == round);
-        let done = passes(&guest);
-        guest.wait_until("more passes", |guest| passes(guest) > done + 2);
+        guest.wait_for_more_passes();
     }
-    signal(guest.child.id(), libc::SIGTERM);
-    assert_eq!(guest.wait_for_end(), Some(0), "{}", guest.errors());
-    let said = guest.said();
-    assert_eq!(said.matches("pass generation=").count(), said.matches(" mismatches=0 ").count(), "{said}");
-    assert!(!said.contains("failed="), "{said}");
-    let last = passes(&guest) as u64;
-    assert_stamped(&mount.at("disk-flat.vmdk"), 16 << 20, 6, |_| last);
+    guest.end_verified(&mount.at("disk-flat.vmdk"), 16 << 20, 6);
     mount.unmount();
     luns.assert_clean();
 }

@@ -6,8 +6,8 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tests::harness::{Luns, Mount, command, refused, run, signal, wait_for};
 use tests::lockd::Lockd;
+use tests::machines::{Guest, disk};
 
 /// The mount's slots with their generations, one a LUN.
 fn own_slots(mount: &Mount) -> Vec<String> {
@@ -141,61 +142,12 @@ fn a_lun_that_is_added_has_its_slot_kept_by_lockd_as_well_across_its_restart() {
     run(command("fsck.vmfs").arg("-n").args(luns.images()).arg(&new));
 }
 
-/// A VM that writes, reads back and compares a disk in passes, for ever.
-struct Guest {
-    child: Child,
-    serial: PathBuf,
-    errors: PathBuf,
-}
-
-impl Guest {
-    /// Makes a disk on the mount and starts the VM on it.
-    fn start(luns: &Luns, mount: &Mount) -> Guest {
-        let disk = mount.at("disk.vmdk");
-        run(command("vmfs").args(["disk", "create", "-s", "64M", "-d", "thin"]).arg(&disk));
-        let kernel = luns.beside("guest.elf");
-        run(command("test-guest").arg("--output").arg(&kernel));
-        let (serial, errors) = (luns.beside("serial"), luns.beside("errors"));
-        let mut vmm = command("vmm");
-        vmm.args(["run", "--memory", "64M", "--kernel"]).arg(&kernel).arg("--disk").arg(&disk);
-        vmm.args(["--cmdline", "job=verify size=16M bs=64k depth=8 seed=6 passes=1000000"]);
-        vmm.arg("--serial").arg(format!("file:{}", serial.display())).stdin(Stdio::null()).stdout(Stdio::null());
-        let child = vmm.stderr(File::create(&errors).unwrap()).spawn().unwrap();
-        let guest = Guest { child, serial, errors };
-        wait_for("a few passes", || guest.passes() > 2);
-        guest
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.serial).unwrap_or_default()
-    }
-
-    fn passes(&self) -> usize {
-        self.said().matches("pass generation=").count()
-    }
-
-    /// How often the program has said these words.
-    fn told(&self, words: &str) -> usize {
-        fs::read_to_string(&self.errors).unwrap().matches(words).count()
-    }
-
-    /// Waits for the program's end and gives its exit status.
-    #[track_caller]
-    fn end(&mut self) -> Option<i32> {
-        let mut status = None;
-        wait_for("the program ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.and_then(|status| status.code())
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A VM that writes, reads back and compares a disk of the mount in passes, for ever.
+fn verifying_guest(luns: &Luns, mount: &Mount) -> Guest {
+    let job = "job=verify size=16M bs=64k depth=8 seed=6 passes=1000000";
+    let guest = Guest::start(luns, &disk(mount, "disk.vmdk", "64M", "thin"), job, "guest");
+    guest.wait_for_more_passes();
+    guest
 }
 
 #[test]
@@ -203,30 +155,18 @@ fn a_guest_stands_still_while_lockd_is_stopped_and_goes_on_with_nothing_lost() {
     let luns = Luns::formatted(2, 512, &["--lease", "fast"]);
     let lockd = Lockd::start(&luns);
     let mount = luns.mount_with(1, &["-o", &lockd.option()]);
-    let mut guest = Guest::start(&luns, &mount);
+    let mut guest = verifying_guest(&luns, &mount);
     let slots = own_slots(&mount);
     for round in 1..=2 {
         lockd.stop();
-        wait_for("the machine stands still", || guest.told("stands still") == round);
-        // What was in flight ends; then nothing changes, neither in the guest nor on the LUNs.
-        thread::sleep(Duration::from_millis(500));
-        let state = || {
-            let changed = |lun: &PathBuf| fs::metadata(lun).unwrap().modified().unwrap();
-            (guest.said(), luns.images().iter().map(changed).collect::<Vec<_>>())
-        };
-        let before = state();
-        thread::sleep(Duration::from_secs(1));
-        assert_eq!(state(), before, "something went on behind a closed gate");
+        guest.wait_until("the machine stands still", |guest| guest.errors().matches("stands still").count() == round);
+        guest.wait_until_nothing_changes(&luns);
         lockd.go_on();
-        wait_for("it goes on", || guest.told("not keep the machine") == round);
-        let done = guest.passes();
-        wait_for("more passes", || guest.passes() > done + 2);
+        guest.wait_until("it goes on", |guest| guest.errors().matches("not keep the machine").count() == round);
+        guest.wait_for_more_passes();
     }
     assert_eq!(own_slots(&mount), slots);
-    signal(guest.child.id(), libc::SIGTERM);
-    assert_eq!(guest.end(), Some(0));
-    let said = guest.said();
-    assert_eq!(said.matches("pass generation=").count(), said.matches(" mismatches=0 ").count(), "{said}");
+    guest.end_verified(&mount.at("disk-flat.vmdk"), 16 << 20, 6);
     mount.unmount();
     luns.assert_clean();
 }
@@ -256,7 +196,7 @@ fn a_lockd_that_comes_back_after_another_host_took_over_leaves_its_mount_and_its
     let mut lockd = Lockd::start(&luns);
     let first = luns.mount_with(1, &["-o", &lockd.option()]);
     let second = luns.mount_with(2, &["-o", "lockd=no"]);
-    let mut guest = Guest::start(&luns, &first);
+    let mut guest = verifying_guest(&luns, &first);
     fs::write(first.at("file"), "first").unwrap();
     let mut held = File::options().write(true).open(first.at("file")).unwrap();
     let busy = File::options().write(true).open(second.at("file")).unwrap_err();
@@ -264,8 +204,13 @@ fn a_lockd_that_comes_back_after_another_host_took_over_leaves_its_mount_and_its
     lockd.kill();
     // The second host claims the slot; the first one sees it without its daemon.
     wait_for("the first mount says that it is fenced", || first.log().contains("fenced"));
-    assert_eq!((guest.end(), guest.told("stands still")), (Some(1), 1));
-    assert_eq!(guest.told("this host lost the disk"), 1);
+    assert_eq!(guest.wait_for_end(), Some(1));
+    let told = guest.errors();
+    assert_eq!(
+        (told.matches("stands still").count(), told.matches("this host lost the disk").count()),
+        (1, 1),
+        "{told}"
+    );
     lockd.start_again();
     wait_for("lockd finds the slot lost", || lockd.log().contains("a slot is lost"));
     wait_for("lockd keeps nothing any more", || lockd.slots() == 0);

@@ -225,7 +225,7 @@ fn a_vm_whose_disk_goes_through_the_mount_ends_with_the_mount() {
     let mount = luns.mount_with(1, &["-o", "lockd=no"]);
     let path = disk(&mount, "disk.vmdk", "64M", "thin");
     let mut guest = Guest::start(&luns, &path, "job=verify size=4M bs=64k depth=8 seed=6 passes=1000000", "guest");
-    guest.wait_until("a few passes", |guest| guest.said().matches("pass generation=").count() > 2);
+    guest.wait_for_more_passes();
     mount.kill();
     assert_eq!(guest.wait_for_end(), Some(1), "{}", guest.errors());
     assert!(guest.errors().contains("the mount that it is on has ended"), "{}", guest.errors());
