@@ -114,7 +114,11 @@ fn without_a_connection_commands_fail_as_not_sent_when_patience_ends() {
     let url = target.url.clone();
     is_unknown(plain(&initiator, LONG), "closed");
     drop(target);
-    let why = plain(&initiator, LONG);
+    // It may have connected once more before the target went, and not know that this connection has ended too.
+    let why = match plain(&initiator, LONG) {
+        Err(PathError::Unknown(_)) => plain(&initiator, LONG),
+        first => first,
+    };
     is_not_sent(why.clone(), "no connection");
     assert!(format!("{why:?}").contains(&url.to_string()), "the path is named");
     assert!(!initiator.end(), "nothing is proven without the target");
