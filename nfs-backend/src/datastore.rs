@@ -9,8 +9,10 @@ use crate::error::{NfsError, Status};
 use crate::file::{DataFile, MOST_BYTES};
 use crate::mount::{self, MountError};
 use crate::nfs3::{Attributes, FileHandle, FileKind, FsInfo, NewAttributes, Server, Stability};
+use crate::remote::Remote;
 use crate::rpc::{Client, Credential, Gate, Options};
-use crate::url::Url;
+use crate::url::{Url, Version};
+use crate::v4;
 
 /// How long a call of an administrator's command, or of the opening of a disk, may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,6 +37,17 @@ pub enum DatastoreError {
         url: Url,
         /// Why.
         cause: MountError,
+    },
+    /// By NFSv4.1 there is no such directory.
+    #[error(
+        "{url}: the server's export has no directory '{name}' on this path, or does not give it to this host; by NFSv4.1 a path begins at the \
+         server's root, which may have other names for exports than NFSv3"
+    )]
+    Path {
+        /// The URL.
+        url: Url,
+        /// The name that was not found.
+        name: String,
     },
     /// There is no such file.
     #[error("{url}: there is no such file; check the path")]
@@ -81,7 +94,7 @@ pub struct Directory {
     url: Url,
     address: SocketAddr,
     credential: Credential,
-    server: Server,
+    server: Remote,
     handle: FileHandle,
     limits: FsInfo,
 }
@@ -130,14 +143,25 @@ impl Directory {
         let mut credential = Credential::of_this_process();
         credential.uid = url.uid.unwrap_or(credential.uid);
         credential.gid = url.gid.unwrap_or(credential.gid);
-        let refused = |cause| DatastoreError::Mount { url: url.clone(), cause };
-        let port = match url.mount_port {
-            Some(port) => port,
-            None => mount::find_port(address, &url.host, &credential, PATIENCE).await.map_err(refused)?,
+        let server = client(address, &url.host, &credential, PATIENCE, None);
+        let (server, handle) = match url.version {
+            Version::V3 => {
+                let refused = |cause| DatastoreError::Mount { url: url.clone(), cause };
+                let port = match url.mount_port {
+                    Some(port) => port,
+                    None => mount::find_port(address, &url.host, &credential, PATIENCE).await.map_err(refused)?,
+                };
+                let at = SocketAddr::new(address.ip(), port);
+                let server = Server::new(server, Some(PATIENCE));
+                let handle = Self::mount(url, at, &credential, &server).await?;
+                (Remote::V3(server), handle)
+            }
+            Version::V41 => {
+                let server = v4::Server::new(server, Some(PATIENCE));
+                let handle = Self::walk(url, &server).await?;
+                (Remote::V4(server), handle)
+            }
         };
-        let at = SocketAddr::new(address.ip(), port);
-        let server = Server::new(client(address, &url.host, &credential, PATIENCE, None), Some(PATIENCE));
-        let handle = Self::mount(url, at, &credential, &server).await?;
         let limits = server.limits(&handle).await.map_err(|cause| DatastoreError::Call { url: url.clone(), cause })?;
         Ok(Directory { url: url.clone(), address, credential, server, handle, limits })
     }
@@ -174,6 +198,18 @@ impl Directory {
         Ok(handle)
     }
 
+    /// By NFSv4.1 names lead from the server's root.
+    async fn walk(url: &Url, server: &v4::Server) -> Result<FileHandle, DatastoreError> {
+        let failed = |cause| DatastoreError::Call { url: url.clone(), cause };
+        let mut handle = server.root().await.map_err(failed)?;
+        for name in url.directory.split('/').filter(|name| !name.is_empty()) {
+            let found = server.lookup(&handle, name.as_bytes()).await.map_err(failed)?;
+            let (found, _) = found.ok_or_else(|| DatastoreError::Path { url: url.clone(), name: name.to_owned() })?;
+            handle = found;
+        }
+        Ok(handle)
+    }
+
     /// The URL that it was opened by.
     pub fn url(&self) -> &Url {
         &self.url
@@ -185,7 +221,7 @@ impl Directory {
     }
 
     /// Calls for an administrator.
-    pub fn server(&self) -> &Server {
+    pub fn server(&self) -> &Remote {
         &self.server
     }
 
@@ -246,15 +282,12 @@ impl Directory {
     /// # Errors
     /// [`DatastoreError`]; `Exists` if there is such a file.
     pub async fn create(&self, name: &str, size: u64) -> Result<Found, DatastoreError> {
-        let mut verifier = [0; 8];
-        getrandom::fill(&mut verifier).expect("the system gives random numbers");
-        let made = self.server.create_exclusive(&self.handle, name.as_bytes(), verifier).await;
-        let made = made.map_err(self.failed(name))?;
-        let handle = made.ok_or_else(|| DatastoreError::Exists { url: self.url.beside(name) })?;
-        // The verifier may sit in the times. Guarded by the file's ctime: nobody else has found the file yet.
-        let before = self.server.attributes(&handle).await.map_err(self.failed(name))?;
-        let new = NewAttributes { mode: Some(0o644), size: Some(size) };
-        self.server.set_attributes(&handle, new, Some(before.changed)).await.map_err(self.failed(name))?;
+        let exists = || DatastoreError::Exists { url: self.url.beside(name) };
+        let handle = match &self.server {
+            Remote::V3(server) => self.create_v3(server, name, size).await?,
+            Remote::V4(server) => server.create(&self.handle, name, size).await.map_err(self.failed(name))?,
+        };
+        let handle = handle.ok_or_else(exists)?;
         let attributes = self.server.attributes(&handle).await.map_err(self.failed(name))?;
         if attributes.size != size {
             let cause = format!("a file of {} bytes where {size} were asked for", attributes.size);
@@ -262,6 +295,18 @@ impl Directory {
             return Err(DatastoreError::Call { url: self.url.beside(name), cause });
         }
         Ok(Found { handle, attributes })
+    }
+
+    async fn create_v3(&self, server: &Server, name: &str, size: u64) -> Result<Option<FileHandle>, DatastoreError> {
+        let mut verifier = [0; 8];
+        getrandom::fill(&mut verifier).expect("the system gives random numbers");
+        let made = server.create_exclusive(&self.handle, name.as_bytes(), verifier).await;
+        let Some(handle) = made.map_err(self.failed(name))? else { return Ok(None) };
+        // The verifier may sit in the times. Guarded by the file's ctime: nobody else has found the file yet.
+        let before = server.attributes(&handle).await.map_err(self.failed(name))?;
+        let new = NewAttributes { mode: Some(0o644), size: Some(size) };
+        server.set_attributes(&handle, new, Some(before.changed)).await.map_err(self.failed(name))?;
+        Ok(Some(handle))
     }
 
     /// Writes all of a small file, durably.
@@ -294,7 +339,23 @@ impl Directory {
         let gated = gate.is_some();
         let patience = (!gated).then_some(PATIENCE * 2);
         let client = client(self.address, &self.url.host, &self.credential, flight, gate);
-        DataFile::new(Server::new(client, patience), *file, self.limits, gated)
+        let server = match self.server {
+            Remote::V3(_) => Remote::V3(Server::new(client, patience)),
+            Remote::V4(_) => Remote::V4(v4::Server::new(client, patience)),
+        };
+        DataFile::new(server, *file, self.limits, gated)
+    }
+
+    /// The data of a file, by NFSv4.1, in the sessions of its lock.
+    pub(crate) fn data_of(
+        &self,
+        file: &FileHandle,
+        gate: Option<Arc<dyn Gate>>,
+        flight: Duration,
+        grants: Arc<v4::Grants>,
+    ) -> DataFile {
+        let client = client(self.address, &self.url.host, &self.credential, flight, gate);
+        DataFile::new(Remote::V4(v4::Server::granted(client, grants)), *file, self.limits, true)
     }
 
     /// Another server object on a connection of its own, for a lock.

@@ -4,7 +4,7 @@
 
 use crate::xdr::XdrError;
 
-/// Status of an NFSv3 reply (RFC 1813, 2.6), other than NFS3_OK.
+/// Status of a reply of NFSv3 (RFC 1813, 2.6) or NFSv4.1 (RFC 8881, 15.1), other than OK. What both have is the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(pub u32);
 
@@ -65,7 +65,8 @@ impl Status {
             10006 => "SERVERFAULT: the server failed",
             10007 => "BADTYPE: no such type",
             10008 => "JUKEBOX: not now",
-            _ => "a status that NFSv3 does not know",
+            10009..=10096 => describe_v4(self.0),
+            _ => "a status that NFS does not know",
         }
     }
 
@@ -79,6 +80,42 @@ impl Status {
             10008 => 11,
             _ => 5,
         }
+    }
+}
+
+fn describe_v4(status: u32) -> &'static str {
+    match status {
+        10011 => "EXPIRED: the lease was over",
+        10012 => "LOCKED: somebody has it open and denies this",
+        10013 => "GRACE: the server was started again, and waits for those who had files open",
+        10014 => "FHEXPIRED: the file handle is over",
+        10015 => "SHARE_DENIED: somebody has it open and denies this",
+        10016 => "WRONGSEC: it wants another authentication than AUTH_SYS",
+        10017 => "CLID_INUSE: the name of this client is somebody else's",
+        10018 => "RESOURCE: the server has no room for it",
+        10021 => "MINOR_VERS_MISMATCH: the server does not have NFSv4.1",
+        10022 => "STALE_CLIENTID: the server has forgotten this client",
+        10023 => "STALE_STATEID: the server was started again",
+        10024 => "OLD_STATEID: the file was opened again since",
+        10025 => "BAD_STATEID: the file is not open",
+        10029 => "SYMLINK: it is a symbolic link",
+        10033 => "NO_GRACE: the time to claim open files is over",
+        10034 => "RECLAIM_BAD: the server does not believe that it was open",
+        10035 => "RECLAIM_CONFLICT: somebody else has it open",
+        10036 => "BADXDR: the server cannot read the arguments",
+        10038 => "OPENMODE: it is not open for this",
+        10047 => "ADMIN_REVOKED: the server's administrator took it away",
+        10052 => "BADSESSION: the server does not know the session",
+        10055 => "CONN_NOT_BOUND_TO_SESSION",
+        10063 => "SEQ_MISORDERED: a request of a slot is missing",
+        10065 => "REQ_TOO_BIG: the request is too long",
+        10066 => "REP_TOO_BIG: the reply would be too long",
+        10068 => "RETRY_UNCACHED_REP: it was done, and the reply was not kept",
+        10070 => "TOO_MANY_OPS: too many operations",
+        10074 => "CLIENTID_BUSY: the client has files open",
+        10078 => "DEADSESSION: the session has ended",
+        10083 => "WRONG_TYPE: not for this kind of file",
+        _ => "a status of NFSv4.1",
     }
 }
 

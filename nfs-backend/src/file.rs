@@ -10,7 +10,8 @@ use std::rc::{Rc, Weak};
 use futures_util::future::{LocalBoxFuture, join_all};
 
 use crate::error::NfsError;
-use crate::nfs3::{FileHandle, FsInfo, Server, Stability, Verifier};
+use crate::nfs3::{FileHandle, FsInfo, Stability, Verifier};
+use crate::remote::Remote;
 use crate::xdr::padding;
 
 /// Most bytes of one READ or WRITE, whatever the server takes.
@@ -81,7 +82,7 @@ impl Log {
 }
 
 struct Inner {
-    server: Server,
+    server: Remote,
     handle: FileHandle,
     most_read: u32,
     most_write: u32,
@@ -97,7 +98,7 @@ pub struct DataFile {
 impl DataFile {
     /// Of the file `handle`; its writes are sent only while the gate is open, if they are `gated`. Nothing else may use the server's client for
     /// writes.
-    pub fn new(server: Server, handle: FileHandle, limits: FsInfo, gated: bool) -> Self {
+    pub fn new(server: Remote, handle: FileHandle, limits: FsInfo, gated: bool) -> Self {
         let most = |limit: u32| if limit == 0 { 4096 } else { limit.min(MOST_BYTES) };
         let (most_read, most_write) = (most(limits.most_read), most(limits.most_write));
         let inner = Rc::new(Inner { server, handle, most_read, most_write, gated, log: RefCell::default() });
@@ -106,8 +107,8 @@ impl DataFile {
         Self { inner }
     }
 
-    /// The client.
-    pub fn server(&self) -> &Server {
+    /// The server.
+    pub fn server(&self) -> &Remote {
         &self.inner.server
     }
 

@@ -1,4 +1,4 @@
-//! Owns: `nfs://` URLs: `nfs://server[:port]/path/of/file[?port=N&mountport=N&uid=N&gid=N]` (RFC 2224 in form; keys as libnfs has them).
+//! Owns: `nfs://` URLs: `nfs://server[:port]/path/of/file[?version=3|4.1&port=N&mountport=N&uid=N&gid=N]` (RFC 2224 in form; keys as libnfs has them).
 //! Promises: a URL says where and who without doubt, or is refused with the reason.
 //! Must not know: sockets.
 
@@ -27,8 +27,16 @@ pub enum UrlError {
     #[error("'{0}' is no path of a file: it has an empty part, '.' or '..'")]
     Path(String),
     /// A key that nobody knows.
-    #[error("the key '{0}' is not known (known: port, mountport, uid, gid)")]
+    #[error("the key '{0}' is not known (known: version, port, mountport, uid, gid)")]
     Key(String),
+    /// A version that this program does not speak.
+    #[error("version is '{0}': it has to be 3 or 4.1")]
+    Version(String),
+    /// A port that this version does not have.
+    #[error(
+        "mountport is of NFSv3: version 4.1 finds a directory by its path from the server's root; leave mountport out"
+    )]
+    MountPort,
     /// A value that does not fit its key.
     #[error("{key} is '{value}': it has to be a number{of}")]
     Value {
@@ -41,9 +49,37 @@ pub enum UrlError {
     },
 }
 
+/// A version of NFS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// NFSv3, with lock files.
+    #[default]
+    V3,
+    /// NFSv4.1, with share reservations.
+    V41,
+}
+
+impl Version {
+    /// As a URL has it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Version::V3 => "3",
+            Version::V41 => "4.1",
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "NFSv{}", self.text())
+    }
+}
+
 /// Where a file is, and who asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
+    /// Version of NFS.
+    pub version: Version,
     /// Name or address of the server, without brackets.
     pub host: String,
     /// TCP port of NFS.
@@ -80,8 +116,8 @@ impl FromStr for Url {
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').ok_or(UrlError::Missing("path"))?;
         let (host, port) = split_authority(authority)?;
-        let mut url =
-            Url { host, port, mount_port: None, uid: None, gid: None, directory: String::new(), name: String::new() };
+        let (directory, name) = (String::new(), String::new());
+        let mut url = Url { version: Version::V3, host, port, mount_port: None, uid: None, gid: None, directory, name };
         if path.is_empty() {
             return Err(UrlError::Missing("path"));
         }
@@ -92,13 +128,19 @@ impl FromStr for Url {
         (url.directory, url.name) = (format!("/{directory}"), name.to_owned());
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            match key {
-                "port" => url.port = parse_port(key, value)?,
-                "mountport" => url.mount_port = Some(parse_port(key, value)?),
-                "uid" => url.uid = Some(parse_id(key, value)?),
-                "gid" => url.gid = Some(parse_id(key, value)?),
+            match (key, value) {
+                ("version", "3") => url.version = Version::V3,
+                ("version", "4.1") => url.version = Version::V41,
+                ("version", _) => return Err(UrlError::Version(value.to_owned())),
+                ("port", _) => url.port = parse_port(key, value)?,
+                ("mountport", _) => url.mount_port = Some(parse_port(key, value)?),
+                ("uid", _) => url.uid = Some(parse_id(key, value)?),
+                ("gid", _) => url.gid = Some(parse_id(key, value)?),
                 _ => return Err(UrlError::Key(key.to_owned())),
             }
+        }
+        if url.version == Version::V41 && url.mount_port.is_some() {
+            return Err(UrlError::MountPort);
         }
         Ok(url)
     }
@@ -116,6 +158,10 @@ impl fmt::Display for Url {
         }
         write!(out, "{directory}/{}", self.name)?;
         let mut separator = '?';
+        if self.version != Version::V3 {
+            write!(out, "?version={}", self.version.text())?;
+            separator = '&';
+        }
         let numbers = [("mountport", self.mount_port.map(u32::from)), ("uid", self.uid), ("gid", self.gid)];
         for (key, value) in numbers {
             if let Some(value) = value {
@@ -178,6 +224,9 @@ mod tests {
         assert_eq!((url.host.as_str(), url.port, url.mount_port), ("::1", 20, Some(30)));
         assert_eq!((url.directory.as_str(), url.uid, url.gid), ("/", Some(5), Some(6)));
         assert_eq!(url.beside("e").to_string(), "nfs://[::1]:20/e?mountport=30&uid=5&gid=6");
+        let url: Url = "nfs://nas/a?version=4.1&uid=5".parse().expect("the other version");
+        assert_eq!((url.version, url.to_string().as_str()), (Version::V41, "nfs://nas/a?version=4.1&uid=5"));
+        assert_eq!("nfs://nas/a?version=3".parse::<Url>().expect("plain").to_string(), "nfs://nas/a");
     }
 
     #[test]
@@ -195,6 +244,8 @@ mod tests {
             ("nfs://nas/b?mountport=x", "mountport"),
             ("nfs://nas/b?uid=-1", "uid"),
             ("nfs://nas/b?version=4", "version"),
+            ("nfs://nas/b?version=4.1&mountport=5", "mountport"),
+            ("nfs://nas/b?server=x", "server"),
         ] {
             let error = text.parse::<Url>().expect_err(text).to_string();
             assert!(error.contains(named), "{text}: {error}");
@@ -203,7 +254,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_the_parser_panic_and_what_it_takes_is_said_the_same_way(text in "(nfs://)?[\\[\\]a-z:/.?=&0-9]{0,30}") {
+        fn no_text_makes_the_parser_panic_and_what_it_takes_is_said_the_same_way(text in "(nfs://)?[\\[\\]a-z:/.?=&0-9]{0,30}([?]version=4[.]1)?") {
             if let Ok(url) = text.parse::<Url>() {
                 prop_assert_eq!(url.to_string().parse::<Url>(), Ok(url));
             }

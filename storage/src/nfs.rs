@@ -12,7 +12,6 @@ use nfs_backend::datastore::Directory;
 use nfs_backend::error::{NfsError, Status};
 use nfs_backend::file::{DataFile, MOST_BYTES};
 use nfs_backend::lock::{Keeper, KeeperOptions, LockError, Owner, SharedTenure, State, Timing};
-use nfs_backend::rpc::Gate;
 use nfs_backend::url::Url;
 use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, Provisioning, StorageError};
 use vmfs_core::disk::descriptor::{Access, Descriptor, MAX_DESCRIPTOR_BYTES};
@@ -77,7 +76,7 @@ pub(super) fn url_of(path: &Path) -> Result<Option<Url>, OpenError> {
 /// What to do about a lock.
 pub(super) fn hint(error: &LockError) -> &'static str {
     match error {
-        LockError::Held(_) => "\n  stop the machine that uses it, or open the disk read-only",
+        LockError::Held(_) | LockError::Denied(_) => "\n  stop the machine that uses it, or open the disk read-only",
         _ => "",
     }
 }
@@ -146,15 +145,18 @@ pub(super) async fn open(source: DiskSource, url: Url, supervisor: Arc<dyn Super
         blocks,
         read_only,
         write_cache: true,
-        // The server takes space at the first write, but NFSv3 cannot give it back.
+        // The server takes space at the first write, but gives it back only by calls that NFSv3 does not have.
         thin: false,
         unmapped_reads_zero: described.thin,
         unmap_granularity: 4096,
         rotational: false,
     };
     warn_of_hidden(&path, size - geometry.bytes(), geometry.bytes(), LOGICAL_BLOCK.into());
-    let gate = lock.as_ref().map(|lock| lock.tenure() as Arc<dyn Gate>);
-    let file = Rc::new(directory.data(&found.handle, gate, timing.flight));
+    let file = match &lock {
+        Some(lock) => lock.data(&directory, &found),
+        None => directory.data(&found.handle, None, timing.flight),
+    };
+    let file = Rc::new(file);
     let keeper = lock.as_ref().map(|lock| {
         let right = Arc::new(Right { path: path.clone(), tenure: lock.tenure() });
         tokio_uring::spawn(end_with(Rc::downgrade(&file), lock.tenure(), supervisor.clone()));

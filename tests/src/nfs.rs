@@ -1,13 +1,17 @@
-//! Owns: nfs-ganesha as an NFSv3 server of a test, with its port mapper, on the storage of a network.
+//! Owns: nfs-ganesha as a server of a test, for NFSv3 and NFSv4.1, with its port mapper, on the storage of a network.
 //! Promises: it ends with the test; this machine's own port mapper and `/run` are not touched.
 //! Must not know: what is stored.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use crate::harness::{output, signal, system, wait_for};
 use crate::networks::Network;
+
+/// How long the server keeps what is open by NFSv4.1 for a client that is silent.
+pub const LEASE: Duration = Duration::from_secs(20);
 
 /// A running server. Its export is a folder of this machine.
 pub struct Ganesha<'a> {
@@ -21,16 +25,18 @@ impl<'a> Ganesha<'a> {
     pub fn start(network: &'a Network, folder: &Path) -> Ganesha<'a> {
         let mut server = Ganesha { network, folder: folder.to_owned(), child: None };
         fs::create_dir_all(server.export()).expect("a folder can be made");
+        fs::create_dir_all(server.folder.join("clients")).expect("a folder can be made");
         let path = server.export();
         let configuration = format!(
-            "NFS_CORE_PARAM {{ Protocols = 3; Bind_addr = {address}; NFS_Port = 2049; MNT_Port = 20048; Enable_NLM = false;\n\
+            "NFS_CORE_PARAM {{ Protocols = 3, 4; Bind_addr = {address}; NFS_Port = 2049; MNT_Port = 20048; Enable_NLM = false;\n\
              Enable_RQUOTA = false; Enable_UDP = false; fsid_device = true; }}\n\
              NFS_KRB5 {{ Active_krb5 = false; }}\n\
-             NFSv4 {{ Graceless = true; RecoveryBackend = fs; }}\n\
+             NFSv4 {{ Graceless = false; Lease_Lifetime = {lease}; Grace_Period = {lease}; Minor_Versions = 1; RecoveryBackend = fs; }}\n\
              LOG {{ Default_Log_Level = EVENT; }}\n\
              EXPORT {{ Export_Id = 1; Path = {path}; Pseudo = /ds; Access_Type = RW; Squash = No_Root_Squash; SecType = sys;\n\
-             Protocols = 3; Transports = TCP; PrivilegedPort = true; FSAL {{ Name = VFS; }} }}\n",
+             Protocols = 3, 4; Transports = TCP; PrivilegedPort = true; FSAL {{ Name = VFS; }} }}\n",
             address = Network::ADDRESS,
+            lease = LEASE.as_secs(),
             path = path.display(),
         );
         fs::write(server.folder.join("ganesha.conf"), configuration).expect("a file can be written");
@@ -48,13 +54,20 @@ impl<'a> Ganesha<'a> {
         format!("nfs://{}{}/{name}", Network::ADDRESS, self.export().display()).into()
     }
 
-    /// Starts it, as at first.
+    /// The URL of a file in it by NFSv4.1.
+    pub fn url_v41(&self, name: &str) -> PathBuf {
+        format!("nfs://{}/ds/{name}?version=4.1", Network::ADDRESS).into()
+    }
+
+    /// Starts it, as at first; it knows who had files open by NFSv4.1 when it was ended.
     pub fn run(&mut self) {
         let at = |name: &str| self.folder.join(name).display().to_string();
         // In a mount namespace with a /run of its own, in a process namespace that ends with its first process.
         let script = format!(
-            "mount -t tmpfs tmpfs /run && mkdir -p /run/ganesha /run/sendsigs.omit.d /var/lib/nfs/ganesha && rpcbind -w && \
+            "mount -t tmpfs tmpfs /run && mkdir -p /run/ganesha /run/sendsigs.omit.d /var/lib/nfs/ganesha && \
+             mount --bind {} /var/lib/nfs/ganesha && rpcbind -w && \
              exec ganesha.nfsd -F -f {} -L {} -p /run/ganesha/pid -N NIV_EVENT",
+            at("clients"),
             at("ganesha.conf"),
             at("ganesha.log")
         );

@@ -11,6 +11,9 @@ use tests::machines::{Guest, HBAS, assert_stamped, vmm, vmm_on};
 use tests::networks::Network;
 use tests::nfs::Ganesha;
 
+#[path = "nfs/v41.rs"]
+mod v41;
+
 /// A lock whose holder gives no sign of life is taken after so long.
 const STALE: Duration = Duration::from_secs(35);
 

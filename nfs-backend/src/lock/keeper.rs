@@ -9,13 +9,17 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::mark;
 use super::on_server::LockFiles;
 use super::protocol::{Held, LockError, Loss, acquire, release, renew};
 use super::record::Owner;
 use super::tenure::{SharedTenure, State, Timing};
 use crate::datastore::{Directory, Found};
+use crate::file::DataFile;
 use crate::nfs3::{FileHandle, Server};
-use crate::rpc::Credential;
+use crate::remote::Remote;
+use crate::rpc::{Credential, Gate};
+use crate::v4::{self, Grants};
 
 /// How long a call may take. One that takes longer is made again with the next renewal.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,13 +30,16 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct KeeperOptions {
     /// Who takes the lock.
     pub owner: Owner,
-    /// The times.
+    /// The times of lock files; by NFSv4.1 those of the server's lease count instead.
     pub timing: Timing,
 }
 
 /// Keeps a lock until it is dropped.
 pub struct Keeper {
+    timing: Timing,
     tenure: Arc<SharedTenure>,
+    /// Sessions for the data, by NFSv4.1.
+    grants: Option<Arc<Grants>>,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
@@ -50,41 +57,80 @@ struct Work {
 }
 
 impl Keeper {
-    /// Takes the lock of a file and keeps it. `done` is called on the keeper's thread when it has it, or not.
-    fn spawn(
+    /// Takes the lock of a file and keeps it. `done` is told on the keeper's thread when it has it, or not.
+    async fn spawn(
         directory: &Directory,
         file: &Found,
         options: KeeperOptions,
         done: mpsc::Sender<Result<(), LockError>>,
-    ) -> Keeper {
+    ) -> Result<Keeper, LockError> {
         let (address, credential) = directory.access();
+        let (credential, name) = (credential.clone(), directory.url().host.clone());
         let (tenure, stop) = (Arc::new(SharedTenure::new()), Arc::new(Notify::new()));
-        let work = Work {
-            address,
-            credential: credential.clone(),
-            name: directory.url().host.clone(),
-            directory: *directory.handle(),
-            data: file.handle,
-            root: LockFiles::name_of(file.attributes.fileid),
-            options,
-            tenure: tenure.clone(),
-            stop: stop.clone(),
+        let fileid = file.attributes.fileid;
+        let thread = std::thread::Builder::new().name("nfs-lock".into());
+        let (thread, grants, timing) = match directory.server() {
+            Remote::V3(_) => {
+                let timing = options.timing;
+                let work = Work {
+                    address,
+                    credential,
+                    name,
+                    directory: *directory.handle(),
+                    data: file.handle,
+                    root: LockFiles::name_of(fileid),
+                    options,
+                    tenure: tenure.clone(),
+                    stop: stop.clone(),
+                };
+                (thread.spawn(move || work.run(&done)), None, timing)
+            }
+            Remote::V4(server) => {
+                let failed = |cause| LockError::Nfs { file: v4::owner_file(fileid), cause };
+                let lease = server.lease(directory.handle()).await.map_err(failed)?;
+                let (timing, grants) = (v4::timing(lease).map_err(failed)?, Arc::new(Grants::new()));
+                let lock = v4::FileLock {
+                    address,
+                    credential,
+                    name,
+                    directory: *directory.handle(),
+                    data: file.handle,
+                    fileid,
+                    owner: options.owner,
+                    timing,
+                    tenure: tenure.clone(),
+                    grants: grants.clone(),
+                    stop: stop.clone(),
+                };
+                (thread.spawn(move || lock.run(&done)), Some(grants), timing)
+            }
         };
-        let thread = std::thread::Builder::new().name("nfs-lock".into()).spawn(move || work.run(&done));
-        Keeper { tenure, stop, thread: thread.map_err(|error| tracing::error!(%error, "no thread for a lock")).ok() }
+        let thread = thread.map_err(|error| tracing::error!(%error, "no thread for a lock")).ok();
+        Ok(Keeper { timing, tenure, grants, stop, thread })
     }
 
-    /// Takes the lock of a file and keeps it, on a thread of its own. Waits, for [`Timing::stale`] if the last holder gives no sign of life.
+    /// Takes the lock of a file and keeps it, on a thread of its own. Waits if the last holder gives no sign of life: for [`Timing::stale`], by
+    /// NFSv4.1 for the server's lease.
     ///
     /// # Errors
     /// [`LockError`]
     pub async fn start(directory: &Directory, file: &Found, options: KeeperOptions) -> Result<Keeper, LockError> {
+        mark::claim(directory.server(), directory.handle()).await?;
         let (done, has_done) = mpsc::channel();
-        let keeper = Self::spawn(directory, file, options, done);
+        let keeper = Self::spawn(directory, file, options, done).await?;
         let waited = tokio::task::spawn_blocking(move || has_done.recv());
         let gone = |_| LockError::Contended;
         waited.await.map_err(|_| LockError::Contended)?.map_err(gone)??;
         Ok(keeper)
+    }
+
+    /// The data of the file whose lock this is, over a connection of its own: what is written waits while the tenure is not open.
+    pub fn data(&self, directory: &Directory, file: &Found) -> DataFile {
+        let gate = Some(self.tenure() as Arc<dyn Gate>);
+        match &self.grants {
+            None => directory.data(&file.handle, gate, self.timing.flight),
+            Some(grants) => directory.data_of(&file.handle, gate, self.timing.flight, grants.clone()),
+        }
     }
 
     /// What may be done, and until when: also a gate.

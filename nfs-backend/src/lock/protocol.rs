@@ -11,6 +11,7 @@ use super::record::{Content, Owner, Record};
 use super::tenure::{Moment, SharedTenure, Timing};
 use crate::error::NfsError;
 use crate::nfs3::{FileHandle, Verifier};
+use crate::url::Version;
 
 /// Longest chain that is followed: one file for each time that the lock was broken since it was last given back.
 const MAX_CHAIN: usize = 1000;
@@ -78,6 +79,24 @@ pub enum LockError {
          the file"
     )]
     Foreign(String),
+    /// The disks of the directory are locked by another version of NFS.
+    #[error(
+        "the disks of this directory are locked by {found}, which {wanted} does not see (the mark {} says so): give the URL the other version by \
+         ?version=; or, when no machine uses any disk of the directory, remove the mark",
+        super::mark::MARK
+    )]
+    Version {
+        /// Which version, or what the mark says.
+        found: String,
+        /// The one that was to be used.
+        wanted: Version,
+    },
+    /// A client of the server keeps others from writing, and the protocol does not tell which.
+    #[error(
+        "a client of the server has it open and lets nobody else write; NFSv4.1 does not tell who, and {0} names nobody: look for it among the \
+         server's clients"
+    )]
+    Denied(String),
     /// Others were faster again and again.
     #[error("others are faster again and again; try again")]
     Contended,

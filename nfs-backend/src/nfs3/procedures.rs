@@ -18,7 +18,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Bytes of a directory that are asked for at once.
 const DIRECTORY_BYTES: u32 = 32 << 10;
 
-const fn nfs(number: u32, name: &'static str) -> Procedure {
+pub(super) const fn nfs(number: u32, name: &'static str) -> Procedure {
     Procedure { program: 100_003, version: 3, number, name }
 }
 
@@ -83,13 +83,13 @@ pub struct Server {
 }
 
 /// The results of one reply, its status read.
-struct Results<'a> {
+pub(super) struct Results<'a> {
     answer: Answer<'a>,
     skip: usize,
 }
 
 impl Results<'_> {
-    fn reader(&self) -> Reader<'_> {
+    pub(super) fn reader(&self) -> Reader<'_> {
         Reader::new(&self.answer.results().rest()[self.skip..])
     }
 }
@@ -114,7 +114,7 @@ impl Server {
     }
 
     /// One call that may be repeated, asked again while the server has no time.
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         procedure: Procedure,
         arguments: impl FnMut(&mut Vec<u8>),

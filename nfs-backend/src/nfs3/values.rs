@@ -7,6 +7,8 @@ use crate::xdr::{Reader, Writer, XdrError};
 
 /// Longest file handle in bytes (RFC 1813, 2.4: NFS3_FHSIZE).
 pub const MAX_HANDLE: usize = 64;
+/// Longest file handle of NFSv4.1 in bytes (RFC 8881, 3.1: NFS4_FHSIZE).
+pub const MAX_HANDLE_V4: usize = 128;
 
 /// Write verifier, create verifier or cookie verifier.
 pub type Verifier = [u8; 8];
@@ -15,17 +17,17 @@ pub type Verifier = [u8; 8];
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileHandle {
     length: u8,
-    bytes: [u8; MAX_HANDLE],
+    bytes: [u8; MAX_HANDLE_V4],
 }
 
 impl FileHandle {
-    /// Of at most [`MAX_HANDLE`] bytes.
+    /// Of at most [`MAX_HANDLE_V4`] bytes.
     ///
     /// # Errors
     /// [`XdrError::TooLong`]
     pub fn new(handle: &[u8]) -> Result<Self, XdrError> {
-        let mut bytes = [0; MAX_HANDLE];
-        let room = bytes.get_mut(..handle.len()).ok_or(XdrError::TooLong(handle.len() as u32, MAX_HANDLE))?;
+        let mut bytes = [0; MAX_HANDLE_V4];
+        let room = bytes.get_mut(..handle.len()).ok_or(XdrError::TooLong(handle.len() as u32, MAX_HANDLE_V4))?;
         room.copy_from_slice(handle);
         Ok(Self { length: handle.len() as u8, bytes })
     }

@@ -218,6 +218,12 @@ impl Client {
         self.shared.close(cause);
     }
 
+    /// What calls of `procedure` come to, if the client was closed.
+    pub fn ended(&self, procedure: &'static str) -> Option<NfsError> {
+        let is_closed = self.shared.closed.borrow().is_some();
+        is_closed.then(|| self.closed(procedure))
+    }
+
     fn closed(&self, procedure: &'static str) -> NfsError {
         let cause = self.shared.closed.borrow().clone().unwrap_or_default();
         NfsError::Closed { procedure, cause }

@@ -1,6 +1,8 @@
 //! The client against a server that loses, delays and doubles replies, is started again, is full, forgets files and lies.
 
 mod server;
+mod server_v41;
+mod v41;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,10 +11,11 @@ use std::time::Duration;
 
 use nfs_backend::datastore::{DatastoreError, Directory, Found};
 use nfs_backend::error::{NfsError, Status};
-use nfs_backend::lock::{Keeper, KeeperOptions, LockError, LockFiles, Owner, State, Timing};
+use nfs_backend::lock::{Keeper, KeeperOptions, LockError, LockFiles, MARK, Owner, State, Timing};
+use nfs_backend::remote::Remote;
 use nfs_backend::url::Url;
 use proptest::prelude::*;
-use server::{COMMIT, CREATE, Fault, LOOKUP, READ, REMOVE, TestServer, WRITE};
+use server::{COMMIT, CREATE, Fault, LOOKUP, READ, REMOVE, SYMLINK, TestServer, WRITE};
 
 /// Nothing that a test waits for takes as long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -25,7 +28,41 @@ fn run<T>(work: impl Future<Output = T>) -> T {
     local.block_on(&runtime, async { tokio::time::timeout(PATIENCE, work).await.expect("it ends") })
 }
 
-async fn open(server: &TestServer, name: &str) -> (Directory, Found) {
+/// A server that a test tells what to do wrong.
+trait Faulty {
+    fn start() -> Self;
+    fn put(&self, name: &str, content: &[u8]);
+    fn url(&self, name: &str) -> String;
+    fn plan(&self, plan: impl FnMut(u32, u64) -> Fault + Send + 'static);
+    fn durable(&self, name: &str) -> Vec<u8>;
+}
+
+macro_rules! faulty {
+    ($server:ty) => {
+        impl Faulty for $server {
+            fn start() -> Self {
+                Self::start()
+            }
+            fn put(&self, name: &str, content: &[u8]) {
+                self.put(name, content);
+            }
+            fn url(&self, name: &str) -> String {
+                self.url(name)
+            }
+            fn plan(&self, plan: impl FnMut(u32, u64) -> Fault + Send + 'static) {
+                self.plan(plan);
+            }
+            fn durable(&self, name: &str) -> Vec<u8> {
+                self.durable(name)
+            }
+        }
+    };
+}
+
+faulty!(TestServer);
+faulty!(server_v41::TestServer);
+
+async fn open(server: &impl Faulty, name: &str) -> (Directory, Found) {
     let directory =
         Directory::open(&server.url(name).parse::<Url>().expect("a URL")).await.expect("the export is there");
     let found = directory.find(name).await.expect("the file is there");
@@ -57,10 +94,10 @@ fn faults(seed: u64, restarts: bool) -> impl FnMut(u32, u64) -> Fault + Send {
 
 /// Many writers and readers of one file, whatever the server does. Every block is written by one task, which checks what it reads. Flushed
 /// blocks are durable.
-fn load(seed: u64, restarts: bool) {
+fn load<S: Faulty>(seed: u64, restarts: bool) {
     const TASKS: usize = 12;
     const BLOCKS: usize = 8;
-    let server = TestServer::start();
+    let server = S::start();
     server.put("disk", &vec![0; TASKS * BLOCKS * BLOCK]);
     run(async {
         let (directory, found) = open(&server, "disk").await;
@@ -110,12 +147,12 @@ fn load(seed: u64, restarts: bool) {
 
 #[test]
 fn replies_that_are_lost_late_and_doubled_change_nothing() {
-    (1..5).for_each(|seed| load(seed, false));
+    (1..5).for_each(|seed| load::<TestServer>(seed, false));
 }
 
 #[test]
 fn no_acknowledged_write_is_lost_or_read_old_over_restarts_of_the_server() {
-    (11..16).for_each(|seed| load(seed, true));
+    (11..16).for_each(|seed| load::<TestServer>(seed, true));
 }
 
 #[test]
@@ -215,11 +252,12 @@ fn what_may_not_be_done_twice_is_sent_once_and_its_outcome_is_unknown() {
         assert!(server.seen(CREATE) >= 2);
         assert!(matches!(directory.create("two", 5).await, Err(DatastoreError::Exists { .. })));
         let root = *directory.handle();
-        directory.server().rename((&root, b"two"), (&root, b"three")).await.expect("renamed");
+        let Remote::V3(v3) = directory.server() else { panic!("another version") };
+        v3.rename((&root, b"two"), (&root, b"three")).await.expect("renamed");
         for name in ["a", "b", "c", "d", "e"] {
             server.put(name, b"");
         }
-        let entries = directory.server().entries(&root, 100).await.expect("listed");
+        let entries = v3.entries(&root, 100).await.expect("listed");
         let names: Vec<_> = entries.iter().map(|entry| String::from_utf8_lossy(&entry.name)).collect();
         assert_eq!(names, ["a", "b", "c", "d", "e", "three"]);
         let space = directory.server().space(&root).await.expect("told");
@@ -439,5 +477,34 @@ fn a_lock_file_with_foreign_content_is_left_alone() {
         let Err(error) = Keeper::start(&directory, &found, owner("esx-a")).await else { panic!("taken") };
         assert!(matches!(&error, LockError::Foreign(_)) && error.to_string().contains(".lck-"), "{error}");
         assert_eq!(server.names().len(), 2);
+    });
+}
+
+#[test]
+fn a_directory_is_locked_by_one_version_of_nfs_whatever_becomes_of_the_mark_s_reply() {
+    let server = TestServer::start();
+    server.put("disk", &[0; BLOCK]);
+    run(async {
+        let (directory, found) = open(&server, "disk").await;
+        let mut first = true;
+        server.plan(move |procedure, _| match procedure {
+            SYMLINK if std::mem::take(&mut first) => Fault::CutAfter,
+            _ => Fault::None,
+        });
+        drop(Keeper::start(&directory, &found, owner("esx-a")).await.expect("the disk is free"));
+        assert_eq!((server.seen(SYMLINK), server.links()), (2, vec!["nfs3".to_owned()]));
+        drop(Keeper::start(&directory, &found, owner("esx-a")).await.expect("the same version"));
+        assert_eq!(server.seen(SYMLINK), 2, "the mark is there");
+    });
+    let server = TestServer::start();
+    server.put("disk", &[0; BLOCK]);
+    server.link(MARK, "nfs4.1");
+    run(async {
+        let (directory, found) = open(&server, "disk").await;
+        let Err(error) = Keeper::start(&directory, &found, owner("esx-a")).await else { panic!("taken") };
+        let said = error.to_string();
+        assert!(matches!(error, LockError::Version { .. }), "{said}");
+        assert!(said.contains("NFSv4.1") && said.contains("NFSv3") && said.contains(MARK), "{said}");
+        assert_eq!(server.names(), ["disk"], "nothing was changed");
     });
 }

@@ -42,6 +42,7 @@ pub const LOOKUP: u32 = 3;
 pub const READ: u32 = 6;
 pub const WRITE: u32 = 7;
 pub const CREATE: u32 = 8;
+pub const SYMLINK: u32 = 10;
 pub const REMOVE: u32 = 12;
 pub const COMMIT: u32 = 21;
 const ROOT: u64 = 1;
@@ -59,6 +60,8 @@ struct File {
 struct State {
     files: BTreeMap<u64, File>,
     names: BTreeMap<Vec<u8>, u64>,
+    /// Symbolic links, by number: name and target. They are not among the names.
+    links: BTreeMap<u64, (Vec<u8>, Vec<u8>)>,
     next: u64,
     boots: u64,
     calls: u64,
@@ -83,6 +86,7 @@ impl TestServer {
         let state = State {
             files: BTreeMap::new(),
             names: BTreeMap::new(),
+            links: BTreeMap::new(),
             next: ROOT,
             boots: 1,
             calls: 0,
@@ -146,6 +150,19 @@ impl TestServer {
         if let Some(number) = state.names.remove(name.as_bytes()) {
             state.files.remove(&number);
         }
+    }
+
+    /// Makes a symbolic link.
+    pub fn link(&self, name: &str, target: &str) {
+        let mut state = self.state();
+        state.next += 1;
+        let number = state.next;
+        state.links.insert(number, (name.into(), target.into()));
+    }
+
+    /// Targets of all symbolic links.
+    pub fn links(&self) -> Vec<String> {
+        self.state().links.values().map(|(_, target)| String::from_utf8_lossy(target).into_owned()).collect()
     }
 
     /// What would be there after a restart.
@@ -228,7 +245,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     }
 }
 
-fn header(call: &[u8]) -> Result<(u32, u32, u32, Reader<'_>), XdrError> {
+pub fn header(call: &[u8]) -> Result<(u32, u32, u32, Reader<'_>), XdrError> {
     let mut reader = Reader::new(call);
     let xid = reader.u32()?;
     let (_call, _version, program, _, procedure) =
@@ -260,7 +277,7 @@ fn with_status(procedure: u32, status: u32) -> Vec<u8> {
     results.put_u32(status);
     let words = match procedure {
         1 => 0,
-        2 | 7 | 8 | 12 | 21 => 2,
+        2 | 7 | 8 | 10 | 12 | 21 => 2,
         14 => 4,
         _ => 1,
     };
@@ -290,7 +307,7 @@ fn carry_out(state: &mut State, procedure: u32, mut arguments: Reader<'_>) -> Re
         return Ok(to);
     }
     let Ok(number) = arguments.opaque(64)?.try_into().map(u64::from_be_bytes) else { return fail(10001) };
-    if number != ROOT && !state.files.contains_key(&number) {
+    if number != ROOT && !state.files.contains_key(&number) && !state.links.contains_key(&number) {
         return fail(70);
     }
     to.put_u32(0);
@@ -323,11 +340,34 @@ fn carry_out(state: &mut State, procedure: u32, mut arguments: Reader<'_>) -> Re
             to.put_u64(0);
         }
         LOOKUP => {
-            let Some(found) = state.names.get(arguments.opaque(255)?) else { return fail(2) };
+            let name = arguments.opaque(255)?;
+            let link = state.links.iter().find(|(_, (link, _))| link == name).map(|(number, _)| number);
+            let Some(found) = state.names.get(name).or(link) else { return fail(2) };
             to.put_opaque(&found.to_be_bytes());
             to.put_bool(true);
             put_attributes(&mut to, *found, state.files.get(found));
             to.put_bool(false);
+        }
+        5 => {
+            let Some((_, target)) = state.links.get(&number) else { return fail(22) };
+            to.put_bool(false);
+            to.put_opaque(target);
+        }
+        SYMLINK => {
+            let name = arguments.opaque(255)?.to_vec();
+            // No attributes.
+            for _ in 0..6 {
+                arguments.u32()?;
+            }
+            let target = arguments.opaque(1024)?.to_vec();
+            if state.names.contains_key(&name) || state.links.values().any(|(link, _)| *link == name) {
+                return fail(17);
+            }
+            state.next += 1;
+            state.links.insert(state.next, (name, target));
+            to.put_bool(false);
+            to.put_bool(false);
+            to.put_u64(0);
         }
         READ => {
             let (position, length) = (arguments.u64()? as usize, arguments.u32()? as usize);

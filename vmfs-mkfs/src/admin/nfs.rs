@@ -12,9 +12,7 @@ use lockd::protocol::{AdminRequest, DiskKind};
 use nfs_backend::datastore::{DatastoreError, Directory, Found};
 use nfs_backend::error::NfsError;
 use nfs_backend::file::{DataFile, MOST_BYTES};
-use nfs_backend::lock::{
-    Content, Keeper, KeeperOptions, LockError, LockFiles, Owner, SharedTenure, State, Timing, look,
-};
+use nfs_backend::lock::{self, Content, Keeper, KeeperOptions, LockError, Owner, SharedTenure, State, Timing};
 use nfs_backend::rpc::Gate;
 use nfs_backend::url::Url;
 use serde_json::{Value, json};
@@ -60,7 +58,7 @@ fn format_of(url: &Url, kind: Option<DiskKind>) -> Result<DiskFormat, AdminError
         None | Some(DiskKind::Thin) => Ok(DiskFormat::Thin),
         Some(DiskKind::EagerZeroedThick) => Ok(DiskFormat::EagerZeroedThick),
         Some(DiskKind::ZeroedThick) => Err(AdminError(format!(
-            "{url}: NFSv3 cannot reserve space without writing it; make the disk thin or eagerzeroedthick"
+            "{url}: NFS cannot reserve space without writing it; make the disk thin or eagerzeroedthick"
         ))),
     }
 }
@@ -205,7 +203,7 @@ pub(super) fn info(url: &Url) -> Result<Value, AdminError> {
             "size_bytes": disk.descriptor.disk_bytes(),
             "allocated_bytes": disk.flat.attributes.used,
             "available_bytes": space.available,
-            "lock_file": LockFiles::name_of(disk.flat.attributes.fileid),
+            "lock_file": lock::file_of(&disk.directory, &disk.flat),
         }))
     })
 }
@@ -216,9 +214,9 @@ pub(super) fn why_locked(url: &Url) -> Result<Value, AdminError> {
         let directory = Directory::open(url).await?;
         let is_descriptor = url.name.ends_with(".vmdk") && !url.name.ends_with("-flat.vmdk");
         let flat = if is_descriptor { open(url).await?.flat } else { directory.find(&url.name).await? };
-        let root = LockFiles::name_of(flat.attributes.fileid);
-        let store = LockFiles::new(directory.server(), *directory.handle());
-        let seen = async || look(&store, &root).await.map_err(|error| AdminError(format!("{url}: {error}")));
+        let root = lock::file_of(&directory, &flat);
+        let failed = |error: LockError| AdminError(format!("{url}: {error}"));
+        let seen = async || lock::who(&directory, &flat).await.map_err(failed);
         let timing = Timing::ESX;
         let Some((holder, content)) = seen().await? else {
             return Ok(json!({ "locked": false, "lock_file": root, "explanation": "it is not locked" }));
@@ -236,7 +234,7 @@ pub(super) fn why_locked(url: &Url) -> Result<Value, AdminError> {
                 }
             }
         }
-        let stale = timing.stale.as_secs();
+        let stale = lock::silence(&directory, &flat).await.map_err(failed)?.as_secs();
         let explanation = match (&content, alive) {
             (Content::Foreign, _) => {
                 let file = &holder.file;
