@@ -6,3 +6,6 @@ pub mod initiator;
 pub mod login;
 pub mod pdu;
 pub mod text;
+
+#[cfg(test)]
+mod corpora;

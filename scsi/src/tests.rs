@@ -6,6 +6,8 @@ use proptest::prelude::*;
 use crate::testing::{GEOMETRY, MemoryDisk};
 use crate::*;
 
+mod corpora;
+mod mutation;
 mod nexuses;
 mod units;
 

@@ -6,7 +6,7 @@
 pub mod chap;
 pub mod parameters;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::pdu::LoginRequest;
 use crate::text;

@@ -8,7 +8,7 @@ const INITIATOR: &str = "iqn.2026-01.test:host";
 const OPEN: &str = "iqn.2026-01.test:open";
 const GUARDED: &str = "iqn.2026-01.test:guarded";
 
-struct Door;
+pub(crate) struct Door;
 
 impl Doorkeeper for Door {
     fn admit(&self, initiator: &str, target: Option<&str>) -> Result<Admission, Status> {
@@ -26,7 +26,7 @@ impl Doorkeeper for Door {
     }
 }
 
-fn request(current: u8, next: Option<u8>) -> LoginRequest {
+pub(crate) fn request(current: u8, next: Option<u8>) -> LoginRequest {
     LoginRequest {
         transit: next.is_some(),
         continues: false,

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A target with two disks of which the second has another name.
-fn two_disks() -> Fixture {
+pub(super) fn two_disks() -> Fixture {
     let fixture = Fixture::new();
     let other = Identity { serial: "other".into(), naa: *b"\x60\x00\xC2\x9Ftest-disk-01" };
     let disk = MemoryDisk::with_identity(GEOMETRY, other);
@@ -27,7 +27,7 @@ fn copy_list(targets: [&[u8; 16]; 2], blocks: u16, from: u64, to: u64) -> Vec<u8
     list
 }
 
-fn copy_cdb(length: usize) -> Vec<u8> {
+pub(super) fn copy_cdb(length: usize) -> Vec<u8> {
     let mut cdb = vec![0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     cdb.extend_from_slice(&(length as u32).to_be_bytes());
     cdb.extend_from_slice(&[0, 0]);
