@@ -17,7 +17,7 @@ use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::connection::{Entrance, serve as serve_connection};
+use crate::connection::{Entrance, Socket, serve as serve_connection};
 use crate::memory::Pool;
 use crate::server::Server;
 use crate::status::Report;
@@ -55,7 +55,7 @@ enum Command {
         #[arg(long, value_name = "ADDR:PORT")]
         portal: Vec<SocketAddr>,
         /// A LUN: its target's name and its path; a name given again gets the next LUN, from 0 on.
-        /// Options: thin, readonly, removable, cdrom, direct, blocksize=512|4096
+        /// Options: thin, readonly, removable, cdrom, direct, blocksize=512|4096, physical=512|4096
         #[arg(long, value_name = "IQN=PATH[,OPTION...]")]
         target: Vec<String>,
         /// The same and more (CHAP, who may use what) from a TOML file
@@ -168,6 +168,7 @@ type Accepted = (std::net::TcpStream, Entrance);
 
 fn serve(origin: Origin, state: Option<&Path>, control: &Path, memory: Rc<Pool>) -> Result<(), String> {
     let config = origin.configuration()?;
+    allow_files();
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| format!("signals: {error}"))?;
     let mut listeners = Vec::new();
     for portal in &config.portals {
@@ -216,8 +217,8 @@ fn serve(origin: Origin, state: Option<&Path>, control: &Path, memory: Rc<Pool>)
         loop {
             tokio::select! {
                 Some((stream, entrance)) = accepting.recv() => {
-                    match tokio::net::TcpStream::from_std(stream) {
-                        Ok(stream) => drop(tokio_uring::spawn(serve_connection(server.clone(), stream, entrance))),
+                    match Socket::new(stream) {
+                        Ok(socket) => drop(tokio_uring::spawn(serve_connection(server.clone(), socket, entrance))),
                         Err(error) => tracing::warn!(%error, peer = %entrance.peer, "a connection cannot be served"),
                     }
                 }
@@ -234,6 +235,15 @@ fn serve(origin: Origin, state: Option<&Path>, control: &Path, memory: Rc<Pool>)
     });
     let _ = std::fs::remove_file(control);
     served
+}
+
+/// A session has up to two descriptors of files: as many as the system allows, where it usually gives fewer at first.
+fn allow_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {

@@ -83,6 +83,8 @@ pub struct LunConfig {
     pub direct: bool,
     /// Logical block in bytes: 512 or 4096.
     pub blocksize: Option<u32>,
+    /// Physical block in bytes, as initiators are told: 512 or 4096.
+    pub physical: Option<u32>,
 }
 
 /// Why it cannot be served.
@@ -106,7 +108,7 @@ pub enum ConfigError {
     },
     /// A target's argument cannot be understood.
     #[error(
-        "--target {argument}: {cause}; write IQN=PATH[,thin][,readonly][,removable][,cdrom][,direct][,blocksize=4096]"
+        "--target {argument}: {cause}; write IQN=PATH[,thin][,readonly][,removable][,cdrom][,direct][,blocksize=4096][,physical=4096]"
     )]
     Argument {
         /// What was given.
@@ -155,8 +157,9 @@ impl Config {
                 None if option == "removable" => lun.removable = true,
                 None if option == "direct" => lun.direct = true,
                 None if option == "cdrom" => lun.cdrom = true,
-                Some(("blocksize", size)) => {
-                    lun.blocksize = Some(size.parse().map_err(|_| wrong(&format!("{size:?} is no block size")))?);
+                Some((name @ ("blocksize" | "physical"), size)) => {
+                    let bytes = size.parse().map_err(|_| wrong(&format!("{size:?} is no block size")))?;
+                    *if name == "physical" { &mut lun.physical } else { &mut lun.blocksize } = Some(bytes);
                 }
                 _ => return Err(wrong(&format!("there is no option {option:?}"))),
             }
@@ -206,14 +209,16 @@ impl Config {
                 return wrong(format!("it has {} LUNs; give 1 to 256", target.luns.len()));
             }
             for lun in &target.luns {
-                if lun.cdrom && (lun.thin || lun.blocksize.is_some()) {
+                if lun.cdrom && (lun.thin || lun.blocksize.or(lun.physical).is_some()) {
                     return wrong(format!(
                         "{}: a CD-ROM is neither thin nor has it another blocksize",
                         lun.path.display()
                     ));
                 }
-                if !matches!(lun.blocksize, None | Some(512 | 4096)) {
-                    return wrong(format!("{}: blocksize is 512 or 4096", lun.path.display()));
+                for (name, block) in [("blocksize", lun.blocksize), ("physical", lun.physical)] {
+                    if !matches!(block, None | Some(512 | 4096)) {
+                        return wrong(format!("{}: {name} is 512 or 4096", lun.path.display()));
+                    }
                 }
             }
             if let Some(chap) = &target.chap {
@@ -287,13 +292,14 @@ mod tests {
         let mut config = portal();
         config.add("iqn.2026-01.test:a=/x/one.img,thin").unwrap();
         config.add("iqn.2026-01.test:b=/x/two.img").unwrap();
-        config.add("iqn.2026-01.test:a=/x/three=3.img,readonly,blocksize=4096").unwrap();
+        config.add("iqn.2026-01.test:a=/x/three=3.img,readonly,physical=512,blocksize=4096").unwrap();
         config.check().unwrap();
         assert_eq!(config.targets.len(), 2);
         let luns = &config.targets[0].luns;
         assert_eq!((luns[0].thin, luns[0].readonly, luns[0].blocksize), (true, false, None));
         assert_eq!(luns[1].path, Path::new("/x/three=3.img"));
         assert_eq!((luns[1].thin, luns[1].readonly, luns[1].blocksize), (false, true, Some(4096)));
+        assert_eq!(luns[1].physical, Some(512));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod command;
 pub mod config;
 pub mod connection;
+pub mod journal;
 pub mod memory;
 pub mod reload;
 pub mod reservations;

@@ -2,11 +2,12 @@
 //! Promises: it is never more than the limit; who asks first is served first; one session has at most a quarter, so that others
 //! always go on; in the steady state nothing is allocated, and nothing is zeroed.
 //! Must not know: PDUs, commands.
-//! Unsafe: a data buffer's bytes are lent as slices ([`Memory::bytes`]).
+//! Unsafe: a data buffer's bytes are lent as slices ([`Memory::bytes`], [`Landing::fill`]).
 
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
+use std::io::IoSliceMut;
 use std::rc::Rc;
 
 use scsi::DataBuffer;
@@ -136,6 +137,11 @@ impl Memory {
         self.buffer.slice(0..length)
     }
 
+    /// The place of the first `length` bytes, if there are so many.
+    pub fn landing(&self, length: usize) -> Option<Landing> {
+        Landing::new(&self.buffer, 0, length)
+    }
+
     /// The bytes `start..start + length`.
     pub fn bytes(&self, start: usize, length: usize) -> &[u8] {
         let part = self.buffer.slice(start..start + length);
@@ -143,6 +149,33 @@ impl Memory {
         // SAFETY: the segment lies in this buffer's allocation, initialised when it was made, which lives as long as `self`. It is
         // asked for when the command that writes to it has ended, and before the memory is lent again: nobody writes to it.
         unsafe { std::slice::from_raw_parts(segment.pointer().as_ptr(), segment.length()) }
+    }
+}
+
+/// A part of a command's memory, for data that are still coming. The memory is not lent again while it exists.
+pub struct Landing(DataBuffer);
+
+impl Landing {
+    /// The bytes `start..start + length` of `buffer`, if it has them in one piece.
+    pub fn new(buffer: &DataBuffer, start: usize, length: usize) -> Option<Landing> {
+        let end = start.checked_add(length).filter(|end| *end <= buffer.len())?;
+        let part = buffer.slice(start..end);
+        part.as_single().is_some().then_some(Landing(part))
+    }
+
+    /// Puts `bytes` at `offset`.
+    pub fn put(&self, offset: usize, bytes: &[u8]) {
+        self.0.copy_from(offset, bytes);
+    }
+
+    /// Lends all bytes from `offset` on to `with`, which puts something in.
+    pub fn fill<T>(&self, offset: usize, with: impl FnOnce(IoSliceMut<'_>) -> T) -> T {
+        let rest = self.0.slice(offset..self.0.len());
+        let Some(segment) = rest.as_single() else { return with(IoSliceMut::new(&mut [])) };
+        // SAFETY: the segment lies in an allocation, initialised when it was made, which lives as long as `self`. The command that it
+        // belongs to waits for just these data, so the kernel does not use it, and no other code of this thread, which is the only one
+        // that has the buffer, runs before `with` returns.
+        with(IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(segment.pointer().as_ptr(), segment.length()) }))
     }
 }
 
@@ -190,6 +223,28 @@ mod tests {
         drop(memory);
         let other = share.try_take(4096).unwrap();
         assert_ne!(other.first(1).as_single().unwrap().pointer(), held.as_single().unwrap().pointer());
+    }
+
+    #[test]
+    fn what_lands_is_in_its_place_and_the_memory_is_not_lent_again_before() {
+        let pool = Pool::new(LEAST);
+        let share = pool.share();
+        let memory = share.try_take(4096).unwrap();
+        assert!(memory.landing(4097).is_none() && Memory::nothing().landing(1).is_none());
+        let landing = memory.landing(100).unwrap();
+        landing.put(0, b"abc");
+        assert_eq!(
+            landing.fill(3, |mut rest| {
+                rest[..2].copy_from_slice(b"de");
+                rest.len()
+            }),
+            97
+        );
+        assert_eq!(memory.bytes(0, 5), b"abcde");
+        let address = memory.first(1).as_single().unwrap().pointer();
+        drop(memory);
+        assert_ne!(share.try_take(4096).unwrap().first(1).as_single().unwrap().pointer(), address);
+        assert!(Landing::new(&DataBuffer::zeroed(8, 8), usize::MAX, 2).is_none());
     }
 
     #[test]

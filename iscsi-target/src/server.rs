@@ -3,7 +3,7 @@
 //! Must not know: PDUs, CDBs.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -17,20 +17,26 @@ use scsi::{BlockDevice, DeviceKind, Disk, DiskOptions, Lun, NexusId, ProductName
 use storage::{CDROM_BLOCK, DiskSource, OpenError, ShownDisk, Storage, Supervisor};
 
 use crate::config::{Config, LunConfig, TargetConfig};
-use crate::connection::{Entrance, Session};
+use crate::connection::{Entrance, Session, Socket};
+use crate::journal::{JournalError, Journaled};
 use crate::memory::Pool;
 use crate::reservations::{FileStore, RecordError};
 use crate::status::{LunReport, RegistrantReport, Report, TargetReport};
 
 /// Sessions that may be open at once.
 pub const MOST_SESSIONS: usize = 1024;
+/// Connections that have not logged in that may be open at once.
+pub const MOST_ARRIVALS: usize = 64;
+
+/// What stores the blocks of a LUN.
+pub type LunDisk = Journaled<ShownDisk>;
 
 /// A target.
 pub struct TargetEntry {
     /// Its iSCSI name.
     pub name: String,
     /// Its logical units.
-    pub units: Rc<Target<ShownDisk>>,
+    pub units: Rc<Target<LunDisk>>,
     pub(crate) initiators: RefCell<BTreeSet<String>>,
     pub(crate) credentials: RefCell<Option<Credentials>>,
     /// What its LUNs are made of.
@@ -55,12 +61,17 @@ pub enum ServeError {
     /// The record of reservations cannot be read.
     #[error("{0}")]
     Record(#[from] RecordError),
+    /// An atomic write cannot be finished.
+    #[error("{0}")]
+    Journal(#[from] JournalError),
 }
 
 /// Everything that connections share. It lives on one thread.
 pub struct Server {
     pub(crate) targets: RefCell<Vec<Rc<TargetEntry>>>,
     sessions: RefCell<Vec<Rc<Session>>>,
+    /// Connections that have not logged in, the oldest first.
+    arrivals: RefCell<VecDeque<Rc<Socket>>>,
     pub(crate) portals: Vec<SocketAddr>,
     /// The same as they were asked for.
     pub(crate) configured_portals: Vec<SocketAddr>,
@@ -112,6 +123,7 @@ impl Server {
         Ok(Rc::new(Server {
             targets: RefCell::new(targets),
             sessions: RefCell::default(),
+            arrivals: RefCell::default(),
             portals,
             configured_portals: config.portals.clone(),
             state: state.map(Path::to_owned),
@@ -176,6 +188,20 @@ impl Server {
         }
     }
 
+    /// A connection is there and has not logged in; it is counted until what this returns is dropped. If there are too many, the oldest
+    /// one is closed: a login takes a moment, and who needs longer has less need of the place than who has just come.
+    pub fn arrive(&self, socket: &Rc<Socket>, peer: SocketAddr) -> Arrival<'_> {
+        let mut arrivals = self.arrivals.borrow_mut();
+        if arrivals.len() >= MOST_ARRIVALS
+            && let Some(oldest) = arrivals.pop_front()
+        {
+            tracing::warn!(%peer, "there are {MOST_ARRIVALS} connections that have not logged in: the oldest one is closed");
+            oldest.hang_up();
+        }
+        arrivals.push_back(socket.clone());
+        Arrival { server: self, socket: socket.clone() }
+    }
+
     /// A session has begun.
     pub fn enter(&self, session: Rc<Session>) {
         self.sessions.borrow_mut().push(session);
@@ -236,6 +262,8 @@ impl Server {
             seconds: self.since.elapsed().as_secs(),
             portals: self.portals.iter().map(ToString::to_string).collect(),
             memory: [self.memory.limit(), self.memory.used()].map(|bytes| bytes as u64),
+            sessions: [MOST_SESSIONS, sessions.len()].map(|count| count as u64),
+            arrivals: [MOST_ARRIVALS, self.arrivals.borrow().len()].map(|count| count as u64),
             targets: self.targets.borrow().iter().map(target).collect(),
         }
     }
@@ -243,6 +271,18 @@ impl Server {
     /// A second is over.
     pub fn tick(&self) {
         self.sessions.borrow().iter().for_each(|session| session.tick());
+    }
+}
+
+/// A connection that has not logged in.
+pub struct Arrival<'a> {
+    server: &'a Server,
+    socket: Rc<Socket>,
+}
+
+impl Drop for Arrival<'_> {
+    fn drop(&mut self) {
+        self.server.arrivals.borrow_mut().retain(|socket| !Rc::ptr_eq(socket, &self.socket));
     }
 }
 
@@ -259,7 +299,7 @@ impl TargetEntry {
 
     fn report(&self) -> Vec<LunReport> {
         let luns = self.luns.borrow();
-        let lun = |(lun, disk): (Lun, Rc<Disk<ShownDisk>>)| {
+        let lun = |(lun, disk): (Lun, Rc<Disk<LunDisk>>)| {
             let geometry = disk.device().geometry();
             let view = self.units.reservations(lun).unwrap_or_default();
             LunReport {
@@ -289,7 +329,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct OpenLun {
     pub(crate) number: u16,
     pub(crate) config: LunConfig,
-    pub(crate) disk: Disk<ShownDisk>,
+    pub(crate) disk: Disk<LunDisk>,
     /// Its reservations.
     pub(crate) store: Option<FileStore>,
 }
@@ -310,10 +350,14 @@ pub(crate) async fn open_lun(
         options.name = ProductName::virtual_cdrom();
         logical_block = Some(CDROM_BLOCK);
     }
-    let shown = ShownDisk::new(storage, logical_block, config.thin);
+    let shown = ShownDisk::new(storage, logical_block, config.thin).with_physical_block(config.physical);
     let store = state.map(|folder| FileStore::open(folder, target, Lun(number))).transpose()?;
     store.as_ref().map_or(Ok(()), FileStore::check)?;
-    Ok(OpenLun { number, config: config.clone(), disk: Disk::new(shown, options), store })
+    let disk = match state.filter(|_| !shown.geometry().read_only) {
+        Some(folder) => Journaled::open(shown, folder).await?,
+        None => Journaled::without(shown),
+    };
+    Ok(OpenLun { number, config: config.clone(), disk: Disk::new(disk, options), store })
 }
 
 /// Opens a file that somebody may just be letting go: what a killed daemon's ring had in flight keeps its files open, and with them

@@ -18,6 +18,10 @@ pub struct Report {
     pub portals: Vec<String>,
     /// Memory for the data of commands, in bytes: there can be, in use.
     pub memory: [u64; 2],
+    /// Sessions: there can be, there are.
+    pub sessions: [u64; 2],
+    /// Connections that have not logged in: there can be, there are.
+    pub arrivals: [u64; 2],
     /// Targets.
     pub targets: Vec<TargetReport>,
 }
@@ -141,6 +145,8 @@ impl Report {
     pub fn print(&self, out: &mut impl Write) -> io::Result<()> {
         self.portals.iter().try_for_each(|portal| writeln!(out, "portal {portal}"))?;
         writeln!(out, "memory {} of {} bytes in use", self.memory[1], self.memory[0])?;
+        writeln!(out, "{} of {} sessions", self.sessions[1], self.sessions[0])?;
+        writeln!(out, "{} of {} connections that have not logged in", self.arrivals[1], self.arrivals[0])?;
         for target in &self.targets {
             writeln!(out, "target {}", target.name)?;
             target.luns.iter().try_for_each(|lun| lun.print(out))?;

@@ -34,6 +34,9 @@ pub struct Geometry {
     pub logical_block: u32,
     /// Physical block in bytes: a power of two, a multiple of the logical block.
     pub physical_block: u32,
+    /// Transfers of whole pieces of this size cost least (VPD B0, optimal transfer length granularity), in bytes: a multiple of the
+    /// logical block.
+    pub transfer_granularity: u32,
     /// Capacity in logical blocks, at least 1.
     pub blocks: u64,
     /// Every write is refused.
@@ -189,10 +192,21 @@ pub trait BlockDevice {
     /// Makes `range` read as zeros; with `may_unmap` space may be given back on the way.
     fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> impl Future<Output = Result<(), StorageError>>;
 
-    /// The most bytes that [`BlockDevice::write`] writes as a whole or not at all, even if power fails: a multiple of the
+    /// The most bytes that [`BlockDevice::write_atomic`] writes as a whole or not at all, even if power fails: a multiple of the
     /// logical block, or 0 if the device promises nothing: then there is no WRITE ATOMIC.
     fn atomic_write_bytes(&self) -> u32 {
         0
+    }
+
+    /// Writes as [`BlockDevice::write`] does, and after any failure, of power too, either all of it has been written or nothing.
+    /// It is called with at most [`BlockDevice::atomic_write_bytes`] bytes, and while nobody else writes to them.
+    fn write_atomic(
+        &self,
+        position: u64,
+        buffer: &DataBuffer,
+        force_unit_access: bool,
+    ) -> impl Future<Output = Result<(), StorageError>> {
+        self.write(position, buffer, force_unit_access)
     }
 
     /// Bytes in use and bytes free in the pool that a thin device takes its space from. `None`: not known.

@@ -267,7 +267,7 @@ fn block_limits(geometry: &Geometry, atomic_write_bytes: u32) -> Vec<u8> {
     // WSNZ: WRITE SAME of 0 blocks, which would go on to the end of the disk, is refused.
     body[0] = 0x01;
     body[1] = MAX_COMPARE_AND_WRITE_BLOCKS as u8;
-    let granularity = (geometry.physical_block / geometry.logical_block).max(1);
+    let granularity = (geometry.transfer_granularity / geometry.logical_block).max(1);
     body[2..4].copy_from_slice(&(granularity.min(0xFFFF) as u16).to_be_bytes());
     body[4..8].copy_from_slice(&blocks32(MAX_TRANSFER_BYTES));
     body[8..12].copy_from_slice(&blocks32(OPTIMAL_TRANSFER_BYTES));
@@ -281,9 +281,8 @@ fn block_limits(geometry: &Geometry, atomic_write_bytes: u32) -> Vec<u8> {
     body[32..40].copy_from_slice(&(MAX_WRITE_SAME_BYTES / logical).to_be_bytes());
     if atomic_write_bytes != 0 {
         let blocks = blocks32(u64::from(atomic_write_bytes));
-        // Largest length and alignment; no boundaries inside of a write.
+        // The largest length; any alignment and granularity, no boundaries inside of a write.
         body[40..44].copy_from_slice(&blocks);
-        body[44..48].copy_from_slice(&u32::from(granularity.min(0xFFFF) as u16).to_be_bytes());
     }
     body
 }

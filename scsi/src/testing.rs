@@ -15,6 +15,7 @@ use crate::data_buffer::DataBuffer;
 pub const GEOMETRY: Geometry = Geometry {
     logical_block: 512,
     physical_block: 4096,
+    transfer_granularity: 4096,
     blocks: 256,
     read_only: false,
     write_cache: true,

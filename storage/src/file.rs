@@ -74,7 +74,9 @@ impl FileDisk {
         let preferred = u32::try_from(metadata.blksize()).unwrap_or(4096).clamp(4096, 1 << 20).next_power_of_two();
         let geometry = Geometry {
             logical_block: logical,
-            physical_block: 4096.max(logical),
+            // By way of the page cache any whole number of blocks is written alike: the page is a matter of speed, not of what is torn.
+            physical_block: if cached { logical } else { 4096.max(logical) },
+            transfer_granularity: 4096.max(logical),
             blocks,
             read_only,
             write_cache: true,

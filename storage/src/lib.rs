@@ -26,6 +26,7 @@ use vmfs_core::disk::descriptor::{Access, Descriptor, DescriptorError, MAX_DESCR
 
 pub use file::FileDisk;
 pub use nfs::NfsDisk;
+pub use ring::transfers_under_way;
 pub use shown::{CDROM_BLOCK, ShownDisk};
 pub use supervisor::Supervisor;
 pub use vmfs::VmfsDisk;

@@ -142,6 +142,7 @@ pub(super) async fn open(source: DiskSource, url: Url, supervisor: Arc<dyn Super
     let geometry = Geometry {
         logical_block: LOGICAL_BLOCK,
         physical_block: 4096,
+        transfer_granularity: 4096,
         blocks,
         read_only,
         write_cache: true,

@@ -1,7 +1,7 @@
 //! Owns: reads, writes, flushes and allocation calls by the thread's io_uring, over data buffers, without a copy.
 //! Promises: the file and the memory stay alive until the kernel has finished with them, even if nobody waits any more.
 //! Must not know: disks, alignment, errors' meaning. No type of the ring's library leaves this file.
-//! Unsafe: the kernel is handed addresses of data buffers (`preadv2`, `pwritev2`).
+//! Unsafe: the kernel is handed addresses of data buffers (`preadv2`, `pwritev2`), and of a structure that it fills (`getrusage`).
 
 #![allow(unsafe_code)]
 
@@ -20,10 +20,37 @@ use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 const MAX_SEGMENTS: usize = 1024;
 /// The most bytes of a transfer that is done at once: copying more takes the thread longer than passing it on.
 const MOST_AT_ONCE: usize = 512 << 10;
-/// A write into the page cache that took this long was made to wait, by the disk or for memory; a busy processor alone takes less.
+/// A write into the page cache that took this long, and slept, was made to wait by the disk or for memory.
 const LONG: Duration = Duration::from_millis(30);
 /// Time after one for which writes go by the ring, so that they hold up nobody else of this thread.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+thread_local! {
+    /// Operations of this thread's ring that have not ended.
+    static UNDER_WAY: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Operations of this thread's ring that have not ended. The ring is only looked at when the thread's runtime has nothing else to do: who
+/// keeps it busy for the sake of speed waits while there are some.
+pub fn transfers_under_way() -> usize {
+    UNDER_WAY.get()
+}
+
+/// One of them.
+struct UnderWay;
+
+impl UnderWay {
+    fn begin() -> UnderWay {
+        UNDER_WAY.set(UNDER_WAY.get() + 1);
+        UnderWay
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.set(UNDER_WAY.get() - 1);
+    }
+}
 
 /// What must outlive an operation: the file, the memory, and the list that the kernel reads it from.
 struct Held {
@@ -72,11 +99,18 @@ pub(super) struct RingFile {
     spare: RefCell<Vec<Vec<libc::iovec>>>,
     /// Until then no write is done at once.
     busy_until: Cell<Option<Instant>>,
+    /// Until then it is looked at whether writes sleep.
+    watched_until: Cell<Option<Instant>>,
 }
 
 impl RingFile {
     pub(super) fn new(file: File) -> Self {
-        Self { file: Rc::new(file), spare: RefCell::new(Vec::new()), busy_until: Cell::new(None) }
+        Self {
+            file: Rc::new(file),
+            spare: RefCell::new(Vec::new()),
+            busy_until: Cell::new(None),
+            watched_until: Cell::new(None),
+        }
     }
 
     pub(super) fn file(&self) -> &File {
@@ -98,8 +132,16 @@ impl RingFile {
         if self.busy_until.get().is_some_and(|end| start < end) {
             return false;
         }
+        // A thread that was not let onto a processor for long has not waited for the disk: only what sleeps counts. To look at that
+        // takes two calls more, so it is done when something took long not long ago.
+        let slept_before = self.watched_until.get().is_some_and(|end| start < end).then(sleeps);
         let is_done = self.now(Transfer::Write, position, buffer);
-        self.busy_until.set((start.elapsed() > LONG).then(|| Instant::now() + PATIENCE));
+        let took = start.elapsed();
+        if took > LONG {
+            let until = Some(start + took + PATIENCE);
+            self.watched_until.set(until);
+            self.busy_until.set(until.filter(|_| slept_before.is_some_and(|before| sleeps() > before)));
+        }
         is_done
     }
 
@@ -204,12 +246,23 @@ impl RingFile {
         vectors: Vec<libc::iovec>,
     ) -> io::Result<u32> {
         let held = Held { _file: self.file.clone(), _memory: memory, vectors };
+        let _under_way = UnderWay::begin();
         let (result, mut held) = UnsubmittedOneshot::new(held, Ended, entry).submit().await;
         if held.vectors.capacity() > 0 {
             held.vectors.clear();
             self.spare.borrow_mut().push(held.vectors);
         }
         result
+    }
+}
+
+/// How often this thread has slept.
+fn sleeps() -> i64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: getrusage(2) writes into the structure that it is given, which is valid as zeros too.
+    unsafe {
+        libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        usage.assume_init().ru_nvcsw
     }
 }
 

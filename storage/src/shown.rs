@@ -13,13 +13,19 @@ pub const CDROM_BLOCK: u32 = 2048;
 pub struct ShownDisk {
     storage: Storage,
     logical_block: Option<u32>,
+    physical_block: Option<u32>,
     thin: bool,
 }
 
 impl ShownDisk {
     /// Shows `storage` in blocks of `logical_block` bytes (none: its own), as thin only if it is and `thin` says so.
     pub fn new(storage: Storage, logical_block: Option<u32>, thin: bool) -> Self {
-        Self { storage, logical_block, thin }
+        Self { storage, logical_block, physical_block: None, thin }
+    }
+
+    /// The same, and says that physical blocks have `bytes` (none: the storage's own), or a logical block if that is more.
+    pub fn with_physical_block(self, bytes: Option<u32>) -> Self {
+        Self { physical_block: bytes, ..self }
     }
 }
 
@@ -27,12 +33,11 @@ impl BlockDevice for ShownDisk {
     fn geometry(&self) -> Geometry {
         let own = self.storage.geometry();
         let thin = own.thin && self.thin;
-        let Some(logical_block) = self.logical_block.map(|block| block.max(own.logical_block)) else {
-            return Geometry { thin, ..own };
-        };
+        let logical_block = self.logical_block.unwrap_or(0).max(own.logical_block);
         Geometry {
             logical_block,
-            physical_block: own.physical_block.max(logical_block),
+            physical_block: self.physical_block.unwrap_or(own.physical_block).max(logical_block),
+            transfer_granularity: own.transfer_granularity.max(logical_block),
             blocks: (own.bytes() / u64::from(logical_block)).max(1),
             thin,
             unmap_granularity: own.unmap_granularity.max(logical_block),

@@ -147,6 +147,22 @@ impl RawInitiator {
         data
     }
 
+    /// A header with a tag of its own and, unless it is immediate, the next command number.
+    pub fn header(&mut self, operation: u8, flags: u8) -> [u8; 48] {
+        self.tag += 1;
+        let mut header = [0; 48];
+        header[0] = operation;
+        header[1] = flags;
+        header[9] = self.lun;
+        header[16..20].copy_from_slice(&self.tag.to_be_bytes());
+        header[20..24].fill(0xFF);
+        header[24..28].copy_from_slice(&self.number.to_be_bytes());
+        if operation & 0x40 == 0 {
+            self.number += 1;
+        }
+        header
+    }
+
     /// Sends a ping: does the target close the connection instead of answering?
     pub fn is_hung_up_on(&mut self) -> bool {
         let mut header = [0; 48];
@@ -159,7 +175,28 @@ impl RawInitiator {
 }
 
 impl Wire {
-    fn send(&mut self, mut header: [u8; 48], data: &[u8]) -> io::Result<()> {
+    /// Sends bytes as they are.
+    ///
+    /// # Errors
+    /// Of the connection.
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// Does nothing come any more? Whatever still comes is read.
+    pub fn has_ended(&mut self) -> bool {
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+
+    /// Sends a PDU; the length of its data is put in.
+    ///
+    /// # Errors
+    /// Of the connection.
+    pub fn send(&mut self, mut header: [u8; 48], data: &[u8]) -> io::Result<()> {
         header[5..8].copy_from_slice(&(data.len() as u32).to_be_bytes()[1..]);
         let mut bytes = header.to_vec();
         if self.digests {
@@ -175,7 +212,11 @@ impl Wire {
         self.stream.write_all(&bytes)
     }
 
-    fn receive(&mut self) -> io::Result<([u8; 48], Vec<u8>)> {
+    /// Receives a PDU: header and data.
+    ///
+    /// # Errors
+    /// Of the connection.
+    pub fn receive(&mut self) -> io::Result<([u8; 48], Vec<u8>)> {
         let mut header = [0; 48];
         self.stream.read_exact(&mut header)?;
         self.check_digest(&header)?;

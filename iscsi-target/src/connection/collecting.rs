@@ -8,6 +8,9 @@ use iscsi::login::parameters::Parameters;
 use iscsi::pdu::{DataOut, NO_TAG, ScsiCommand};
 use scsi::DataBuffer;
 
+use super::inbox::Data;
+use crate::memory::Landing;
+
 /// What is wrong with the data of a command, as additional sense code and qualifier with ABORTED COMMAND (SPC-4, table F.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
@@ -74,7 +77,7 @@ impl Collecting {
     /// Begins with what the command itself carries.
     pub fn begin(
         command: ScsiCommand,
-        immediate: &[u8],
+        immediate: Data<'_>,
         agreed: &Parameters,
         buffer: DataBuffer,
     ) -> Result<Collecting, Flaw> {
@@ -125,18 +128,30 @@ impl Collecting {
         Some(wish)
     }
 
-    /// Takes a Data-Out.
-    pub fn take(&mut self, out: &DataOut, data: &[u8]) -> Result<(), Flaw> {
+    /// The place of the data of a Data-Out, if it comes as it should.
+    pub fn landing(&self, out: &DataOut, length: usize) -> Option<Landing> {
+        self.check(out, length).ok()?;
+        Landing::new(&self.buffer, self.received as usize, length)
+    }
+
+    /// Where the sequence ends that a Data-Out of `length` bytes belongs to, if it comes as it should.
+    fn check(&self, out: &DataOut, length: usize) -> Result<u32, Flaw> {
         let end = match (out.transfer_tag, self.unsolicited_end, self.bursts.front()) {
             (NO_TAG, Some(end), _) => end,
             (NO_TAG, None, _) => return Err(Flaw::Unexpected),
             (tag, _, Some(burst)) if tag == burst.transfer_tag => burst.end,
             _ => return Err(Flaw::OutOfPlace),
         };
-        let after = u64::from(out.offset) + data.len() as u64;
+        let after = u64::from(out.offset) + length as u64;
         if out.number != self.next || out.offset != self.received || after > u64::from(end) {
             return Err(Flaw::OutOfPlace);
         }
+        Ok(end)
+    }
+
+    /// Takes a Data-Out.
+    pub fn take(&mut self, out: &DataOut, data: Data<'_>) -> Result<(), Flaw> {
+        let end = self.check(out, data.len())?;
         self.put(data);
         self.next += 1;
         if !out.is_final {
@@ -154,11 +169,12 @@ impl Collecting {
         Ok(())
     }
 
-    fn put(&mut self, data: &[u8]) {
+    fn put(&mut self, data: Data<'_>) {
+        let bytes = data.here();
         let room = self.buffer.len().saturating_sub(self.received as usize);
-        let kept = data.len().min(room);
+        let kept = bytes.len().min(room);
         if kept > 0 {
-            self.buffer.copy_from(self.received as usize, &data[..kept]);
+            self.buffer.copy_from(self.received as usize, &bytes[..kept]);
         }
         self.received += data.len() as u32;
     }
@@ -201,17 +217,18 @@ mod tests {
     fn immediate_unsolicited_and_asked_for_data_come_together() {
         let bytes: Vec<u8> = (0..3000u32).map(|n| n as u8).collect();
         let buffer = DataBuffer::zeroed(3000, 8);
-        let mut write = Collecting::begin(command(3000, false), &bytes[..100], &agreed(), buffer).ok().unwrap();
+        let mut write =
+            Collecting::begin(command(3000, false), Data::Here(&bytes[..100]), &agreed(), buffer).ok().unwrap();
         assert_eq!(write.wish(7), None, "not before the unsolicited ones are there");
-        write.take(&out(NO_TAG, 0, 100, false), &bytes[100..300]).unwrap();
-        write.take(&out(NO_TAG, 1, 300, true), &bytes[300..512]).unwrap();
+        write.take(&out(NO_TAG, 0, 100, false), Data::Here(&bytes[100..300])).unwrap();
+        write.take(&out(NO_TAG, 1, 300, true), Data::Here(&bytes[300..512])).unwrap();
         assert_eq!(write.wish(7), Some(Wish { transfer_tag: 7, number: 0, offset: 512, length: 1024 }));
         assert_eq!(write.wish(8), Some(Wish { transfer_tag: 8, number: 1, offset: 1536, length: 1024 }));
         assert_eq!(write.wish(9), None, "two are outstanding");
-        write.take(&out(7, 0, 512, true), &bytes[512..1536]).unwrap();
+        write.take(&out(7, 0, 512, true), Data::Here(&bytes[512..1536])).unwrap();
         assert_eq!(write.wish(9), Some(Wish { transfer_tag: 9, number: 2, offset: 2560, length: 440 }));
-        write.take(&out(8, 0, 1536, true), &bytes[1536..2560]).unwrap();
-        write.take(&out(9, 0, 2560, true), &bytes[2560..]).unwrap();
+        write.take(&out(8, 0, 1536, true), Data::Here(&bytes[1536..2560])).unwrap();
+        write.take(&out(9, 0, 2560, true), Data::Here(&bytes[2560..])).unwrap();
         assert!(write.is_complete());
         assert_eq!((write.buffer.to_vec(), write.wishes()), (bytes, 3));
     }
@@ -219,7 +236,7 @@ mod tests {
     #[test]
     fn what_is_not_as_it_should_be_is_told_apart() {
         let begin = |command, data: &[u8], agreed: &Parameters| {
-            Collecting::begin(command, data, agreed, DataBuffer::zeroed(2048, 8)).err()
+            Collecting::begin(command, Data::Here(data), agreed, DataBuffer::zeroed(2048, 8)).err()
         };
         let strict = Parameters { initial_ready: true, immediate_data: false, ..agreed() };
         assert_eq!(begin(command(2048, true), &[1], &strict), Some(Flaw::Unexpected));
@@ -229,16 +246,16 @@ mod tests {
 
         let asked = || {
             let buffer = DataBuffer::zeroed(2048, 8);
-            let mut write = Collecting::begin(command(2048, true), &[], &agreed(), buffer).ok().unwrap();
+            let mut write = Collecting::begin(command(2048, true), Data::Here(&[]), &agreed(), buffer).ok().unwrap();
             write.wish(5).unwrap();
             write
         };
-        assert_eq!(asked().take(&out(NO_TAG, 0, 0, true), &[0; 512]), Err(Flaw::Unexpected));
-        assert_eq!(asked().take(&out(6, 0, 0, true), &[0; 512]), Err(Flaw::OutOfPlace), "another tag");
-        assert_eq!(asked().take(&out(5, 1, 0, true), &[0; 1024]), Err(Flaw::OutOfPlace), "another number");
-        assert_eq!(asked().take(&out(5, 0, 4, true), &[0; 512]), Err(Flaw::OutOfPlace), "another place");
-        assert_eq!(asked().take(&out(5, 0, 0, true), &[0; 1025]), Err(Flaw::OutOfPlace), "too much");
-        assert_eq!(asked().take(&out(5, 0, 0, true), &[0; 1000]), Err(Flaw::TooFew));
+        assert_eq!(asked().take(&out(NO_TAG, 0, 0, true), Data::Here(&[0; 512])), Err(Flaw::Unexpected));
+        assert_eq!(asked().take(&out(6, 0, 0, true), Data::Here(&[0; 512])), Err(Flaw::OutOfPlace), "another tag");
+        assert_eq!(asked().take(&out(5, 1, 0, true), Data::Here(&[0; 1024])), Err(Flaw::OutOfPlace), "another number");
+        assert_eq!(asked().take(&out(5, 0, 4, true), Data::Here(&[0; 512])), Err(Flaw::OutOfPlace), "another place");
+        assert_eq!(asked().take(&out(5, 0, 0, true), Data::Here(&[0; 1025])), Err(Flaw::OutOfPlace), "too much");
+        assert_eq!(asked().take(&out(5, 0, 0, true), Data::Here(&[0; 1000])), Err(Flaw::TooFew));
     }
 
     proptest! {
@@ -248,12 +265,12 @@ mod tests {
             is_final: bool,
             pdus in prop::collection::vec((0u32..4, 0u32..3, 0u32..5000, any::<bool>(), 0usize..1500), 0..20),
         ) {
-            let begun = Collecting::begin(command(expected, is_final), &[], &agreed(), DataBuffer::zeroed(1000, 8));
+            let begun = Collecting::begin(command(expected, is_final), Data::Here(&[]), &agreed(), DataBuffer::zeroed(1000, 8));
             let mut write = begun.ok().unwrap();
             for (nth, (tag, number, offset, last, length)) in pdus.into_iter().enumerate() {
                 let _ = write.wish(nth as u32 % 3);
                 let tag = if tag == 3 { NO_TAG } else { tag };
-                if write.take(&out(tag, number, offset, last), &vec![1; length]).is_err() {
+                if write.take(&out(tag, number, offset, last), Data::Here(&vec![1; length])).is_err() {
                     break;
                 }
                 prop_assert!(write.received <= expected);

@@ -6,7 +6,9 @@ mod collecting;
 mod inbox;
 mod numbers;
 mod outbox;
+mod pace;
 mod session;
+mod socket;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -14,13 +16,13 @@ use std::time::Duration;
 
 use iscsi::login::{self, Login};
 use iscsi::pdu::{LoginRequest, LoginResponse, Request, Sequence};
-use tokio::net::TcpStream;
 
 use crate::server::{Joined, Server};
 use inbox::{Broken, Inbox};
 use numbers::Numbers;
 use outbox::Outbox;
 pub use session::Session;
+pub use socket::Socket;
 
 /// Time for a login (RFC 7143 leaves it to the target).
 const LOGIN_TIME: Duration = Duration::from_secs(15);
@@ -37,23 +39,25 @@ pub struct Entrance {
 }
 
 /// Serves a connection to its end.
-pub async fn serve(server: Rc<Server>, stream: TcpStream, entrance: Entrance) {
-    let stream = Rc::new(stream);
-    let outbox = Rc::new(Outbox::new(stream.clone()));
+pub async fn serve(server: Rc<Server>, socket: Socket, entrance: Entrance) {
+    let socket = Rc::new(socket);
+    let outbox = Rc::new(Outbox::new(socket.clone()));
     let sender = tokio_uring::spawn({
         let outbox = outbox.clone();
         async move { outbox.send().await }
     });
-    let mut inbox = Inbox::new(stream.clone());
+    let mut inbox = Inbox::new(socket.clone());
     let peer = entrance.peer;
+    let arrival = server.arrive(&socket, peer);
     let mut logged_in = None;
     match tokio::time::timeout(LOGIN_TIME, log_in(&server, &mut inbox, &outbox, entrance)).await {
         Err(_) => tracing::info!(%peer, "no login within {} s", LOGIN_TIME.as_secs()),
         Ok(Err(error)) => tracing::debug!(%peer, %error, "the login ended"),
         Ok(Ok(session)) => logged_in = session,
     }
+    drop(arrival);
     if let Some((login, first, numbers)) = logged_in {
-        let session = Session::begin(&server, stream, outbox.clone(), &login, &first, numbers, entrance).await;
+        let session = Session::begin(&server, socket, outbox.clone(), &login, &first, numbers, entrance).await;
         let farewell = session.run(&mut inbox).await;
         session.end(farewell).await;
     }
@@ -73,13 +77,14 @@ async fn log_in(
     let mut login = Login::new();
     let mut begun: Option<(LoginRequest, Numbers)> = None;
     loop {
-        let arrived = inbox.next().await?;
-        let request = match Request::decode(&arrived.header) {
+        let header = inbox.header().await?;
+        let arrived = inbox.data(&header, None).await?;
+        let request = match Request::decode(&header) {
             Ok(Request::Login(request)) => request,
             // Anything else before the login is over ends the connection (RFC 7143, 6.3).
             _ => {
                 let (isid, tag) =
-                    begun.as_ref().map_or(([0; 6], arrived.header.task_tag()), |(first, _)| (first.isid, first.tag));
+                    begun.as_ref().map_or(([0; 6], header.task_tag()), |(first, _)| (first.isid, first.tag));
                 let refusal = refusal(isid, tag, login::INVALID_DURING_LOGIN);
                 outbox.push(refusal.encode(Sequence::default()), &[]);
                 return Ok(None);
@@ -97,7 +102,7 @@ async fn log_in(
                 true => login::TOO_MANY_CONNECTIONS,
                 false => login::NO_SESSION,
             }),
-            true => login.step(&request, arrived.data, &server.doorkeeper(entrance)),
+            true => login.step(&request, arrived.data.here(), &server.doorkeeper(entrance)),
         };
         let answer = match step {
             Ok(answer) => answer,
@@ -135,7 +140,7 @@ async fn log_in(
         }
         outbox.push(response.encode(numbers.with_status()), &answer.text);
         if is_last {
-            inbox.set_digests(login.parameters.digests);
+            inbox.begin(login.parameters.digests);
             outbox.set_digests(login.parameters.digests);
             let (first, numbers) = begun.expect("the login has begun");
             return Ok(Some((login, LoginRequest { tsih, ..first }, numbers)));

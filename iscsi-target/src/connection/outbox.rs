@@ -9,15 +9,17 @@ use std::io::{ErrorKind, IoSlice};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use iscsi::pdu::{self, Digests, HEADER};
 
+use super::socket::Socket;
 use crate::memory::Memory;
 
 /// Bytes that may wait before data have to: control PDUs are never held up.
 const PLENTY: usize = 1 << 20;
+/// So much goes out at once, while the rest is still worked on; less waits for what comes along with it.
+const ENOUGH: usize = 64 << 10;
 /// A buffer that has become larger than this is not kept.
 const KEPT: usize = 4 << 20;
 /// Pieces that go out in one call.
@@ -46,7 +48,7 @@ struct Queue {
 
 /// PDUs on their way out.
 pub struct Outbox {
-    stream: Rc<TcpStream>,
+    socket: Rc<Socket>,
     queue: RefCell<Queue>,
     digests: Cell<Digests>,
     is_closed: Cell<bool>,
@@ -114,9 +116,9 @@ impl Queue {
 
 impl Outbox {
     /// An empty one.
-    pub fn new(stream: Rc<TcpStream>) -> Self {
+    pub fn new(socket: Rc<Socket>) -> Self {
         Self {
-            stream,
+            socket,
             queue: RefCell::default(),
             digests: Cell::default(),
             is_closed: Cell::new(false),
@@ -157,6 +159,11 @@ impl Outbox {
         }
     }
 
+    /// Is there enough to be sent at once?
+    pub fn is_worth_a_call(&self) -> bool {
+        self.queue.borrow().length >= ENOUGH
+    }
+
     /// Nothing more will come: what is there is sent, then [`Outbox::send`] ends.
     pub fn close(&self) {
         self.is_closed.set(true);
@@ -172,9 +179,8 @@ impl Outbox {
         while queue.length > 0 {
             let mut slices = [IoSlice::new(&[]); PIECES];
             let count = queue.slices(&mut slices);
-            match self.stream.try_write_vectored(&slices[..count]) {
+            match self.socket.write(&slices[..count]) {
                 Ok(sent) => queue.advance(sent),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     if error.kind() != ErrorKind::WouldBlock {
                         tracing::debug!(%error, "the connection broke while something was sent");
@@ -199,7 +205,7 @@ impl Outbox {
             if self.queue.borrow().length == 0 && self.is_closed.get() {
                 break;
             }
-            let writable = self.stream.writable();
+            let writable = self.socket.writable();
             if !self.is_closed.get() {
                 tokio::select! {
                     _ = writable => {}
@@ -211,7 +217,7 @@ impl Outbox {
             }
         }
         self.room.notify_waiters();
-        hang_up(&self.stream);
+        self.socket.hang_up();
     }
 
     async fn closing(&self) {
@@ -219,10 +225,4 @@ impl Outbox {
             self.something.notified().await;
         }
     }
-}
-
-/// Ends a connection in both directions.
-pub fn hang_up(stream: &TcpStream) {
-    // Nothing to do for one that is broken already.
-    let _ = rustix::net::shutdown(stream, rustix::net::Shutdown::Both);
 }

@@ -99,7 +99,7 @@ impl<D: BlockDevice> Disk<D> {
         let buffer = first_bytes(out, range.length)?;
         let _held = self.ranges.exclusive(range).await;
         let durable = force_unit_access || self.writes_through(&geometry);
-        self.device.write(range.start, &buffer, durable).await.map_err(write_failure(&geometry))?;
+        self.device.write_atomic(range.start, &buffer, durable).await.map_err(write_failure(&geometry))?;
         Ok(range.length)
     }
 }

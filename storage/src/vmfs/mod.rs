@@ -92,6 +92,7 @@ impl VmfsDisk {
         let geometry = Geometry {
             logical_block: LOGICAL_BLOCK,
             physical_block: alignment.max(4096) as u32,
+            transfer_granularity: alignment.max(4096) as u32,
             blocks: bytes / u64::from(LOGICAL_BLOCK),
             read_only: !file.is_writable(),
             write_cache: true,

@@ -3,37 +3,40 @@
 //! commands that it ended no longer touch the initiator's data.
 //! Must not know: which targets there are; what CDBs mean.
 
+mod asking;
 mod work;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use iscsi::login::Login;
 use iscsi::login::parameters::Parameters;
 use iscsi::pdu::{
     AsyncMessage, DataOut, Header, LoginRequest, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut, ReadyToTransfer,
-    Reject, RejectReason, Request, Residual, ScsiCommand, ScsiResponse, TaskManagementAnswer, TaskRequest, TextRequest,
-    TextResponse,
+    Reject, RejectReason, Request, Residual, ScsiCommand, ScsiResponse, TaskManagementAnswer, TaskRequest,
 };
 use iscsi::text;
 use scsi::{Lun, NexusId, Task, TaskAttribute, TaskManagement, TaskManagementResponse, TransportId};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use work::{Job, Worker};
 
 use super::Entrance;
 use super::collecting::{Collecting, Flaw};
-use super::inbox::{Arrived, Broken, Inbox};
+use super::inbox::{Arrived, Broken, Data, Inbox, LARGE};
 use super::numbers::{DEPTH, Numbers, Turn};
-use super::outbox::{Outbox, hang_up};
-use crate::memory::{LONGEST_TRANSFER, Memory, Share};
+use super::outbox::Outbox;
+use super::socket::Socket;
+use crate::memory::{LONGEST_TRANSFER, Landing, Memory, Share};
 use crate::server::{Server, TargetEntry};
 use crate::status::{Rates, SessionReport};
 
 /// Silence after which the initiator is pinged.
 const QUIET: Duration = Duration::from_secs(20);
+/// Bytes of commands, and a page for each, that are begun before their answers go out: so the initiator has something to do meanwhile.
+const TURN: u32 = 128 << 10;
 /// Silence after which it is given up.
 const DEAD: Duration = Duration::from_secs(60);
 
@@ -72,7 +75,7 @@ pub struct Session {
     server: Rc<Server>,
     nexus: NexusId,
     agreed: Parameters,
-    stream: Rc<TcpStream>,
+    socket: Rc<Socket>,
     outbox: Rc<Outbox>,
     numbers: Numbers,
     /// Writes whose data are still coming, with their places in the task set.
@@ -85,6 +88,8 @@ pub struct Session {
     share: Share,
     /// Tells that one of them is over.
     over: Notify,
+    /// Work that was begun since others had their turn, as [`TURN`] counts it.
+    begun: Cell<u32>,
     next_transfer_tag: Cell<u32>,
     /// The rest of a text answer, and the tag by which it is asked for.
     rest: RefCell<Option<(u32, Vec<u8>)>>,
@@ -97,7 +102,7 @@ impl Session {
     /// Begins after a login.
     pub(super) async fn begin(
         server: &Rc<Server>,
-        stream: Rc<TcpStream>,
+        socket: Rc<Socket>,
         outbox: Rc<Outbox>,
         login: &Login,
         first: &LoginRequest,
@@ -120,7 +125,7 @@ impl Session {
             server: server.clone(),
             nexus: server.next_nexus(),
             agreed: login.parameters.clone(),
-            stream,
+            socket,
             outbox,
             numbers,
             collecting: RefCell::default(),
@@ -128,6 +133,7 @@ impl Session {
             idle: RefCell::default(),
             share: server.memory().share(),
             over: Notify::new(),
+            begun: Cell::new(0),
             next_transfer_tag: Cell::new(0),
             rest: RefCell::default(),
             heard: Cell::new(Instant::now()),
@@ -148,23 +154,44 @@ impl Session {
     /// Serves requests until the connection ends, or is to end with this answer to a logout.
     pub(super) async fn run(self: &Rc<Self>, inbox: &mut Inbox) -> Option<LogoutResponse> {
         loop {
-            let arrived = match inbox.next().await {
-                Ok(arrived) => arrived,
+            match self.serve_next(inbox).await {
+                Ok(Next::GoOn) => {}
+                Ok(Next::Close) => return None,
+                Ok(Next::LogOut(answer)) => return Some(answer),
                 Err(error) => {
                     if !matches!(error, Broken::Closed) {
                         tracing::warn!(peer = %self.entrance.peer, initiator = %self.initiator, %error, "a connection is dropped");
                     }
                     return None;
                 }
-            };
-            self.heard.set(Instant::now());
-            let memory = self.memory_for(&arrived.header).await;
-            match self.take(&arrived, memory) {
-                Next::GoOn => {}
-                Next::Close => return None,
-                Next::LogOut(answer) => return Some(answer),
             }
             self.outbox.room().await;
+            if self.begun.get() >= TURN {
+                self.begun.set(0);
+                others_first().await;
+            }
+        }
+    }
+
+    async fn serve_next(self: &Rc<Self>, inbox: &mut Inbox) -> Result<Next, Broken> {
+        let header = inbox.header().await?;
+        let memory = self.memory_for(&header).await;
+        let landing = if inbox.lands() { self.landing(&header, memory.as_ref()) } else { None };
+        let arrived = inbox.data(&header, landing).await?;
+        self.heard.set(Instant::now());
+        Ok(self.take(&header, &arrived, memory))
+    }
+
+    /// The place of the data behind `header`, if they are many and as they should be.
+    fn landing(&self, header: &Header, memory: Option<&Memory>) -> Option<Landing> {
+        let length = header.data_length();
+        if length < LARGE {
+            return None;
+        }
+        match Request::decode(header).ok()? {
+            Request::Command(_) => memory?.landing(length),
+            Request::Data(out) => self.collecting.borrow().get(&out.tag)?.0.landing(&out, length),
+            _ => None,
         }
     }
 
@@ -195,7 +222,7 @@ impl Session {
 
     /// Closes the connection from outside and waits until the session is over.
     pub async fn close(&self) {
-        hang_up(&self.stream);
+        self.socket.hang_up();
         while !self.is_gone.get() {
             let gone = self.gone.notified();
             if self.is_gone.get() {
@@ -255,7 +282,7 @@ impl Session {
             let silent = self.heard.get().elapsed();
             if silent > DEAD {
                 tracing::warn!(peer = %self.entrance.peer, initiator = %self.initiator, "no answer to pings: the connection is dropped");
-                hang_up(&self.stream);
+                self.socket.hang_up();
                 return;
             }
             if silent > QUIET && !self.is_gone.get() {
@@ -286,13 +313,13 @@ impl Session {
         Some(self.share.take(length).await)
     }
 
-    fn take(self: &Rc<Self>, arrived: &Arrived<'_>, memory: Option<Memory>) -> Next {
-        let request = match Request::decode(&arrived.header) {
+    fn take(self: &Rc<Self>, header: &Header, arrived: &Arrived<'_>, memory: Option<Memory>) -> Next {
+        let request = match Request::decode(header) {
             Ok(request) => request,
-            Err(reason) => return self.reject(&arrived.header, reason),
+            Err(reason) => return self.reject(header, reason),
         };
         if let Some(number) = request.number()
-            && !arrived.header.is_immediate()
+            && !header.is_immediate()
         {
             match self.numbers.take(number) {
                 Turn::Now => {}
@@ -304,16 +331,16 @@ impl Session {
             }
         }
         if !arrived.is_sound {
-            return self.unsound(&arrived.header, &request);
+            return self.unsound(header, &request);
         }
         let is_discovery = self.target.is_none();
         match request {
-            Request::Nop(nop) => self.nop(&nop, arrived.data),
-            Request::Text(text) => return self.text(&arrived.header, &text, arrived.data),
+            Request::Nop(nop) => self.nop(&nop, arrived.data.here()),
+            Request::Text(text) => return self.text(header, &text, arrived.data.here()),
             Request::Logout(logout) => return self.log_out(&logout),
-            Request::Login(_) => return self.reject(&arrived.header, RejectReason::Protocol),
-            _ if is_discovery => return self.reject(&arrived.header, RejectReason::Protocol),
-            Request::Command(command) => return self.command(&arrived.header, command, arrived.data, memory),
+            Request::Login(_) => return self.reject(header, RejectReason::Protocol),
+            _ if is_discovery => return self.reject(header, RejectReason::Protocol),
+            Request::Command(command) => return self.command(header, command, arrived.data, memory),
             Request::Data(out) => self.data(&out, arrived.data),
             Request::Task(task) => {
                 tokio_uring::spawn(self.clone().manage(task));
@@ -389,46 +416,6 @@ impl Session {
         Next::GoOn
     }
 
-    /// SendTargets is all that may be asked here (RFC 7143, 6.4 and appendix C).
-    fn text(&self, header: &Header, request: &TextRequest, data: &[u8]) -> Next {
-        let held = self.rest.take();
-        let rest = match held {
-            Some((tag, rest)) if request.transfer_tag == tag => rest,
-            _ if request.transfer_tag != NO_TAG => return self.reject(header, RejectReason::InvalidField),
-            _ if request.continues => return self.reject(header, RejectReason::NotSupported),
-            _ => {
-                let Ok(pairs) = text::parse(data) else { return self.reject(header, RejectReason::InvalidField) };
-                let mut answer = Vec::new();
-                for (key, value) in pairs {
-                    match (key, value, &self.target) {
-                        ("SendTargets", "All", None) => {
-                            self.server.list(&self.initiator, None, self.entrance, &mut answer)
-                        }
-                        ("SendTargets", "", Some(target)) => {
-                            self.server.list(&self.initiator, Some(&target.name), self.entrance, &mut answer);
-                        }
-                        ("SendTargets", "All" | "", _) => text::push(&mut answer, key, "Reject"),
-                        ("SendTargets", name, _) => {
-                            self.server.list(&self.initiator, Some(name), self.entrance, &mut answer)
-                        }
-                        _ => text::push(&mut answer, key, "NotUnderstood"),
-                    }
-                }
-                answer
-            }
-        };
-        let most = self.agreed.initiator_segment as usize;
-        let (now, later) = rest.split_at(rest.len().min(most));
-        let transfer_tag = if later.is_empty() { NO_TAG } else { self.transfer_tag() };
-        let is_last = later.is_empty();
-        let answer = TextResponse { is_final: is_last, continues: !is_last, tag: request.tag, transfer_tag };
-        self.outbox.push(answer.encode(self.numbers.with_status()), now);
-        if !is_last {
-            *self.rest.borrow_mut() = Some((transfer_tag, later.to_vec()));
-        }
-        Next::GoOn
-    }
-
     /// There is no memory for the command: the initiator may try again (SAM-5, 5.3.1).
     fn refuse(&self, command: &ScsiCommand) {
         /// Status TASK SET FULL.
@@ -437,7 +424,7 @@ impl Session {
         self.respond(ScsiResponse { tag: command.tag, response: 0, status: FULL, data_count: 0, residual }, &[]);
     }
 
-    fn command(self: &Rc<Self>, header: &Header, command: ScsiCommand, data: &[u8], memory: Option<Memory>) -> Next {
+    fn command(self: &Rc<Self>, header: &Header, command: ScsiCommand, data: Data<'_>, memory: Option<Memory>) -> Next {
         let is_known =
             self.collecting.borrow().contains_key(&command.tag) || self.running.borrow().contains(&command.tag);
         if is_known || command.tag == NO_TAG {
@@ -455,7 +442,7 @@ impl Session {
             return Next::GoOn;
         }
         if !command.writes {
-            if !data.is_empty() {
+            if data.len() > 0 {
                 self.fail(command.tag, command.expected, 0, Flaw::Unexpected);
                 return Next::GoOn;
             }
@@ -495,7 +482,7 @@ impl Session {
         target.units.enter(self.nexus, Lun::from_sam(command.lun), command.tag.into(), attribute)
     }
 
-    fn data(self: &Rc<Self>, out: &DataOut, data: &[u8]) {
+    fn data(self: &Rc<Self>, out: &DataOut, data: Data<'_>) {
         // Data of a command that has ended meanwhile are taken and forgotten.
         let found = self.collecting.borrow_mut().remove(&out.tag);
         let Some((mut write, task, memory)) = found else { return };
@@ -590,4 +577,17 @@ impl Session {
     fn hang_up(&self) {
         self.outbox.close();
     }
+}
+
+/// Lets the other tasks of the thread go first, without a look at the sockets.
+async fn others_first() {
+    let mut went = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut went, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

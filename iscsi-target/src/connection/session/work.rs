@@ -32,6 +32,9 @@ pub(super) struct Worker {
 impl Session {
     pub(super) fn start(self: &Rc<Self>, job: Job) {
         self.running.borrow_mut().insert(job.command.tag);
+        /// What a command costs beside its bytes, in bytes.
+        const PAGE: u32 = 4096;
+        self.begun.set(self.begun.get().saturating_add(PAGE).saturating_add(job.command.expected));
         let idle = self.idle.borrow_mut().pop();
         let worker = idle.unwrap_or_else(|| {
             let worker = Rc::new(Worker::default());
@@ -59,8 +62,8 @@ impl Session {
             self.numbers.end();
             self.over.notify_one();
             self.idle.borrow_mut().push(worker.clone());
-            // Nobody else has an answer that could go along.
-            if is_last {
+            // Nobody else has an answer that could go along, or there is enough without it.
+            if is_last || self.outbox.is_worth_a_call() {
                 self.outbox.flush();
             }
         }
