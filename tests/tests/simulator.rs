@@ -15,7 +15,7 @@ use tests::simulate::shrink::{kind_of, shrink};
 /// Seeds that sound code has to pass; `VMFS_TEST_SCALE` multiplies them.
 const SEEDS: u64 = 2000;
 /// The same for plans that are aimed at one rule.
-const AIMED: u64 = 200;
+const AIMED: u64 = 100;
 
 #[test]
 fn the_same_seed_is_the_same_run() {

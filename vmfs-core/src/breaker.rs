@@ -60,6 +60,11 @@ impl Watch {
         &self.cell
     }
 
+    /// The end of the first look that showed that image: the owner began its last renewal before.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
     /// For how long it has been standing still by the looks so far.
     pub fn stood_still(&self) -> Duration {
         Duration::from_nanos(self.last_ended.0.saturating_sub(self.since.0))

@@ -1,6 +1,7 @@
 //! Owns: the steps by which a slot is taken from an incarnation that is gone: claim, fence, dirty, free.
-//! Promises: the claim comes first, from the very image that stood still, so a live owner is never fenced; a breaker that dies is broken
-//! in turn. Must not know: how it was found out that an incarnation is gone, what it left behind.
+//! Promises: the claim comes first, from the very image that stood still, so a live owner is never fenced; where only time fences, a slot
+//! is dirty only when its owner's lease is over; a breaker that dies is broken in turn.
+//! Must not know: how it was found out that an incarnation is gone, what it left behind.
 //!
 //! ```text
 //! Live(owner) --claim--> Breaking(owner, breaker) --fenced--> Dirty(owner, breaker) --recovered--> Free
@@ -8,7 +9,8 @@
 //! ```
 //!
 //! An owner that is gone on one LUN may live on another: there it is asked to *drop* the first one's locks, and acknowledges when nothing
-//! that it sent under them is on its way. One that does not answer for as long as a lease takes is claimed.
+//! that it sent under them is on its way. One that does not answer for as long as a lease takes is claimed, though it renews: then its
+//! lease has still to run out. So it may after a claim that another breaker made, who did not say why.
 
 use crate::cas::{CasOutcome, CellChange};
 use crate::context::{Context, Member};
@@ -19,6 +21,15 @@ use crate::lun::{Fencing, PathOwner};
 use crate::sabotage::{Sabotage, active};
 use crate::slot;
 use crate::units::{LunIndex, SlotId};
+
+/// What a breaker knows of the lease of an owner that can renew it no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnersLease {
+    /// It is over by any clock within the bound, or an administrator vouches for it.
+    Over,
+    /// It may still run: the owner may not know of the claim, and its gate may be open.
+    MayRun,
+}
 
 /// Changes a slot's cell from `cell`; `None`: somebody else was first, or it is not certain who was: look again.
 async fn change(context: &Context, member: &Member, cell: &Cell, next: &Heartbeat) -> Result<Option<Cell>, FsError> {
@@ -80,23 +91,33 @@ pub async fn breaker_lives(context: &Context, member: &Member, heartbeat: &Heart
     Ok(its.is_live(breaker.slot.generation) && its.incarnation == breaker.incarnation)
 }
 
-/// Fences the owner of a slot that this host has claimed, and makes the slot dirty. `None`: it is not fenced yet, or the claim was
-/// taken over: look again.
-pub async fn fence(context: &Context, member: &Member, number: SlotId, cell: &Cell) -> Result<Option<Cell>, FsError> {
+/// Fences the owner of a slot that this host has claimed, and makes the slot dirty. `None`: it is not fenced yet (where only time
+/// fences: its lease may still run), or the claim was taken over: look again.
+pub async fn fence(
+    context: &Context,
+    member: &Member,
+    number: SlotId,
+    cell: &Cell,
+    lease: OwnersLease,
+) -> Result<Option<Cell>, FsError> {
     let found = slot::decode(cell)?;
     let fence_grade = match member.lun.fence(PathOwner { slot: number, key: found.reservation_key }).await? {
         Fencing::Proven => FenceGrade::A,
         Fencing::TimeOnly => FenceGrade::C,
         Fencing::NotYet => return Ok(None),
     };
-    if fence_grade == FenceGrade::C {
+    let is_dirty = found.state == SlotState::Dirty;
+    if fence_grade == FenceGrade::C && !is_dirty {
+        if lease == OwnersLease::MayRun && !active(Sabotage::DirtyAtOnce) {
+            return Ok(None);
+        }
         tracing::warn!(
             lun = member.lun.name(),
             host = found.host_name,
             "fence grade C: that host is taken to obey its lease within its clock's bound; the storage does not keep it out"
         );
     }
-    if found.state == SlotState::Dirty && found.fence_grade == fence_grade {
+    if is_dirty && found.fence_grade == fence_grade {
         return Ok(Some(cell.clone()));
     }
     let found = if active(Sabotage::ClaimSkipped) {

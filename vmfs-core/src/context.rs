@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 
 use crate::cas::{CasOutcome, CellChange, CellIo};
+use crate::complaints::Complaints;
 use crate::env::{Env, Instant};
 use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
@@ -144,6 +145,7 @@ pub struct Context {
     missing: RefCell<BTreeSet<LunIndex>>,
     /// The LUNs by index, any of which may carry the cells of one that was taken out.
     carriers: Carriers,
+    pub(crate) complaints: Complaints,
 }
 
 /// An owner that was asked to drop a LUN's locks.
@@ -177,6 +179,7 @@ impl Context {
             drops: RefCell::default(),
             missing: RefCell::default(),
             carriers: Carriers::default(),
+            complaints: Complaints::default(),
         }
     }
 

@@ -161,7 +161,10 @@ async fn renewals(kept: Kept<'_>) -> Option<FsError> {
             Ok(false) => return None,
             Err(error) if is_over(&error) => return Some(error),
             Err(error) => {
-                tracing::warn!(lun = member.lun.name(), %error, "the lease could not be renewed; trying again");
+                if let Some(left_out) = context.complain("renewal", Some(member.index)) {
+                    let lun = member.lun.name();
+                    tracing::warn!(lun, %error, left_out, "the lease could not be renewed; trying again");
+                }
                 pace.ended(false);
             }
         }
@@ -229,7 +232,10 @@ pub async fn watch_renewed_elsewhere(kept: Kept<'_>) -> Option<FsError> {
             }
             Err(error) if is_over(&error) => return Some(error),
             Err(error) => {
-                tracing::warn!(lun = member.lun.name(), %error, "the own slot could not be looked at; trying again");
+                if let Some(left_out) = context.complain("own slot", Some(member.index)) {
+                    let lun = member.lun.name();
+                    tracing::warn!(lun, %error, left_out, "the own slot could not be looked at; trying again");
+                }
             }
         }
         // The keeper sees every image, this mount only those it reads: a storage that went back in time is the keeper's finding.

@@ -12,6 +12,7 @@ pub mod breaking;
 pub mod buf;
 pub mod cas;
 pub mod check;
+mod complaints;
 pub mod container;
 pub mod context;
 pub mod directory;

@@ -103,8 +103,12 @@ sabotages! {
     QuarantineSkipped, "quarantine-skipped", "R3: what a late write may reach goes to quarantine";
     /// Only the lock's LUN is asked whether its holder is gone.
     OneLunAsked, "one-lun-asked", "a lock is taken when its holder is gone on every LUN of the object";
+    /// What a closed file left on its way is forgotten when the locks of a LUN are dropped.
+    ClosedForgotten, "closed-forgotten", "a LUN's locks are dropped when nothing under them is on its way, also of closed files";
     /// A slot is made dirty without a claim.
     ClaimSkipped, "claim-skipped", "claim before fencing: the claim expects the image that stood still";
+    /// A slot is made dirty as soon as it is claimed, though its owner may still be in its lease.
+    DirtyAtOnce, "dirty-at-once", "where only time fences, a slot is dirty only when its owner's lease is over";
     /// A slot that lives is taken for the own one, whatever its generation.
     GenerationIgnored, "generation-ignored", "the own slot counts at the own generation only";
     /// Pointer cells from before a break are believed as they are.

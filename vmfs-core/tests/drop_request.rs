@@ -10,10 +10,13 @@ use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::file::{OpenMode, WriteSegment};
 use vmfs_core::format::body::Content;
 use vmfs_core::format::dirent::ObjectRef;
-use vmfs_core::format::heartbeat::Heartbeat;
+use vmfs_core::format::header::LeaseTimes;
+use vmfs_core::format::heartbeat::{Heartbeat, SlotState};
 use vmfs_core::format::layout::heartbeat_cell;
 use vmfs_core::format::root_cell::{ObjectFlags, ObjectType};
-use vmfs_core::sim::{HostNo, PathState, Sim};
+use vmfs_core::lease;
+use vmfs_core::lun::Fencing;
+use vmfs_core::sim::{FaultRates, HostNo, PathState, Sim};
 use vmfs_core::units::{CellSize, LunIndex};
 use vmfs_core::volume::{NewObjectSpec, Volume};
 
@@ -169,6 +172,93 @@ fn a_command_that_ends_in_time_saves_its_host_and_a_program_that_does_not_let_go
         lets_go.set(true);
         assert!(taken_after(&sim, &other, lost).await < Duration::from_secs(6));
         assert_eq!(owner.context().fenced(), None);
+    });
+    sim.end();
+}
+
+#[test]
+fn where_only_time_fences_an_owner_that_is_claimed_while_it_renews_has_its_lease_before_its_locks_are_had() {
+    let (sim, disks) = world(9, 2, CellSize::B512);
+    disks.iter().for_each(|disk| disk.set_fencing(Fencing::TimeOnly));
+    sim.block_on(async {
+        let (owner, _) = mount(&sim, &disks, 1).await;
+        let (other, _) = mount(&sim, &disks, 2).await;
+        let (lost, kept) = (file_on(&owner, b"lost", 1).await, file_on(&owner, b"kept", 2).await);
+        let (lost_open, kept_open) =
+            (owner.open(lost, OpenMode::WRITE).await.unwrap(), owner.open(kept, OpenMode::WRITE).await.unwrap());
+        write_all(&owner, &lost_open, 1).await.unwrap();
+        write_all(&owner, &kept_open, 1).await.unwrap();
+        owner.flush(&lost_open).await.unwrap();
+        owner.flush(&kept_open).await.unwrap();
+        let WriteSegment::Data(in_flight) = lost_open.write_segment(0, 512) else { panic!("it is written in place") };
+        let own = slots_of(&owner).into_iter().find(|(on, _)| *on == lun(2)).unwrap().1.slot;
+        disks[0].set_path(HostNo(1), PathState::Cut);
+        let state = async || {
+            let cell = other.context().read_cell(heartbeat_cell(lun(2), own)).await.unwrap();
+            Heartbeat::decode(cell.payload()).unwrap().state
+        };
+        let (began, mut claimed) = (sim.now(), None);
+        let dirty = loop {
+            match state().await {
+                SlotState::Live => {}
+                SlotState::Breaking => drop(claimed.get_or_insert(sim.now())),
+                SlotState::Dirty | SlotState::Free => break sim.now(),
+            }
+            for file in [lost, kept] {
+                match other.open(file, OpenMode::WRITE).await {
+                    Err(error) => assert_eq!(error.kind(), FsErrorKind::Busy, "{error}"),
+                    Ok(open) => {
+                        other.close(open).await.unwrap();
+                        let now = state().await;
+                        assert!(
+                            matches!(now, SlotState::Dirty | SlotState::Free),
+                            "a lock was had of a slot that is {now:?}"
+                        );
+                    }
+                }
+            }
+            assert!(sim.now() - began < 200_000_000_000, "it is never broken");
+            sim.sleep(Duration::from_millis(500)).await;
+        };
+        let waited = Duration::from_nanos(dirty - claimed.expect("a slot is claimed before it is dirty"));
+        let needed = lease::takeover_after(&LeaseTimes::DEFAULT);
+        // The lease counts from the last renewal that was seen, up to H and a look before the claim.
+        assert!(waited >= needed - Duration::from_secs(5), "dirty {waited:?} after the claim");
+        assert!(waited <= needed + Duration::from_secs(5), "dirty {waited:?} after the claim");
+        assert!(owner.context().fenced().is_some(), "it has read by then that it was claimed");
+        drop(in_flight);
+        taken_after(&sim, &other, kept).await;
+    });
+    sim.end();
+}
+
+#[test]
+fn a_write_of_unknown_end_holds_the_answer_back_though_its_file_is_closed() {
+    let (sim, disks) = world(10, 2, CellSize::B512);
+    sim.block_on(async {
+        let (owner, paths) = mount(&sim, &disks, 1).await;
+        let (other, _) = mount(&sim, &disks, 2).await;
+        let lost = file_on(&owner, b"lost", 1).await;
+        let open = owner.open(lost, OpenMode::WRITE).await.unwrap();
+        write_all(&owner, &open, 1).await.unwrap();
+        owner.flush(&open).await.unwrap();
+        paths.iter().for_each(|path| path.set_rates(FaultRates { late: 1000, ..FaultRates::default() }));
+        assert_eq!(owner.files().write(&open, 0, &[2; 512]).await.unwrap_err().kind(), FsErrorKind::Io);
+        paths.iter().for_each(|path| path.set_rates(FaultRates::default()));
+        owner.close(open).await.unwrap_err();
+        disks[0].set_path(HostNo(1), PathState::Cut);
+        let began = sim.now();
+        loop {
+            match other.open(lost, OpenMode::WRITE).await {
+                Ok(taken) => break other.close(taken).await.unwrap(),
+                Err(error) => assert_eq!(error.kind(), FsErrorKind::Busy, "{error}"),
+            }
+            assert!(!slot_of(&owner, &other, 2).await.drop_acknowledged);
+            assert!(sim.now() - began < 200_000_000_000, "it is never broken");
+            sim.sleep(Duration::from_millis(500)).await;
+        }
+        let slot = slot_of(&owner, &other, 2).await;
+        assert!(slot.state != SlotState::Live && !slot.drop_acknowledged, "{slot:?}");
     });
     sim.end();
 }

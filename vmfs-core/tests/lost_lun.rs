@@ -352,6 +352,32 @@ fn names_of_lost_directories_are_rebuilt_and_files_leave_them_for_good() {
     }
 }
 
+/// The first host says late what name it gave; the second one has given another one by then, and has said so.
+#[test]
+fn a_rebuilt_name_is_the_last_one_whichever_host_gave_it() {
+    let (sim, disks) = world(31, LUNS, CellSize::B512);
+    sim.block_on(async {
+        let luns = disks.iter().map(|disk| -> Rc<dyn Lun> { disk.connect(&sim, HostNo(1)) }).collect();
+        let late = Volume::mount(luns, MountOptions { ..mount_options(1) }, sim.env(HostNo(1))).await.unwrap();
+        let (other, _) = mount(&sim, &disks, 2).await;
+        let homes = homes(&other).await;
+        let scattered = scatter(&other, &homes).await;
+        let (_, name, file) = &scattered[0];
+        let home = homes[0].directory;
+        late.rename(home, name, home, b"second", Default::default()).await.unwrap();
+        other.rename(home, b"second", home, b"third", Default::default()).await.unwrap();
+        sim.sleep(Duration::from_secs(4)).await;
+        let background = late.clone();
+        sim.spawn(HostNo(1), async move { background.background().await });
+        sim.sleep(Duration::from_secs(10)).await;
+        reach(&disks[0], &[2], PathState::Cut);
+        sim.sleep(Duration::from_secs(10)).await;
+        assert_eq!(other.lookup(home, b"third").await.unwrap().object, *file);
+        assert_eq!(other.lookup(home, b"second").await.unwrap_err().kind(), FsErrorKind::Io);
+    });
+    sim.end();
+}
+
 /// A file in the first home that fills its LUN and goes on elsewhere: a byte in each block.
 async fn spilling_file(volume: &Volume, home: &Home, block: u64, blocks: u64) -> ObjectRef {
     let file = create(volume, home.directory, b"big").await.unwrap().object;

@@ -69,6 +69,9 @@ async fn open_when_taken_over(sim: &Sim, volume: &Volume, file: ObjectRef) -> Du
 fn the_lock_of_a_dead_host_is_had_when_its_lease_is_over_for_certain_and_its_data_is_there() {
     for seed in 0..6 {
         let (sim, disks) = world(seed, 1 + seed as usize % 3, CellSize::B512);
+        // Where only time fences the slot that stood still is dirty at once too.
+        let fencing = if seed < 3 { Fencing::Proven } else { Fencing::TimeOnly };
+        disks.iter().for_each(|disk| disk.set_fencing(fencing));
         sim.block_on(async {
             let (dying, _) = mount(&sim, &disks, 1).await;
             let (other, _) = mount(&sim, &disks, 2).await;
@@ -173,6 +176,41 @@ fn a_lock_waits_while_something_of_its_holder_may_still_be_on_its_way() {
         assert!(open_when_taken_over(&sim, &other, file).await < Duration::from_secs(5));
     });
     sim.end();
+}
+
+/// A claim does not say why it was made: whoever goes on with another one's waits until the owner's lease is over in any case.
+#[test]
+fn a_breaker_that_leaves_its_claim_to_another_one_leaves_the_owner_its_lease_too() {
+    for fencing in [Fencing::TimeOnly, Fencing::Proven] {
+        let (sim, disks) = world(8, 1, CellSize::B512);
+        sim.block_on(async {
+            let (dying, _) = mount(&sim, &disks, 1).await;
+            let (breaker, _) = mount(&sim, &disks, 2).await;
+            let (third, _) = mount(&sim, &disks, 3).await;
+            let file = create(&dying, dying.root(), b"disk").await.unwrap().object;
+            let _open = dying.open(file, WRITE).await.unwrap();
+            let number = slots_of(&dying)[0].1.slot;
+            let member = third.context().members().remove(0);
+            let state =
+                async || slot::read_slot(&third.context().io, &member.lun, member.index, number).await.unwrap().1;
+            disks[0].set_fencing(Fencing::NotYet);
+            sim.kill(HostNo(1));
+            while state().await.state != SlotState::Breaking {
+                breaker.open(file, WRITE).await.unwrap_err();
+                sim.sleep(Duration::from_secs(1)).await;
+            }
+            breaker.unmount().await.unwrap();
+            disks[0].set_fencing(fencing);
+            let took = open_when_taken_over(&sim, &third, file).await;
+            let needed = lease::takeover_after(&LeaseTimes::DEFAULT);
+            match fencing {
+                Fencing::TimeOnly => assert!(took >= needed - Duration::from_secs(3), "after {took:?}"),
+                _ => assert!(took < Duration::from_secs(10), "after {took:?}"),
+            }
+            assert!(took <= needed + Duration::from_secs(7), "after {took:?}");
+        });
+        sim.end();
+    }
 }
 
 #[test]

@@ -18,13 +18,14 @@ pub const fn seeds(sabotage: Sabotage) -> Option<u64> {
         ImagesRecur | LockKept | PublishForgotten | UnitNotAssigned | BlockTakenTwice | ClaimSkipped | CellsAlike
         | ArenaEmpty | TokenKept | UncleanForgotten | LinkReused | PoolKept | LockIgnored | MiscompareIsLost
         | UnknownIsFailed | GateIgnored | LeaseTooLong | AlwaysClean | CellsInDoubt | DropsOfTheLost
-        | AbsenceBelieved | LinkIgnored => Some(100),
+        | AbsenceBelieved | LinkIgnored | DirtyAtOnce => Some(100),
         FlushForgotten | UnlockFirst | DirtyJoined | WatchTooShort | ClaimIgnored | QuarantineSkipped | SlotNotRead
         | GateAfterWrite | UnmapAfterFree => Some(250),
-        NoRestamp | OneLunAsked | LivingMarkDecided => Some(500),
+        OneLunAsked | LivingMarkDecided => Some(500),
         UnmapBeforeMark | BlocksForgotten | StolenMarkKept => Some(1000),
-        GranulesWhole | LeaseFromAnswer => Some(1600),
-        GenerationIgnored | LeavingUnsaid | LeavingIgnored | RecoveryWithoutRestamp => Some(2500),
+        GranulesWhole | LeaseFromAnswer | NoRestamp => Some(1600),
+        GenerationIgnored | LeavingIgnored | RecoveryWithoutRestamp => Some(2500),
+        LeavingUnsaid => Some(7600),
         _ => None,
     }
 }
@@ -34,6 +35,8 @@ pub const fn aim(sabotage: Sabotage) -> Option<Aim> {
     match sabotage {
         Sabotage::AbsenceBelieved | Sabotage::LinkIgnored => Some(Aim::LooksOverPauses),
         Sabotage::RecoveryWithoutRestamp => Some(Aim::LateAndAlone),
+        Sabotage::DirtyAtOnce => Some(Aim::Unanswered),
+        Sabotage::ClosedForgotten => Some(Aim::ClosedAndLate),
         _ => None,
     }
 }

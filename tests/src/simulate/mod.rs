@@ -6,6 +6,7 @@
 //! plan     what happens in a run           names     oracle: names have one history
 //! run      hosts, what befalls them        content   oracle: bytes are what was acknowledged
 //! work     operations of a worker          witness   oracle at the LUNs: who writes where, takes and claims what
+//!                                          slots     its part of slots and leases
 //! data     a thread's reads and writes     verify    oracle: everything read back, and the checker
 //! volume   the first bytes                 shrink    smaller failing plans
 //! scenario runs that go for one rule
@@ -29,6 +30,7 @@
 //! | a LUN lost for all, and back | `Blow::Loss` |
 //! | a storage that answers nobody for a while | `Blow::Stall` |
 //! | reservations: preempt-and-abort of the slot's paths (grade A), or time only (grade C) | `fenced_by_time` |
+//! | plain writes that are later than any lease, where the storage keeps a broken host out | `late_writes_ms` |
 //! | no space | `nearly_full` |
 
 pub mod catalogue;
@@ -40,6 +42,7 @@ pub mod run;
 pub mod runner;
 mod scenario;
 pub mod shrink;
+mod slots;
 mod stamp;
 mod tell;
 mod verify;

@@ -19,6 +19,8 @@ pub const DISKS: u8 = 2;
 pub const SECTORS: u32 = 384;
 /// Bound on the rate of clocks that the volume is made for, in parts per million.
 pub const CLOCK_PPM: u32 = 20_000;
+/// Longest time that a plain write may be late, in milliseconds: less than the margin of the lease.
+const LATE_WRITES_MS: u32 = 700;
 
 /// One thing done with an open file. Sectors have 512 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,17 +164,23 @@ pub enum Aim {
     LooksOverPauses,
     /// A host dies over a change that lands when it was recovered and nobody has touched the object.
     LateAndAlone,
+    /// A host that renews is asked to let go of a LUN that it has lost, and cannot say so: a write under those locks has no end.
+    Unanswered,
+    /// The same, but the file is closed by then, and the write arrives after all, where the storage itself keeps nobody out yet.
+    ClosedAndLate,
 }
 
 impl Aim {
     /// All of them.
-    pub const ALL: [Aim; 2] = [Aim::LooksOverPauses, Aim::LateAndAlone];
+    pub const ALL: [Aim; 4] = [Aim::LooksOverPauses, Aim::LateAndAlone, Aim::Unanswered, Aim::ClosedAndLate];
 
     /// Its name on command lines.
     pub const fn name(self) -> &'static str {
         match self {
             Aim::LooksOverPauses => "looks-over-pauses",
             Aim::LateAndAlone => "late-and-alone",
+            Aim::Unanswered => "unanswered",
+            Aim::ClosedAndLate => "closed-and-late",
         }
     }
 
@@ -203,6 +211,8 @@ pub struct Plan {
     pub rates: FaultRates,
     /// Longest time of a command in one direction, in microseconds.
     pub latency_us: u64,
+    /// Longest time that a plain write may be late, in milliseconds: less than the lease's margin where only time fences.
+    pub late_writes_ms: u32,
     /// At the end all hosts die at once and the storage loses power.
     pub power_loss: bool,
 }
@@ -231,6 +241,7 @@ impl Plan {
             events: Vec::new(),
             rates,
             latency_us: [50, 400, 400, 3000][rng.below(4) as usize],
+            late_writes_ms: LATE_WRITES_MS,
             power_loss: rng.chance(250),
         };
         if violent {
@@ -256,6 +267,8 @@ impl Plan {
         match aim {
             Aim::LooksOverPauses => scenario::looks_over_pauses(rng, &mut plan),
             Aim::LateAndAlone => scenario::late_and_alone(rng, &mut plan),
+            Aim::Unanswered => scenario::unanswered(rng, &mut plan),
+            Aim::ClosedAndLate => scenario::closed_and_late(rng, &mut plan),
         }
         plan
     }

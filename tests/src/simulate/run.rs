@@ -26,9 +26,7 @@ use super::{verify, work};
 /// The task of the run itself, which no host's death ends.
 const CONDUCTOR: HostNo = HostNo(0);
 /// Incarnations of host n have the numbers n * 100 + 1 and on.
-const INCARNATIONS: u32 = 100;
-/// Plain writes are late by at most this: less than the margin of the lease.
-const LONGEST_LATE_WRITE: Duration = Duration::from_millis(700);
+pub(super) const INCARNATIONS: u32 = 100;
 /// Virtual time after which an operation has taken too long, besides what events take.
 const LONGEST_OPERATION: Duration = Duration::from_secs(60);
 /// Steps after which a run goes round without end.
@@ -206,6 +204,7 @@ pub fn carry_out(plan: &Plan, traced: bool) -> Verdict {
         lines: RefCell::default(),
     });
     run.witness.lock().set_undisturbed(plan.undisturbed());
+    run.witness.lock().set_clocks(plan.hosts.iter().map(|host| host.clock.fast_ppm).collect());
     if traced {
         run.witness.lock().set_traced();
     }
@@ -409,7 +408,7 @@ impl Run {
         let latency = Duration::from_micros(self.plan.latency_us);
         for path in &paths {
             path.set_latency(latency / 20, latency);
-            path.set_longest_late_write(LONGEST_LATE_WRITE);
+            path.set_longest_late_write(Duration::from_millis(self.plan.late_writes_ms.into()));
             let late = host.late.clone();
             path.set_when_late(Box::new(move || {
                 late.0.set(late.0.get() + 1);

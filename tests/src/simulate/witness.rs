@@ -15,7 +15,8 @@ use engine::units::{CellAddress, Generation, LunIndex, SlotId, SlotRef};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::plan::CLOCK_PPM;
+use super::run::INCARNATIONS;
+use super::slots::{Slot, asked_since, illegal, says_the_same};
 use super::tell::Teller;
 
 /// Commands kept for a trace.
@@ -54,16 +55,6 @@ pub struct Effect {
     pub length: u64,
     /// What a changed cell says, in a traced run.
     pub detail: String,
-}
-
-#[derive(Clone, Debug)]
-struct Slot {
-    heartbeat: Heartbeat,
-    /// Who lives there.
-    owner: HostNo,
-    /// Somebody else has said that it does not.
-    claimed: bool,
-    changed_at: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -135,6 +126,8 @@ pub struct Witness {
     pointers: BTreeMap<CellAddress, (u64, u32)>,
     /// Numbers of hosts that nothing keeps from renewing.
     undisturbed: BTreeSet<u32>,
+    /// How much faster than true the clock of each host runs, in parts per million.
+    clocks: Vec<i32>,
     /// In a traced run: tells what cells say.
     teller: Option<Teller>,
     /// Incarnations that are over, of whatever host: one that could not mount may leave a slot behind on a LUN that was lost meanwhile.
@@ -164,6 +157,7 @@ pub fn watch(start: Start, clock: Arc<std::sync::atomic::AtomicU64>, disks: &[Me
         names: HashSet::new(),
         pointers: BTreeMap::new(),
         undisturbed: BTreeSet::new(),
+        clocks: Vec::new(),
         teller: None,
         over: BTreeSet::new(),
         findings: Vec::new(),
@@ -203,6 +197,11 @@ impl Witness {
     /// Nothing happens to these hosts that keeps them from renewing for as long as a lease: nobody may claim their slots.
     pub fn set_undisturbed(&mut self, hosts: BTreeSet<u32>) {
         self.undisturbed = hosts;
+    }
+
+    /// How much faster than true the clocks of the hosts run, from number 1 on, in parts per million.
+    pub fn set_clocks(&mut self, fast_ppm: Vec<i32>) {
+        self.clocks = fast_ppm;
     }
 
     /// This incarnation renews nothing from now on: its slots may be claimed, each after its lease.
@@ -327,8 +326,8 @@ impl Witness {
         match entry.kind {
             EntryKind::Data | EntryKind::Retiring => {
                 let marked = entry.kind == EntryKind::Retiring && self.is_of(lun, entry, host);
-                if self.was_claimed(lun, host) {
-                    return Some("its slot was claimed before".to_owned());
+                if self.is_shut_out(lun, host) {
+                    return Some("its slot was claimed before, and its lease is over".to_owned());
                 }
                 match self.locks.get(&entry.fd) {
                     _ if marked => None,
@@ -358,9 +357,13 @@ impl Witness {
         })
     }
 
-    /// Whether somebody else has claimed the slot of a host on a LUN.
-    fn was_claimed(&self, lun: LunIndex, host: HostNo) -> bool {
-        self.slots.range((lun, SlotId(0))..=(lun, SlotId(255))).any(|(_, slot)| slot.owner == host && slot.claimed)
+    /// Whether somebody else has claimed the slot of a host on a LUN, and it cannot have a lease there any more. One that is claimed while it
+    /// renews, for it does not answer, has its lease until then.
+    fn is_shut_out(&self, lun: LunIndex, host: HostNo) -> bool {
+        let over = |slot: &Slot| slot.lease_left(&self.clocks, self.now()).is_none();
+        let is_over = |slot: &Slot| slot.heartbeat.state != SlotState::Breaking || over(slot);
+        let mut slots = self.slots.range((lun, SlotId(0))..=(lun, SlotId(255)));
+        slots.any(|(_, slot)| slot.owner == host && slot.claimed && is_over(slot))
     }
 
     fn changed(&mut self, at: CellAddress, host: HostNo, image: &[u8]) {
@@ -396,6 +399,7 @@ impl Witness {
             && says_the_same(&slot.heartbeat, &heartbeat)
         {
             // A claim in doubt was superseded, or the owner is asked to drop a LUN: no sign of life, no change of it.
+            slot.asked = asked_since(slot, &heartbeat, now);
             slot.heartbeat = heartbeat;
             return;
         }
@@ -412,34 +416,24 @@ impl Witness {
         if let Some(old) = &before
             && old.heartbeat.state == SlotState::Live
             && old.owner != host
-            && self.undisturbed.contains(&(old.owner.0 / 100))
+            && self.undisturbed.contains(&(old.owner.0 / INCARNATIONS))
             && !self.over.contains(&old.owner)
         {
             self.find(format!("{host:?} convicts {:?} on {}, to which nothing happened", old.owner, at.lun));
         }
-        if let Some(old) = &before
-            && old.heartbeat.state == SlotState::Live
-            && old.owner != host
+        if let Some(old) = before.as_ref().filter(|old| old.owner != host)
+            && let Some(cause) = old.too_early(&heartbeat, &self.clocks, now)
         {
-            // The owner counts its lease by a clock that may run slow.
-            let lease_ns = u64::from(old.heartbeat.lease.lease_ms) * 1_000_000;
-            let needed = lease_ns * 1_000_000 / (1_000_000 + u64::from(CLOCK_PPM));
-            if heartbeat.state == SlotState::Live {
-                self.find(format!("{host:?} changes the slot {} of {:?} on {}", id.1, old.owner, at.lun));
-            } else if now - old.changed_at < needed {
-                let ms = (now - old.changed_at) / 1_000_000;
-                self.find(format!(
-                    "{host:?} claims the slot {} of {:?} on {}, which was renewed {ms} ms before",
-                    id.1, old.owner, at.lun
-                ));
-            }
+            self.find(format!("{host:?} {cause}: {} of {:?} on {}", id.1, old.owner, at.lun));
         }
         if heartbeat.state == SlotState::Live && before.as_ref().is_some_and(|old| old.owner == host) {
             self.count(host, Until::Renewals);
         }
         let owner = if joins { host } else { before.as_ref().map_or(host, |old| old.owner) };
-        let claimed = !joins && (owner != host || before.is_some_and(|old| old.claimed));
-        self.slots.insert(id, Slot { heartbeat, owner, claimed, changed_at: now });
+        let claimed = !joins && (owner != host || before.as_ref().is_some_and(|old| old.claimed));
+        let renewed_at = before.as_ref().filter(|_| owner != host).map_or(now, |old| old.renewed_at);
+        let asked = before.as_ref().and_then(|old| asked_since(old, &heartbeat, now));
+        self.slots.insert(id, Slot { heartbeat, owner, claimed, renewed_at, asked });
     }
 
     fn table(&mut self, at: CellAddress, host: HostNo, cell: &Cell) {
@@ -572,33 +566,6 @@ fn name_of(image: &[u8]) -> [u8; 16] {
 /// FNV-1a: enough to tell a re-stamp from a change.
 fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
-}
-
-/// Whether two heartbeats differ in nothing but a request to drop a LUN.
-fn says_the_same(old: &Heartbeat, new: &Heartbeat) -> bool {
-    let request = (old.drop_lun, old.drop_acknowledged);
-    let new = Heartbeat { drop_lun: request.0, drop_acknowledged: request.1, ..new.clone() };
-    *old == new
-}
-
-/// Why a slot may not be changed like this.
-fn illegal(old: &Slot, host: HostNo, new: &Heartbeat) -> Option<&'static str> {
-    use SlotState::{Breaking, Dirty, Free, Live};
-    let (was, same) = (old.heartbeat.state, new.generation == old.heartbeat.generation);
-    if new.state == Live && !same {
-        let next = new.generation.0 == old.heartbeat.generation.0 + 1;
-        return (was != Free || !next).then_some("only a free slot is joined, with the next generation");
-    }
-    if !same {
-        return Some("the generation changes without a join");
-    }
-    match (was, new.state) {
-        (Live, Live | Free | Dirty) if old.owner == host => None,
-        (Live, Live) => Some("a slot is its owner's"),
-        (Live, Breaking) | (Breaking, Breaking | Dirty) | (Dirty, Dirty | Free) => None,
-        (Live, Dirty) => Some("it was not claimed before"),
-        _ => Some("there is no such step in the life of a slot"),
-    }
 }
 
 /// Whether an entry is of an incarnation that is gone and whose writes may still arrive.

@@ -56,13 +56,14 @@ impl Names {
             _ => self.load_directory(directory).await?,
         };
         let mut child: Option<Rc<Object>> = None;
-        let result = self.create_loop(&known, name, &spec, &mut child).await;
+        let mut in_doubt = false;
+        let result = self.create_loop(&known, name, &spec, &mut child, &mut in_doubt).await;
         if let Some(child) = child {
             match &result {
                 Ok(Created::New(_)) if child.lun() == directory.fd.lun() => {}
                 Ok(Created::New(_)) => self.settle_later(child.reference()),
                 // The commit may have landed, or may yet: the child's space stays until that is known.
-                Err(error) if error.kind() == FsErrorKind::Io => {
+                Err(error) if in_doubt || error.kind() == FsErrorKind::Io => {
                     let child = child.reference();
                     self.leave_for_later(Unfinished::Created { parent: directory, child });
                 }
@@ -72,12 +73,14 @@ impl Names {
         result
     }
 
+    /// `in_doubt`: after an error, a commit may have given the child its name.
     async fn create_loop(
         &self,
         directory: &Found,
         name: &[u8],
         spec: &NewObjectSpec,
         child: &mut Option<Rc<Object>>,
+        in_doubt: &mut bool,
     ) -> Result<Created, FsError> {
         let mut patience = self.patience();
         let mut fresh = false;
@@ -114,16 +117,18 @@ impl Names {
                 pending: None,
                 leaving: false,
             };
+            *in_doubt = true;
             match self.commit_edits(directory, &resolved.image, &[Edit::Set(entry)], &patience).await? {
                 Committed::Done => return Ok(Created::New(object)),
-                Committed::Lost => patience.lost(name).await?,
+                Committed::Lost => {}
                 Committed::Overtaken => {
                     if self.is_named(directory, reference).await? || self.was_named(&object, reference).await? {
                         return Ok(Created::New(object));
                     }
-                    patience.lost(name).await?;
                 }
             }
+            *in_doubt = false;
+            patience.lost(name).await?;
             fresh = true;
         }
     }

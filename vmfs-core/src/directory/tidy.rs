@@ -114,6 +114,15 @@ impl Names {
             if !stays || image.body.attributes.name == name {
                 return Ok(());
             }
+            // Looked at after the image that the commit rests on is known: another host may have given it a later name, and then says so
+            // itself, in this order or in the other.
+            let Some(parent) = image.root.parent else { return Ok(()) };
+            let directory = self.objects.load_any(parent).await?;
+            let directory = self.load_directory(directory.reference()).await?;
+            let has_it = self.entry_in(&directory, name).await?.is_some_and(|entry| entry.child == what);
+            if !has_it {
+                return Ok(());
+            }
             let mut body = Body::clone(&image.body);
             body.attributes.name = name.to_vec();
             match self.objects.commit(&object, &image, Change { body: Some(body), ..Change::default() }).await? {
@@ -163,8 +172,15 @@ impl Names {
             }
             Unfinished::Created { parent, child } => {
                 let _guard = self.lock_directories(&[parent.fd]).await;
-                let directory = Found::new(self.objects.load(*parent).await?, *parent);
-                self.finish_creation(&directory, *child).await
+                let finished = async {
+                    let directory = Found::new(self.objects.load(*parent).await?, *parent);
+                    self.finish_creation(&directory, *child).await
+                };
+                match finished.await {
+                    // A directory was empty when it went: no change of it can give the child its name any more.
+                    Err(error) if error.kind() == FsErrorKind::Stale => self.take_back(*child).await,
+                    finished => finished,
+                }
             }
             Unfinished::Entry { directory, name } => {
                 let _guard = self.lock_directories(&[directory.fd]).await;
@@ -200,6 +216,11 @@ impl Names {
                 Ok(None) => break,
             }
         }
+        self.take_back(child).await
+    }
+
+    /// Frees a new object of this incarnation that has no name for certain, unless somebody has changed it.
+    async fn take_back(&self, child: ObjectRef) -> Result<(), FsError> {
         let object = self.objects.load(child).await?;
         let image = object.image();
         if let ObjectState::Creating(mark) = image.root.state

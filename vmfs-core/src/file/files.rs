@@ -134,8 +134,12 @@ impl Files {
         self.table.borrow().values().map(|open| open.shared.clone()).collect()
     }
 
-    /// Whether no data under the locks that lie on `lun` is on its way. The gate of that LUN is poisoned for good: none begins any more.
+    /// Whether no data under the locks that lie on `lun` is on its way, of files that are closed by now too. The gate of that LUN is
+    /// poisoned for good: none begins any more.
     pub(crate) fn is_drained(&self, lun: LunIndex) -> bool {
+        if self.is_in_doubt_on(lun) && !active(Sabotage::ClosedForgotten) {
+            return false;
+        }
         let under = |open: &&Rc<Open>| open.shared.state.read().access.lock_lun == lun;
         self.table
             .borrow()

@@ -165,8 +165,10 @@ impl Objects {
 
     /// Gives back what commits dropped; that this fails on some LUN is no matter to a change on another.
     async fn tidy_aside(&self) {
-        if let Err(error) = self.tidy().await {
-            tracing::warn!(%error, "what commits dropped is given back later");
+        if let Err(error) = self.tidy().await
+            && let Some(left_out) = self.context.complain("drops", None)
+        {
+            tracing::warn!(%error, left_out, "what commits dropped is given back later");
         }
     }
 

@@ -94,7 +94,10 @@ impl Objects {
                 // No more does it say anything of one that does not answer. On the lock's own LUN there is nothing to be had at all.
                 Err(error) if lun == lock_lun => return Err(error.into()),
                 Err(error) => {
-                    tracing::warn!(%lun, %error, "whether the holder of a lock is gone cannot be seen while the LUN is lost");
+                    if let Some(left_out) = self.context.complain("holders", Some(lun)) {
+                        let what = "whether the holder of a lock is gone cannot be seen while the LUN is lost";
+                        tracing::warn!(%lun, %error, left_out, "{what}");
+                    }
                     may_live = true;
                     continue;
                 }

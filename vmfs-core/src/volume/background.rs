@@ -108,7 +108,9 @@ async fn tidying(inner: &Rc<Inner>) {
         let topped_up = space.units.top_up(&space.blocks).await;
         let unlocked = inner.objects.release_doubtful_locks().await;
         for error in [reaped, tidied, settled, recycled, topped_up, unlocked].into_iter().filter_map(Result::err) {
-            tracing::warn!(%error, "tidying up is tried again");
+            if let Some(left_out) = inner.context.complain("tidying", None) {
+                tracing::warn!(%error, left_out, "tidying up is tried again");
+            }
         }
     }
 }
@@ -133,7 +135,9 @@ async fn scan(inner: &Rc<Inner>, member: &Rc<Member>) {
                 }
             }
             Err(error) => {
-                tracing::warn!(lun = member.lun.name(), %error, "free space could not be counted");
+                if let Some(left_out) = inner.context.complain("free space", Some(member.index)) {
+                    tracing::warn!(lun = member.lun.name(), %error, left_out, "free space could not be counted");
+                }
                 from = 0;
                 if !sleep(inner, NEXT_SCAN_STEP).await {
                     return;

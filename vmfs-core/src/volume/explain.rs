@@ -16,7 +16,7 @@ use crate::slot;
 use crate::units::{LunIndex, SlotId};
 
 /// What a slot that is being taken waits for.
-const WAITS_FOR_ITS_IO: &str = "its lease is over, and its locks are free as soon as it is certain that nothing of it is in flight: \
+const WAITS_FOR_ITS_IO: &str = "its locks are free as soon as its lease is over and it is certain that nothing of it is in flight: \
                                 on LUNs of this machine, when its programs (mount.vmfs, vmm) have ended; end or continue any that is \
                                 stopped";
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::types::{BrokenLock, Takeover};
 use super::{Inner, explain};
-use crate::breaking;
+use crate::breaking::{self, OwnersLease};
 use crate::context::Member;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::dirent::ObjectRef;
@@ -129,7 +129,8 @@ async fn claim_one(inner: &Inner, member: &Rc<Member>, number: SlotId, holder: &
         }
         let Some(claimed) = claimed else { continue };
         context.suspect(member.index, number);
-        let Some(dirty) = breaking::fence(context, member, number, &claimed).await? else {
+        // That is what the administrator's word is for.
+        let Some(dirty) = breaking::fence(context, member, number, &claimed, OwnersLease::Over).await? else {
             return Err(not_down(member, &found));
         };
         let grade = slot::decode(&dirty)?.fence_grade;

@@ -156,7 +156,9 @@ pub(super) async fn run(inner: &Rc<Inner>) {
         settled = match look(inner).await {
             Ok(settled) => settled,
             Err(error) => {
-                tracing::warn!(%error, "the members of the volume could not be looked at; trying again");
+                if let Some(left_out) = inner.context.complain("members", None) {
+                    tracing::warn!(%error, left_out, "the members of the volume could not be looked at; trying again");
+                }
                 false
             }
         };

@@ -155,8 +155,10 @@ impl Inner {
             return;
         }
         // The name is gone: what cannot be freed now is tried again, it is no error of the removal.
-        if let Err(error) = self.reap().await {
-            tracing::warn!(%error, "freeing removed objects is tried again");
+        if let Err(error) = self.reap().await
+            && let Some(left_out) = self.context.complain("removed objects", None)
+        {
+            tracing::warn!(%error, left_out, "freeing removed objects is tried again");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Owns: watching the slots of other hosts, breaking those that are gone, and recovering what they left.
 //! Promises: one that lives is never broken by it: the claim expects the very image that stood still for longer than the lease; a LUN
-//! that does not answer convicts nobody. Must not know: what a lock protects; how recovery frees things.
+//! that does not answer convicts nobody; one that is claimed while it renews has its whole lease to find that out.
+//! Must not know: what a lock protects; how recovery frees things.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -9,8 +10,8 @@ use std::time::Duration;
 use super::types::Takeover;
 use super::{Inner, drops};
 use crate::breaker::{Judgement, Look, Watch};
-use crate::breaking;
-use crate::context::Member;
+use crate::breaking::{self, OwnersLease};
+use crate::context::{Context, Member};
 use crate::env::Instant;
 use crate::error::{FsError, FsErrorKind};
 use crate::format::Cell;
@@ -18,7 +19,7 @@ use crate::format::heartbeat::{Heartbeat, SlotState};
 use crate::lease;
 use crate::recover::{self, Parts};
 use crate::slot;
-use crate::units::{OpId, SlotId, SlotRef};
+use crate::units::{Generation, OpId, SlotId, SlotRef};
 
 /// All slots are looked through once in this many leases: the dead are found also when nobody waits for what they held.
 const LEASES_BETWEEN_SCANS: u32 = 2;
@@ -31,6 +32,14 @@ struct Watched {
     watch: Option<Watch>,
     /// Looks in a row that found it changed.
     changed: u32,
+    /// Of a slot that is claimed: whose it was, and a time by which the owner's last renewal had landed.
+    shut_out: Option<(Generation, Instant)>,
+}
+
+impl Watched {
+    fn new() -> Watched {
+        Watched { watch: None, changed: 0, shut_out: None }
+    }
 }
 
 /// The patrol on one LUN.
@@ -61,14 +70,17 @@ pub(super) async fn run(inner: &Rc<Inner>, member: &Rc<Member>) {
         }
         if let Err(error) = patrol.round().await {
             patrol.interrupted();
-            told(member, &error);
+            told(&inner.context, member, &error);
         }
     }
 }
 
-fn told(member: &Member, error: &FsError) {
-    if error.kind() != FsErrorKind::Fenced {
-        tracing::warn!(lun = member.lun.name(), %error, "slots of other hosts could not be watched or recovered; trying again");
+fn told(context: &Context, member: &Member, error: &FsError) {
+    if error.kind() != FsErrorKind::Fenced
+        && let Some(left_out) = context.complain("other slots", Some(member.index))
+    {
+        let lun = member.lun.name();
+        tracing::warn!(lun, %error, left_out, "slots of other hosts could not be watched or recovered; trying again");
     }
 }
 
@@ -84,7 +96,7 @@ impl Patrol<'_> {
         // Who cannot renew its own lease here judges nobody.
         context.gate_is_open(self.member.index, now)?;
         for slot in context.take_suspects(self.member.index) {
-            self.watched.entry(slot).or_insert(Watched { watch: None, changed: 0 });
+            self.watched.entry(slot).or_insert_with(Watched::new);
         }
         if now >= self.next_scan {
             self.scan().await?;
@@ -103,7 +115,7 @@ impl Patrol<'_> {
                     self.watched.remove(&number);
                 }
                 // One that cannot be broken or recovered now holds up no other one.
-                Err(error) => told(self.member, &error),
+                Err(error) => told(&self.inner.context, self.member, &error),
             }
         }
         Ok(())
@@ -124,7 +136,7 @@ impl Patrol<'_> {
                 SlotState::Breaking | SlotState::Dirty => true,
             };
             if is_wanted {
-                self.watched.entry(number).or_insert(Watched { watch: None, changed: 0 });
+                self.watched.entry(number).or_insert_with(Watched::new);
             }
         }
         Ok(())
@@ -138,24 +150,53 @@ impl Patrol<'_> {
         match heartbeat.state {
             SlotState::Free => Ok(false),
             SlotState::Live => self.judge(number, look, heartbeat).await,
-            SlotState::Breaking | SlotState::Dirty => self.take_up(number, look.cell.clone(), heartbeat).await,
+            SlotState::Breaking | SlotState::Dirty => {
+                self.note_shut_out(number, heartbeat, look.ended);
+                self.take_up(number, look.cell.clone(), heartbeat).await
+            }
+        }
+    }
+
+    /// Notes that the owner of a claimed slot had begun its last renewal by `since`, unless that is known already.
+    fn note_shut_out(&mut self, number: SlotId, heartbeat: &Heartbeat, since: Instant) {
+        let watched = self.watched.entry(number).or_insert_with(Watched::new);
+        if watched.shut_out.is_none_or(|(generation, _)| generation != heartbeat.generation) {
+            watched.shut_out = Some((heartbeat.generation, since));
+        }
+    }
+
+    /// What the looks so far say of the lease of a claimed slot's owner.
+    fn lease_of(&self, number: SlotId, heartbeat: &Heartbeat) -> OwnersLease {
+        let shut_out = self.watched.get(&number).and_then(|watched| watched.shut_out);
+        let since = shut_out.filter(|(generation, _)| *generation == heartbeat.generation).map(|(_, since)| since);
+        let over = since.map(|since| since.after(lease::takeover_after(&heartbeat.lease)));
+        if over.is_some_and(|over| over <= self.inner.context.env().now()) {
+            OwnersLease::Over
+        } else {
+            OwnersLease::MayRun
         }
     }
 
     async fn judge(&mut self, number: SlotId, look: Look<'_>, heartbeat: &Heartbeat) -> Result<bool, FsError> {
         let watched = self.watched.get_mut(&number).expect("it is looked at because it is watched");
         self.inner.context.beat_age(self.member.index, number, heartbeat);
+        watched.shut_out = None;
         let Some(watch) = &mut watched.watch else {
             watched.watch = Some(Watch::begin(look));
             return Ok(true);
         };
         let longest_gap = lease::liveness_watch(&self.inner.info.lease);
         let mut judgement = watch.look(look, &heartbeat.lease, longest_gap);
+        let since = watch.since();
         let asked = self.inner.context.drop_asked(self.member.index, number, heartbeat);
+        let mut cause = "a host that has not renewed its lease is taken over";
         if let Some(asked) = asked {
             // It renews, but says nothing of what it was asked: what it still sends under that LUN's locks nobody knows.
             let waited = look.began.0.saturating_sub(asked.since.0);
             if Duration::from_nanos(waited) >= lease::takeover_after(&heartbeat.lease) {
+                if judgement != Judgement::Gone {
+                    cause = "a host that was asked to let go of another LUN and has not answered for as long as a lease is taken over";
+                }
                 judgement = Judgement::Gone;
             }
         }
@@ -176,9 +217,10 @@ impl Patrol<'_> {
                     lun = self.member.lun.name(),
                     slot = %number,
                     host = heartbeat.host_name,
-                    "a host that has not renewed its lease is taken over"
+                    "{cause}"
                 );
                 let heartbeat = slot::decode(&cell)?;
+                self.note_shut_out(number, &heartbeat, since);
                 self.take_up(number, cell, &heartbeat).await
             }
         }
@@ -199,7 +241,9 @@ impl Patrol<'_> {
                 None => return Ok(true),
             }
         }
-        let Some(dirty) = breaking::fence(context, self.member, number, &cell).await? else { return Ok(true) };
+        let lease = self.lease_of(number, heartbeat);
+        let fenced = breaking::fence(context, self.member, number, &cell, lease).await?;
+        let Some(dirty) = fenced else { return Ok(true) };
         let (lun, grade) = (self.member.index, slot::decode(&dirty)?.fence_grade);
         let slot = SlotRef { slot: number, generation: heartbeat.generation };
         let (host, name) = (heartbeat.host, heartbeat.host_name.clone());
