@@ -12,7 +12,7 @@ use crate::hba::Adapter;
 use crate::irq::{self, Gsi, Interrupts};
 use crate::machine::{Boot, MachineConfig};
 use crate::memory::GuestRam;
-use crate::pci::function::{AdapterFunction, FunctionInterrupt, MovableInterrupt};
+use crate::pci::function::{AdapterFunction, MovableInterrupt, Place};
 use crate::pci::{self, PciBus};
 use crate::platform::{self, DebugPort, ExitPort, I8042, ResetControl};
 use crate::serial::{self, SerialPort};
@@ -79,7 +79,9 @@ impl Board {
         if let Some(rom) = &rom {
             kvm::add_rom(&vm, ram, rom)?;
         }
-        let interrupts = Interrupts::new(Arc::clone(&vm))?;
+        let interrupts = Interrupts::new(vm.clone())?;
+        // As firmware would.
+        kvm::set_level_triggered(&vm, irq::PCI_LINES.map(|line| line.0))?;
         serial.reset(interrupts.edge(SERIAL_GSI)?);
         let control = Control::new(usize::from(config.cpus));
         let buses = Buses { port: Arc::default(), memory_mapped: Arc::default() };
@@ -109,11 +111,8 @@ impl Board {
     /// That KVM or the PCI memory window has no room for the adapter.
     pub fn plug(&self, index: usize, adapter: Adapter, interrupt: &MovableInterrupt) -> Result<()> {
         let device = pci::FIRST_ADAPTER_DEVICE + index;
-        let gsi = irq::pci_line(device);
-        let line = Arc::new(FunctionInterrupt::new(self.interrupts.line(gsi), self.interrupts.message()?));
-        interrupt.move_to(Arc::clone(&line));
-        let (buses, vm) = (self.buses.clone(), Arc::clone(&self.vm));
-        let function = AdapterFunction::new(adapter, line, gsi, &self.pci, buses, vm)?;
+        let place = Place { device, interrupts: &self.interrupts, pci: &self.pci, buses: self.buses.clone() };
+        let function = AdapterFunction::new(adapter, place, self.vm.clone(), interrupt)?;
         self.pci.insert(device, function);
         Ok(())
     }

@@ -31,7 +31,7 @@ pub fn start_adapter(
     let disks = adapter
         .disks
         .into_iter()
-        .map(|placed| attachment(placed, Arc::clone(supervision) as Arc<dyn Supervisor>))
+        .map(|placed| attachment(placed, Arc::clone(supervision) as Arc<dyn Supervisor>, |disk| disk))
         .collect();
     let name = format!("{}{index}", kind.name());
     let started: std::result::Result<Adapter, AdapterError> = match kind {
@@ -72,7 +72,12 @@ pub fn refuse_doubles(disks: &[DiskConfig]) -> Result<()> {
     Ok(())
 }
 
-fn attachment(placed: PlacedDisk, supervisor: Arc<dyn Supervisor>) -> Attachment<ShownDisk> {
+/// A disk on its way to an adapter that `show` may put something in front of.
+pub fn attachment<D: 'static>(
+    placed: PlacedDisk,
+    supervisor: Arc<dyn Supervisor>,
+    show: impl FnOnce(ShownDisk) -> D + Send + 'static,
+) -> Attachment<D> {
     let PlacedDisk { target, disk, .. } = placed;
     let source = DiskSource { path: disk.path, read_only: disk.readonly, cached: false, serial: disk.serial };
     let mut options = DiskOptions::default();
@@ -82,7 +87,7 @@ fn attachment(placed: PlacedDisk, supervisor: Arc<dyn Supervisor>) -> Attachment
     }
     let open = move || async move {
         let storage = storage::open(source, supervisor).await.map_err(|cause| Box::new(cause) as OpenError)?;
-        Ok(ShownDisk::new(storage, block, true))
+        Ok(show(ShownDisk::new(storage, block, true)))
     };
     Attachment::new(target, options, open)
 }

@@ -1,14 +1,13 @@
-//! Owns interrupt routing: the legacy pins of the in-kernel controllers, and one GSI per message-signalled interrupt.
+//! Owns interrupt routing: the legacy pins of the interrupt controllers, and one GSI per message-signalled interrupt.
 //! Promises that a line's level is what its device last said, and that a message goes where the guest last pointed it.
-//! Must not know which device interrupts, or why.
+//! Must not know which device interrupts, or why, nor (but for KVM's own implementation) who runs the guest.
 
 use crate::error::{Error, Result};
-use crate::kvm;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -18,10 +17,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub struct Gsi(pub u32);
 
 /// Pins of the I/O APIC; the 8259 pair has the first 16.
-const IOAPIC_PINS: u32 = 24;
+pub const IOAPIC_PINS: u32 = 24;
 /// Interrupt lines that PCI devices share, level-triggered: wired to the 8259s and the I/O APIC alike. They are those that SeaBIOS
 /// gives to the four interrupts of a PIIX3.
-const PCI_LINES: [Gsi; 4] = [Gsi(10), Gsi(10), Gsi(11), Gsi(11)];
+pub const PCI_LINES: [Gsi; 4] = [Gsi(10), Gsi(10), Gsi(11), Gsi(11)];
 
 /// The line of pin A of a device on PCI bus 0: neighbours have different interrupts, as on the boards that have a PIIX3.
 pub fn pci_line(device: usize) -> Gsi {
@@ -37,9 +36,71 @@ pub struct MsiMessage {
     pub data: u32,
 }
 
+/// What runs the guest, as far as interrupts and doorbells need it.
+pub trait Hypervisor: Send + Sync {
+    /// Sets the level of an interrupt controllers' pin.
+    ///
+    /// # Errors
+    /// That the pin is not there, or the call failed.
+    fn set_pin(&self, gsi: Gsi, level: bool) -> Result<()>;
+
+    /// Lets each write of `event` interrupt by `gsi`.
+    ///
+    /// # Errors
+    /// That no more events can be tied.
+    fn tie_interrupt(&self, event: &EventFd, gsi: Gsi) -> Result<()>;
+
+    /// Says where all messages go: number n by GSI [`IOAPIC_PINS`] + n. The pins keep their routes.
+    ///
+    /// # Errors
+    /// That a message can go to no interrupt controller; the routes are then what they were.
+    fn route_messages(&self, messages: &[Option<MsiMessage>]) -> Result<()>;
+
+    /// Lets a guest's write at guest-physical `address` signal `event` in place of reaching the device.
+    ///
+    /// # Errors
+    /// That no more events can be tied, or one is there.
+    fn tie_doorbell(&self, event: &EventFd, address: u64) -> Result<()>;
+
+    /// Takes back [`Self::tie_doorbell`]; what was not tied stays so.
+    fn untie_doorbell(&self, event: &EventFd, address: u64);
+}
+
+impl Hypervisor for VmFd {
+    fn set_pin(&self, gsi: Gsi, level: bool) -> Result<()> {
+        self.set_irq_line(gsi.0, level).map_err(|cause| Error::kvm("KVM_IRQ_LINE", cause))
+    }
+
+    fn tie_interrupt(&self, event: &EventFd, gsi: Gsi) -> Result<()> {
+        self.register_irqfd(event, gsi.0).map_err(|cause| Error::kvm("KVM_IRQFD", cause))
+    }
+
+    fn route_messages(&self, messages: &[Option<MsiMessage>]) -> Result<()> {
+        let mut routes: Vec<_> = legacy_routes().map(pin_route).collect();
+        for (index, message) in messages.iter().enumerate() {
+            if let Some(message) = message {
+                routes.push(message_route(Gsi(IOAPIC_PINS + index as u32), *message));
+            }
+        }
+        let table = KvmIrqRouting::from_entries(&routes)
+            .map_err(|cause| Error::kvm("building the table for KVM_SET_GSI_ROUTING", format!("{cause:?}")))?;
+        self.set_gsi_routing(&table).map_err(|cause| Error::kvm("KVM_SET_GSI_ROUTING", cause))
+    }
+
+    fn tie_doorbell(&self, event: &EventFd, address: u64) -> Result<()> {
+        self.register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(|cause| Error::kvm("KVM_IOEVENTFD", cause))
+    }
+
+    fn untie_doorbell(&self, event: &EventFd, address: u64) {
+        // One that was never registered (after a failure half way) is not there to be taken away.
+        let _ = self.unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch);
+    }
+}
+
 /// All routes of one VM.
 pub struct Interrupts {
-    vm: Arc<VmFd>,
+    hypervisor: Arc<dyn Hypervisor>,
     /// Route of each message GSI, from [`IOAPIC_PINS`] up.
     messages: Mutex<Vec<Option<MsiMessage>>>,
     /// How many lines hold each pin high: devices share pins, and a pin is high while any of them wants it so.
@@ -47,15 +108,13 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// Sets the legacy routes and makes the PCI lines level-triggered, as firmware would.
+    /// Sets the legacy routes.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Kvm`] naming the call that KVM refused.
-    pub fn new(vm: Arc<VmFd>) -> Result<Arc<Interrupts>> {
-        let interrupts = Interrupts { vm, messages: Mutex::default(), held_high: Mutex::default() };
-        interrupts.set_routes(&[])?;
-        kvm::set_level_triggered(&interrupts.vm, PCI_LINES.map(|line| line.0))?;
-        Ok(Arc::new(interrupts))
+    /// What the hypervisor says against it.
+    pub fn new(hypervisor: Arc<dyn Hypervisor>) -> Result<Arc<Interrupts>> {
+        hypervisor.route_messages(&[])?;
+        Ok(Arc::new(Interrupts { hypervisor, messages: Mutex::default(), held_high: Mutex::default() }))
     }
 
     /// A level-triggered line into `gsi`, one of the I/O APIC's pins; low at first.
@@ -70,7 +129,7 @@ impl Interrupts {
     /// [`crate::error::Kind::Host`] or [`crate::error::Kind::Kvm`] when the event cannot be had or tied.
     pub fn edge(&self, gsi: Gsi) -> Result<EventFd> {
         let event = new_event()?;
-        self.vm.register_irqfd(&event, gsi.0).map_err(|cause| Error::kvm("KVM_IRQFD", cause))?;
+        self.hypervisor.tie_interrupt(&event, gsi)?;
         Ok(event)
     }
 
@@ -93,22 +152,10 @@ impl Interrupts {
         let holders = &mut held_high[gsi.0 as usize];
         *holders = if level { *holders + 1 } else { *holders - 1 };
         if *holders == u32::from(level)
-            && let Err(cause) = self.vm.set_irq_line(gsi.0, level)
+            && let Err(error) = self.hypervisor.set_pin(gsi, level)
         {
-            tracing::error!(gsi = gsi.0, level, %cause, "KVM_IRQ_LINE failed; the guest may miss an interrupt");
+            tracing::error!(gsi = gsi.0, level, %error, "the guest may miss an interrupt");
         }
-    }
-
-    fn set_routes(&self, messages: &[Option<MsiMessage>]) -> Result<()> {
-        let mut routes: Vec<_> = legacy_routes().map(pin_route).collect();
-        for (index, message) in messages.iter().enumerate() {
-            if let Some(message) = message {
-                routes.push(message_route(Gsi(IOAPIC_PINS + index as u32), *message));
-            }
-        }
-        let table = KvmIrqRouting::from_entries(&routes)
-            .map_err(|cause| Error::kvm("building the table for KVM_SET_GSI_ROUTING", format!("{cause:?}")))?;
-        self.vm.set_gsi_routing(&table).map_err(|cause| Error::kvm("KVM_SET_GSI_ROUTING", cause))
     }
 }
 
@@ -181,10 +228,10 @@ impl MsiVector {
             return;
         }
         messages[self.index] = message;
-        if let Err(error) = self.interrupts.set_routes(&messages) {
+        if let Err(error) = self.interrupts.hypervisor.route_messages(&messages) {
             tracing::debug!(?message, %error, "the guest's MSI message is refused");
             messages[self.index] = None;
-            if let Err(error) = self.interrupts.set_routes(&messages) {
+            if let Err(error) = self.interrupts.hypervisor.route_messages(&messages) {
                 tracing::error!(%error, "interrupt routes could not be set back");
             }
         }

@@ -46,11 +46,11 @@ static ALLOCATOR: Counting = Counting;
 struct NoInterrupts;
 
 impl InterruptLine for NoInterrupts {
-    fn msi_enabled(&self) -> bool {
+    fn uses_messages(&self) -> bool {
         true
     }
 
-    fn raise_msi(&self) {}
+    fn raise_message(&self, _: u16) {}
 
     fn set_level(&self, _asserted: bool) {}
 

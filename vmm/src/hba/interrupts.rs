@@ -35,11 +35,16 @@ impl Interrupts {
 
     /// Something was posted: sets the bits, and sends a message each time.
     pub(crate) fn post(&self, bits: u32) {
+        self.post_by(bits, std::iter::once(0));
+    }
+
+    /// As [`Self::post`], by these messages.
+    pub(crate) fn post_by(&self, bits: u32, vectors: impl Iterator<Item = u16>) {
         self.status.fetch_or(bits, Ordering::AcqRel);
-        if !self.line.msi_enabled() {
+        if !self.line.uses_messages() {
             self.update_level();
         } else if self.enabled() & bits != 0 {
-            self.line.raise_msi();
+            vectors.for_each(|vector| self.line.raise_message(vector));
         }
     }
 
@@ -59,8 +64,8 @@ impl Interrupts {
     /// Lets exactly these bits of the status through to the guest.
     pub(crate) fn enable(&self, bits: u32) {
         let before = self.enabled.swap(bits, Ordering::AcqRel);
-        if self.line.msi_enabled() && self.status() & bits & !before != 0 {
-            self.line.raise_msi();
+        if self.line.uses_messages() && self.status() & bits & !before != 0 {
+            self.line.raise_message(0);
         }
         self.update_level();
     }
@@ -74,6 +79,6 @@ impl Interrupts {
 
     fn update_level(&self) {
         let _ordered = self.level.lock();
-        self.line.set_level(!self.line.msi_enabled() && self.status() & self.enabled() != 0);
+        self.line.set_level(!self.line.uses_messages() && self.status() & self.enabled() != 0);
     }
 }

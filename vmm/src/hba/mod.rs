@@ -29,12 +29,13 @@ pub type GuestMemory = GuestMemoryMmap<()>;
 /// The way from one PCI function to the guest's interrupt controller. Implemented by the machine; called from vCPU threads
 /// and from queue threads, so implementations must not block on a vCPU.
 pub trait InterruptLine: Send + Sync {
-    /// Has the guest enabled message signalled interrupts in the function's MSI capability? While it has, the adapter calls
-    /// [`Self::raise_msi`] for each batch of completions; otherwise it keeps [`Self::set_level`] up to date.
-    fn msi_enabled(&self) -> bool;
+    /// Has the guest enabled MSI or MSI-X in the function's configuration space? While it has, the adapter calls
+    /// [`Self::raise_message`] for each batch of completions; otherwise it keeps [`Self::set_level`] up to date.
+    fn uses_messages(&self) -> bool;
 
-    /// Sends the function's MSI message once. Does nothing if MSI is disabled or the function may not master the bus.
-    fn raise_msi(&self);
+    /// Sends message `vector` of the MSI-X table once, or with MSI the function's only one. Does nothing if both are disabled, the
+    /// vector is not there, or the function may not master the bus; a vector that the guest has masked is sent when it unmasks it.
+    fn raise_message(&self, vector: u16);
 
     /// Sets the level of the function's INTx pin: `true` is asserted. The adapter calls it at every change of its interrupt
     /// status or mask (and may repeat a level); command register bit 10 (interrupt disable) is the machine's business.
@@ -71,6 +72,15 @@ pub struct Bar {
     pub size: u32,
 }
 
+/// An MSI-X table, which the machine keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Msix {
+    /// Vectors, 1 to [`crate::pci::msix::MOST_VECTORS`].
+    pub vectors: u16,
+    /// The memory BAR that shows it, none of the function's own.
+    pub bar: u8,
+}
+
 /// What a function's PCI configuration space says about it. The PCI code builds the space from this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PciIdentity {
@@ -90,8 +100,10 @@ pub struct PciIdentity {
     pub bars: &'static [Bar],
     /// The INTx pin.
     pub pin: InterruptPin,
-    /// The number of MSI vectors to offer in a 64-bit MSI capability; 0 for no capability.
+    /// The number of MSI vectors to offer in a 64-bit MSI capability, 0 or 1; 0 for no capability.
     pub msi_vectors: u8,
+    /// An MSI-X capability, if it offers one.
+    pub msix: Option<Msix>,
     /// Vendor-specific capabilities (PCI 3.0, appendix H), each from its length byte on.
     pub vendor_capabilities: &'static [&'static [u8]],
     /// Which of them is a window to the registers through the configuration space (virtio 1.2, 4.1.4.9).

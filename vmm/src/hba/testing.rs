@@ -23,11 +23,11 @@ pub(crate) struct Line {
 }
 
 impl InterruptLine for Line {
-    fn msi_enabled(&self) -> bool {
+    fn uses_messages(&self) -> bool {
         self.msi.load(Ordering::SeqCst)
     }
 
-    fn raise_msi(&self) {
+    fn raise_message(&self, _: u16) {
         self.messages.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -196,12 +196,15 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Long enough for an adapter's thread to hear of what the guest has asked, even on a machine that is busy with other things.
+pub(crate) const HEARD: Duration = Duration::from_millis(400);
+
 /// Does `deed` while the gate is closed, and opens the gate a while later. Returns whether `deed` returned before.
 pub(crate) fn returns_before_the_gate_opens(gate: &Arc<Gate>, deed: impl FnOnce()) -> bool {
     let returned = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let opener = scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(HEARD);
             let early = returned.load(Ordering::SeqCst);
             gate.open();
             early

@@ -2,6 +2,7 @@
 //! Promises that read-only bits never change, whatever width and offset a write has.
 //! Must not know buses, interrupts or what a function does.
 
+use super::msix::MsixControl;
 use crate::irq::MsiMessage;
 
 /// Size of a configuration space, in bytes (PCI 3.0, 6.1).
@@ -45,6 +46,12 @@ const BAR_IS_IO: u32 = 1;
 const MSI_CAPABILITY_ID: u8 = 0x05;
 const MSI_ENABLE: u16 = 1;
 const MSI_64_BIT: u16 = 1 << 7;
+const VENDOR_CAPABILITY_ID: u8 = 0x09;
+const MSIX_CAPABILITY_ID: u8 = 0x11;
+const MSIX_FUNCTION_MASK: u16 = 1 << 14;
+const MSIX_ENABLE: u16 = 1 << 15;
+/// Where capabilities go after that for MSI.
+const FIRST_FREE: usize = 0x50;
 
 /// Identification of a function: registers 00h, 02h, 08h to 0Bh, 2Ch and 2Eh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +75,10 @@ pub struct ConfigSpace {
     bytes: [u8; SIZE],
     /// A set bit is one that the guest may change.
     writable: [u8; SIZE],
+    /// Where there is room for the next capability.
+    free: usize,
+    /// Where the MSI-X capability is.
+    msix: Option<usize>,
     /// Where the capability is that is a window to the registers.
     register_window: Option<usize>,
 }
@@ -95,7 +106,8 @@ pub struct IndirectAccess {
 impl ConfigSpace {
     /// A space without BARs, interrupt and capabilities.
     pub fn new(identification: Identification) -> ConfigSpace {
-        let mut space = ConfigSpace { bytes: [0; SIZE], writable: [0; SIZE], register_window: None };
+        let mut space =
+            ConfigSpace { bytes: [0; SIZE], writable: [0; SIZE], free: FIRST_FREE, msix: None, register_window: None };
         space.put16(register::VENDOR, identification.vendor);
         space.put16(register::DEVICE, identification.device);
         space.bytes[register::REVISION] = identification.revision;
@@ -155,29 +167,45 @@ impl ConfigSpace {
         self.allow16(register::MSI_DATA, 0xFFFF);
     }
 
+    /// Gives the function an MSI-X capability with `vectors` (1 to 2048), whose table is at the start of memory BAR `bar` and whose
+    /// pending bits are `pending` bytes into it (PCI 3.0, 6.8.2).
+    pub fn set_msix(&mut self, vectors: u16, bar: u8, pending: u32) {
+        assert!((1..=2048).contains(&vectors) && pending.is_multiple_of(8));
+        let mut body = [0; 10];
+        body[0..2].copy_from_slice(&(vectors - 1).to_le_bytes());
+        body[2..6].copy_from_slice(&u32::from(bar).to_le_bytes());
+        body[6..10].copy_from_slice(&(pending | u32::from(bar)).to_le_bytes());
+        let place = self.add_capability(MSIX_CAPABILITY_ID, &body);
+        self.allow16(place + 2, MSIX_ENABLE | MSIX_FUNCTION_MASK);
+        self.msix = Some(place);
+    }
+
     /// Appends vendor-specific capabilities, each given from its length byte on (PCI 3.0, appendix H); number `register_window` of
     /// them is a window to the registers.
     pub fn add_vendor_capabilities(&mut self, capabilities: &[&[u8]], register_window: Option<usize>) {
-        const FIRST: usize = 0x50;
-        const VENDOR_SPECIFIC: u8 = 0x09;
-        let mut place = FIRST;
         for (number, capability) in capabilities.iter().enumerate() {
-            let end = place + 2 + capability.len();
-            assert!(end <= SIZE, "no room for a capability");
-            // The newest one comes first in the list.
-            self.bytes[place] = VENDOR_SPECIFIC;
-            self.bytes[place + 1] = self.bytes[register::CAPABILITIES];
-            self.bytes[place + 2..end].copy_from_slice(capability);
-            self.bytes[register::CAPABILITIES] = place as u8;
-            self.put16(register::STATUS, self.get16(register::STATUS) | STATUS_CAPABILITIES);
+            let place = self.add_capability(VENDOR_CAPABILITY_ID, capability);
             if register_window == Some(number) {
                 assert!(capability.len() == window::END - 2, "a window to the registers has {} bytes", window::END);
                 self.writable[place + window::BAR] = 0xFF;
                 self.writable[place + window::OFFSET..place + window::END].fill(0xFF);
                 self.register_window = Some(place);
             }
-            place = end.next_multiple_of(4);
         }
+    }
+
+    /// Appends a capability with `body` behind its two bytes of header; the newest one comes first in the list. Returns its place.
+    fn add_capability(&mut self, id: u8, body: &[u8]) -> usize {
+        let place = self.free;
+        let end = place + 2 + body.len();
+        assert!(end <= SIZE, "no room for a capability");
+        self.bytes[place] = id;
+        self.bytes[place + 1] = self.bytes[register::CAPABILITIES];
+        self.bytes[place + 2..end].copy_from_slice(body);
+        self.bytes[register::CAPABILITIES] = place as u8;
+        self.put16(register::STATUS, self.get16(register::STATUS) | STATUS_CAPABILITIES);
+        self.free = end.next_multiple_of(4);
+        place
     }
 
     /// Reads `data.len()` bytes at `offset`; beyond the space they are ones.
@@ -247,6 +275,12 @@ impl ConfigSpace {
             address: high << 32 | u64::from(self.get32(register::MSI_ADDRESS)),
             data: u32::from(self.get16(register::MSI_DATA)),
         })
+    }
+
+    /// What the guest has written into the MSI-X capability; all off if there is none.
+    pub fn msix(&self) -> MsixControl {
+        let control = self.msix.map_or(0, |place| self.get16(place + 2));
+        MsixControl { enabled: control & MSIX_ENABLE != 0, masked: control & MSIX_FUNCTION_MASK != 0 }
     }
 
     /// Shows in the status register whether the function wants an INTx interrupt.
@@ -338,6 +372,18 @@ mod tests {
         }
         assert_eq!(seen, [(0x58, 9), (0x50, 9), (0x40, 5)]);
         assert_eq!((space.bytes[0x52..0x55].to_vec(), space.bytes[0x5A..0x5C].to_vec()), (vec![5, 1, 2], vec![4, 9]));
+    }
+
+    #[test]
+    fn the_guest_changes_but_two_bits_of_the_msix_capability() {
+        let mut space = space();
+        space.set_msix(7, 1, 0x800);
+        assert_eq!((read32(&space, 0x34) as u8, read32(&space, 0x50)), (0x50, 0x0006_4011));
+        assert_eq!((read32(&space, 0x54), read32(&space, 0x58)), (1, 0x801));
+        assert_eq!(space.msix(), MsixControl::default());
+        space.write(0x50, &[0xFF; 12]);
+        assert_eq!((read32(&space, 0x50), read32(&space, 0x54)), (0xC006_4011, 1));
+        assert_eq!(space.msix(), MsixControl { enabled: true, masked: true });
     }
 
     #[test]

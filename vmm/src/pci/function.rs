@@ -3,24 +3,35 @@
 //! Must not know which adapter it carries.
 
 use super::config_space::{ConfigSpace, Identification, IndirectAccess};
+use super::msix::{self, VectorTable};
 use super::{ConfigAccess, PciBus};
-use crate::bus::BusDevice;
+use crate::bus::{Bus, BusDevice};
 use crate::error::{Error, Kind, Result};
 use crate::hba::{Adapter, Bar, BarKind, Doorbell, InterruptLine};
-use crate::irq::{Gsi, IrqLine, MsiVector};
+use crate::irq::{self, Hypervisor, Interrupts, IrqLine, MsiVector};
 use crate::vcpu::Buses;
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
 
-/// A function's way to the interrupt controllers, by its pin or by its message.
+/// A function's way to the interrupt controllers, by its pin or by its messages.
 pub struct FunctionInterrupt {
     line: IrqLine,
-    vector: MsiVector,
-    msi_enabled: AtomicBool,
+    /// One for MSI, or one for each entry of the MSI-X table.
+    vectors: Vec<MsiVector>,
+    mode: AtomicU8,
     bus_master: AtomicBool,
     pin: Mutex<Pin>,
+    table: Mutex<VectorTable>,
+}
+
+/// How the guest wants to be interrupted.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Pin,
+    Msi,
+    Msix,
 }
 
 /// What the pin's level depends on.
@@ -31,21 +42,61 @@ struct Pin {
 }
 
 impl FunctionInterrupt {
-    /// An interrupt through `line` or `vector`, both still off.
-    pub fn new(line: IrqLine, vector: MsiVector) -> FunctionInterrupt {
-        let off = || AtomicBool::new(false);
-        FunctionInterrupt { line, vector, msi_enabled: off(), bus_master: off(), pin: Mutex::default() }
+    /// An interrupt through `line` or `vectors`, all still off; `table` is the size of the MSI-X table.
+    fn new(line: IrqLine, vectors: Vec<MsiVector>, table: u16) -> FunctionInterrupt {
+        FunctionInterrupt {
+            line,
+            vectors,
+            mode: AtomicU8::new(Mode::Pin as u8),
+            bus_master: AtomicBool::new(false),
+            pin: Mutex::default(),
+            table: Mutex::new(VectorTable::new(table)),
+        }
     }
 
     /// Follows what the guest has written into the configuration space.
     fn follow(&self, space: &ConfigSpace) {
-        let message = space.msi();
-        self.vector.point(message);
-        self.msi_enabled.store(message.is_some(), SeqCst);
+        let (message, msix) = (space.msi(), space.msix());
+        let mode = match message {
+            _ if msix.enabled => Mode::Msix,
+            Some(_) => Mode::Msi,
+            None => Mode::Pin,
+        };
         self.bus_master.store(space.bus_master(), SeqCst);
+        {
+            let mut table = self.table.lock();
+            table.set_control(msix);
+            if mode != Mode::Msix {
+                self.vectors.iter().enumerate().for_each(|(number, vector)| {
+                    vector.point(message.filter(|_| number == 0));
+                });
+            }
+            self.mode.store(mode as u8, SeqCst);
+            self.release(&mut table);
+        }
         let mut pin = self.pin.lock();
-        pin.allowed = message.is_none() && !space.intx_disabled();
+        pin.allowed = mode == Mode::Pin && !space.intx_disabled();
         self.line.set(pin.asserted && pin.allowed);
+    }
+
+    /// Points the vectors of the table that are let through, and sends what waited for that.
+    fn release(&self, table: &mut VectorTable) {
+        for (number, vector) in self.vectors.iter().enumerate() {
+            if let Some(message) = table.message(number) {
+                vector.point(Some(message));
+            }
+        }
+        while let Some(number) = table.take_released() {
+            self.send(number);
+        }
+    }
+
+    fn send(&self, vector: usize) {
+        if self.bus_master.load(SeqCst)
+            && let Some(vector) = self.vectors.get(vector)
+        {
+            vector.fire();
+        }
     }
 
     fn asserted(&self) -> bool {
@@ -54,13 +105,19 @@ impl FunctionInterrupt {
 }
 
 impl InterruptLine for FunctionInterrupt {
-    fn msi_enabled(&self) -> bool {
-        self.msi_enabled.load(SeqCst)
+    fn uses_messages(&self) -> bool {
+        self.mode.load(SeqCst) != Mode::Pin as u8
     }
 
-    fn raise_msi(&self) {
-        if self.msi_enabled.load(SeqCst) && self.bus_master.load(SeqCst) {
-            self.vector.fire();
+    fn raise_message(&self, vector: u16) {
+        let mode = self.mode.load(SeqCst);
+        if mode == Mode::Msi as u8 {
+            self.send(0);
+        } else if mode == Mode::Msix as u8 {
+            let mut table = self.table.lock();
+            if table.raise(vector.into()) {
+                self.send(vector.into());
+            }
         }
     }
 
@@ -75,6 +132,19 @@ impl InterruptLine for FunctionInterrupt {
     }
 }
 
+/// The MSI-X table, as a device on a bus.
+impl BusDevice for FunctionInterrupt {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.table.lock().read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let mut table = self.table.lock();
+        table.write(offset, data);
+        self.release(&mut table);
+    }
+}
+
 /// The way to interrupt that an adapter keeps for its life, while the machine behind it may be built anew.
 #[derive(Default)]
 pub struct MovableInterrupt {
@@ -83,19 +153,19 @@ pub struct MovableInterrupt {
 
 impl MovableInterrupt {
     /// Sends the adapter's interrupts through `target` from now on.
-    pub fn move_to(&self, target: Arc<FunctionInterrupt>) {
+    fn move_to(&self, target: Arc<FunctionInterrupt>) {
         *self.target.write() = Some(target);
     }
 }
 
 impl InterruptLine for MovableInterrupt {
-    fn msi_enabled(&self) -> bool {
-        self.target.read().as_ref().is_some_and(|target| target.msi_enabled())
+    fn uses_messages(&self) -> bool {
+        self.target.read().as_ref().is_some_and(|target| target.uses_messages())
     }
 
-    fn raise_msi(&self) {
+    fn raise_message(&self, vector: u16) {
         if let Some(target) = self.target.read().as_ref() {
-            target.raise_msi();
+            target.raise_message(vector);
         }
     }
 
@@ -123,10 +193,30 @@ impl BusDevice for Registers {
     }
 }
 
-/// Configuration space, and where the registers decode at present: one address for each BAR.
+/// A memory or port window of the function: what a BAR shows.
+struct Window {
+    bar: Bar,
+    device: Arc<dyn BusDevice>,
+    /// It shows the registers, and not the MSI-X table.
+    is_registers: bool,
+}
+
+/// Configuration space, and where the windows decode at present: one address for each.
 struct State {
     space: ConfigSpace,
     decoded: Vec<Option<u32>>,
+}
+
+/// Where an adapter is put.
+pub struct Place<'a> {
+    /// Device number on the PCI bus.
+    pub device: usize,
+    /// The bus, which has the windows for BARs.
+    pub pci: &'a PciBus,
+    /// What the windows decode on.
+    pub buses: Buses,
+    /// Where pin and messages go.
+    pub interrupts: &'a Arc<Interrupts>,
 }
 
 /// An adapter on the PCI bus.
@@ -134,27 +224,31 @@ pub struct AdapterFunction {
     adapter: Adapter,
     interrupt: Arc<FunctionInterrupt>,
     doorbells: Vec<Doorbell>,
-    bars: &'static [Bar],
+    windows: Vec<Window>,
     buses: Buses,
-    vm: Arc<VmFd>,
+    hypervisor: Arc<dyn Hypervisor>,
     state: Mutex<State>,
 }
 
 impl AdapterFunction {
-    /// Builds the configuration space of `adapter`, programs its BARs from the bus's windows and its interrupt line with
-    /// `gsi`, and lets its registers and doorbells decode there.
+    /// Builds the configuration space of `adapter`, programs its BARs from the bus's windows and its interrupt line as firmware would,
+    /// lets its registers and doorbells decode there, and its interrupts, which it sends through `interrupt`, end at `place`.
     ///
     /// # Errors
-    /// [`Kind::Host`] when a window is full, the doorbells cannot be had, or KVM takes no more of them.
+    /// [`Kind::Host`] when a window is full, the doorbells cannot be had, or the hypervisor takes no more of them.
     pub fn new(
         adapter: Adapter,
-        interrupt: Arc<FunctionInterrupt>,
-        gsi: Gsi,
-        pci: &PciBus,
-        buses: Buses,
-        vm: Arc<VmFd>,
+        place: Place<'_>,
+        hypervisor: Arc<dyn Hypervisor>,
+        interrupt: &MovableInterrupt,
     ) -> Result<Arc<AdapterFunction>> {
         let identity = adapter.pci_identity();
+        let gsi = irq::pci_line(place.device);
+        let table = identity.msix.map_or(0, |msix| msix.vectors);
+        let messages = table.max(identity.msi_vectors.into());
+        let vectors = (0..messages).map(|_| place.interrupts.message()).collect::<Result<_>>()?;
+        let line = Arc::new(FunctionInterrupt::new(place.interrupts.line(gsi), vectors, table));
+
         let mut space = ConfigSpace::new(Identification {
             vendor: identity.vendor,
             device: identity.device,
@@ -163,99 +257,125 @@ impl AdapterFunction {
             subsystem_vendor: identity.subsystem_vendor,
             subsystem: identity.subsystem,
         });
-        for bar in identity.bars {
-            let (free, window) = match bar.kind {
-                BarKind::Memory => (pci.allocate_memory(bar.size), "PCI memory window"),
-                BarKind::Io => (pci.allocate_ports(bar.size), "PCI port window"),
-            };
-            let address = free.ok_or_else(|| {
-                let cause = format!("no {} bytes are free for an adapter's registers", bar.size);
-                Error::new(Kind::Host, window, cause, "Give the machine fewer adapters")
-            })?;
-            match bar.kind {
-                BarKind::Memory => space.set_memory_bar(bar.index, bar.size, address),
-                BarKind::Io => space.set_io_bar(bar.index, bar.size, address),
-            }
+        let registers: Arc<dyn BusDevice> = Arc::new(Registers(Arc::clone(&adapter)));
+        let shown = |bar: &Bar| Window { bar: *bar, device: Arc::clone(&registers), is_registers: true };
+        let mut windows: Vec<Window> = identity.bars.iter().map(shown).collect();
+        if let Some(msix) = identity.msix {
+            let bar = Bar { index: msix.bar, kind: BarKind::Memory, size: msix::WINDOW_SIZE };
+            windows.push(Window { bar, device: line.clone(), is_registers: false });
+        }
+        for Window { bar, .. } in &windows {
+            program(&mut space, bar, place.pci)?;
         }
         space.set_interrupt(gsi.0 as u8);
         if identity.msi_vectors > 0 {
             space.set_msi();
         }
         space.add_vendor_capabilities(identity.vendor_capabilities, identity.register_window);
+        if let Some(msix) = identity.msix {
+            space.set_msix(msix.vectors, msix.bar, msix::PENDING_OFFSET);
+        }
         let doorbells = adapter.doorbells().map_err(|cause| Error::host("doorbells of an adapter", cause))?;
-        let decoded = vec![None; identity.bars.len()];
+        interrupt.move_to(Arc::clone(&line));
+        let decoded = vec![None; windows.len()];
         let function = AdapterFunction {
             adapter,
-            interrupt,
+            interrupt: line,
             doorbells,
-            bars: identity.bars,
-            buses,
-            vm,
+            windows,
+            buses: place.buses,
+            hypervisor,
             state: Mutex::new(State { space, decoded }),
         };
         function.follow(&mut function.state.lock())?;
         Ok(Arc::new(function))
     }
 
+    /// What BAR `index` shows, whether or not it decodes at present: for a guest that is not reached by addresses.
+    pub fn window(&self, index: u8) -> Option<&dyn BusDevice> {
+        self.windows.iter().find(|window| window.bar.index == index).map(|window| &*window.device)
+    }
+
     /// Makes decoding and interrupts agree with the configuration space.
     fn follow(&self, state: &mut State) -> Result<()> {
         self.interrupt.follow(&state.space);
         let State { space, decoded } = state;
-        let wanted = |bar: &Bar| match bar.kind {
-            BarKind::Memory => space.decoded_memory_bar(bar.index),
-            BarKind::Io => space.decoded_io_bar(bar.index),
+        let wanted = |window: &Window| match window.bar.kind {
+            BarKind::Memory => space.decoded_memory_bar(window.bar.index),
+            BarKind::Io => space.decoded_io_bar(window.bar.index),
         };
         // All that move leave before any arrives: they may change places.
-        for (bar, decoded) in self.bars.iter().zip(decoded.iter_mut()) {
-            if let Some(address) = decoded.take_if(|address| wanted(bar) != Some(*address)) {
-                self.hide(bar, address);
+        for (window, decoded) in self.windows.iter().zip(decoded.iter_mut()) {
+            if let Some(address) = decoded.take_if(|address| wanted(window) != Some(*address)) {
+                self.hide(window, address);
             }
         }
-        for (bar, decoded) in self.bars.iter().zip(decoded.iter_mut()) {
-            if let Some(address) = wanted(bar).filter(|_| decoded.is_none()) {
-                self.show(bar, address)?;
+        for (window, decoded) in self.windows.iter().zip(decoded.iter_mut()) {
+            if let Some(address) = wanted(window).filter(|_| decoded.is_none()) {
+                self.show(window, address)?;
                 *decoded = Some(address);
             }
         }
         Ok(())
     }
 
-    /// Lets registers and, in memory, doorbells decode at `address`; on an error nothing of the BAR decodes.
-    fn show(&self, bar: &Bar, address: u32) -> Result<()> {
-        let registers = Arc::new(Registers(Arc::clone(&self.adapter)));
-        let bus = if bar.kind == BarKind::Memory { &self.buses.memory_mapped } else { &self.buses.port };
-        bus.insert(address.into(), bar.size.into(), registers)
+    /// Lets a window and, with registers in memory, the doorbells decode at `address`; on an error nothing of it decodes.
+    fn show(&self, window: &Window, address: u32) -> Result<()> {
+        self.bus(window)
+            .insert(address.into(), window.bar.size.into(), Arc::clone(&window.device))
             .map_err(|cause| Error::host("registers of an adapter", cause))?;
-        for (doorbell, place) in self.doorbells_at(bar, address) {
-            if let Err(cause) = self.vm.register_ioevent(&doorbell.event, &place, NoDatamatch) {
-                self.hide(bar, address);
-                return Err(Error::kvm("KVM_IOEVENTFD", cause));
+        for (doorbell, place) in self.doorbells_at(window, address) {
+            if let Err(error) = self.hypervisor.tie_doorbell(&doorbell.event, place) {
+                self.hide(window, address);
+                return Err(error);
             }
         }
         Ok(())
     }
 
-    fn hide(&self, bar: &Bar, address: u32) {
-        let bus = if bar.kind == BarKind::Memory { &self.buses.memory_mapped } else { &self.buses.port };
-        bus.remove(address.into());
-        for (doorbell, place) in self.doorbells_at(bar, address) {
-            // One that was never registered (after a failure half way) is not there to be taken away.
-            let _ = self.vm.unregister_ioevent(&doorbell.event, &place, NoDatamatch);
+    fn hide(&self, window: &Window, address: u32) {
+        self.bus(window).remove(address.into());
+        for (doorbell, place) in self.doorbells_at(window, address) {
+            self.hypervisor.untie_doorbell(&doorbell.event, place);
         }
+    }
+
+    fn bus(&self, window: &Window) -> &Bus {
+        if window.bar.kind == BarKind::Memory { &self.buses.memory_mapped } else { &self.buses.port }
     }
 
     /// What an access to the configuration space does to the registers, if the BAR that it names shows them.
     fn indirect_access(&self, offset: usize, length: usize) -> Option<IndirectAccess> {
         let access = self.state.lock().space.indirect_access(offset, length)?;
-        self.bars.iter().any(|bar| bar.index == access.bar && access.offset < bar.size).then_some(access)
+        let shows = |Window { bar, is_registers, .. }: &Window| {
+            *is_registers && bar.index == access.bar && access.offset < bar.size
+        };
+        self.windows.iter().any(shows).then_some(access)
     }
 
-    /// The doorbells that decode with a BAR at `address`.
-    fn doorbells_at(&self, bar: &Bar, address: u32) -> impl Iterator<Item = (&Doorbell, IoEventAddress)> {
-        let in_memory = bar.kind == BarKind::Memory;
-        let place = move |doorbell: &Doorbell| IoEventAddress::Mmio(u64::from(address) + doorbell.offset);
-        self.doorbells.iter().filter(move |_| in_memory).map(move |doorbell| (doorbell, place(doorbell)))
+    /// The doorbells that decode with a window at `address`, and where.
+    fn doorbells_at(&self, window: &Window, address: u32) -> impl Iterator<Item = (&Doorbell, u64)> {
+        let has_doorbells = window.is_registers && window.bar.kind == BarKind::Memory;
+        let place = move |doorbell: &Doorbell| u64::from(address) + doorbell.offset;
+        self.doorbells.iter().filter(move |_| has_doorbells).map(move |doorbell| (doorbell, place(doorbell)))
     }
+}
+
+/// Gives a BAR a free address, as firmware does.
+fn program(space: &mut ConfigSpace, bar: &Bar, pci: &PciBus) -> Result<()> {
+    let (free, window) = match bar.kind {
+        BarKind::Memory => (pci.allocate_memory(bar.size), "PCI memory window"),
+        BarKind::Io => (pci.allocate_ports(bar.size), "PCI port window"),
+    };
+    let address = free.ok_or_else(|| {
+        let cause = format!("no {} bytes are free for an adapter's registers", bar.size);
+        Error::new(Kind::Host, window, cause, "Give the machine fewer adapters")
+    })?;
+    match bar.kind {
+        BarKind::Memory => space.set_memory_bar(bar.index, bar.size, address),
+        BarKind::Io => space.set_io_bar(bar.index, bar.size, address),
+    }
+    Ok(())
 }
 
 impl ConfigAccess for AdapterFunction {

@@ -4,6 +4,7 @@
 
 pub mod config_space;
 pub mod function;
+pub mod msix;
 
 use crate::bus::BusDevice;
 use crate::memory::PCI_MEMORY_WINDOW;

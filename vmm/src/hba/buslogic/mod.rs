@@ -167,6 +167,7 @@ impl<D: BlockDevice + 'static> HostBusAdapter for BusLogic<D> {
             ],
             pin: InterruptPin::A,
             msi_vectors: 0,
+            msix: None,
             vendor_capabilities: &[],
             register_window: None,
         }

@@ -174,7 +174,8 @@ impl<D: BlockDevice + 'static> HostBusAdapter for LsiLogic<D> {
                 Bar { index: 1, kind: BarKind::Memory, size: WINDOW_SIZE },
             ],
             pin: InterruptPin::A,
-            msi_vectors: 0,
+            msi_vectors: 1,
+            msix: None,
             vendor_capabilities: &[],
             register_window: None,
         }

@@ -28,7 +28,7 @@ use super::interrupts::Interrupts;
 use super::queue::{Engine, Model};
 use super::window::{read_words, write_words};
 use super::{
-    AdapterError, Bar, BarKind, Doorbell, GuestMemory, HostBusAdapter, InterruptLine, InterruptPin, PciIdentity,
+    AdapterError, Bar, BarKind, Doorbell, GuestMemory, HostBusAdapter, InterruptLine, InterruptPin, Msix, PciIdentity,
 };
 
 /// One PVSCSI adapter over storage of type `D`, which lives on the adapter's own thread.
@@ -151,6 +151,7 @@ impl<D: BlockDevice + 'static> HostBusAdapter for PvScsi<D> {
             bars: &[Bar { index: 0, kind: BarKind::Memory, size: WINDOW_SIZE }],
             pin: InterruptPin::A,
             msi_vectors: 1,
+            msix: Some(Msix { vectors: 1, bar: 1 }),
             vendor_capabilities: &[],
             register_window: None,
         }

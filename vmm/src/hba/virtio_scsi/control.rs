@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use scsi::{BlockDevice, Lun, ShortBuffer, TaskAttribute, UnitAttention};
 use tracing::warn;
 
-use super::rings::{Answer, Descriptor, Key, Notices, QUEUE_INTERRUPT, QUEUES, Response, SENSE_SIZE, VirtioRings};
+use super::rings::{Answer, Descriptor, Key, Notices, QUEUES, Response, SENSE_SIZE, VirtioRings};
 use super::virtqueue::Setup;
 use crate::hba::command::{self, Direction, ScsiCommand};
 use crate::hba::guest_segments::GuestSegments;
@@ -100,7 +100,7 @@ impl Model for VirtioModel {
         let lun = [1, target, 0x40, 0, 0, 0, 0, 0];
         let posted = queue.state.borrow_mut().with_rings(|rings| rings.post_event(TRANSPORT_RESET, lun, reason));
         if posted == Some(true) {
-            queue.model().0.interrupts.post(QUEUE_INTERRUPT);
+            queue.model().0.interrupt_for_event();
         }
     }
 }

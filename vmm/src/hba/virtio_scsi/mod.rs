@@ -19,12 +19,12 @@ use self::control::{Call, VirtioModel};
 use self::registers::{
     Action, Area, CAPABILITIES, Common, DEVICE, NEEDS_RESET, NOTIFY, WINDOW_SIZE, area_at, device_bytes,
 };
-use self::rings::Notices;
+use self::rings::{Notices, VECTORS};
 use super::attachment::Attachment;
 use super::interrupts::Interrupts;
 use super::queue::{Engine, Model};
 use super::{
-    AdapterError, Bar, BarKind, Doorbell, GuestMemory, HostBusAdapter, InterruptLine, InterruptPin, PciIdentity,
+    AdapterError, Bar, BarKind, Doorbell, GuestMemory, HostBusAdapter, InterruptLine, InterruptPin, Msix, PciIdentity,
 };
 
 /// One virtio-scsi adapter over storage of type `D`, which lives on the adapter's own thread.
@@ -90,6 +90,7 @@ impl<D: BlockDevice + 'static> HostBusAdapter for VirtioScsi<D> {
             bars: &[Bar { index: 0, kind: BarKind::Memory, size: WINDOW_SIZE }],
             pin: InterruptPin::A,
             msi_vectors: 0,
+            msix: Some(Msix { vectors: VECTORS as u16, bar: 1 }),
             vendor_capabilities: CAPABILITIES,
             register_window: Some(CAPABILITIES.len() - 1),
         }
@@ -128,7 +129,12 @@ impl<D: BlockDevice + 'static> HostBusAdapter for VirtioScsi<D> {
         }
         match area_at(offset) {
             Area::Common => {
-                let action = self.common.lock().write(offset, data);
+                let action = {
+                    let mut common = self.common.lock();
+                    let action = common.write(offset, data);
+                    self.notices.use_vectors(common.vectors());
+                    action
+                };
                 action.into_iter().for_each(|action| self.act(action));
             }
             Area::Notify => self.engine.ring(),
@@ -138,6 +144,7 @@ impl<D: BlockDevice + 'static> HostBusAdapter for VirtioScsi<D> {
 
     fn reset(&self) {
         *self.common.lock() = Common::new();
+        self.notices.use_vectors(Common::new().vectors());
         let _ = self.engine.call(Call::Reset { bus: true });
     }
 

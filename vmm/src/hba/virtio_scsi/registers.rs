@@ -2,7 +2,7 @@
 //! Promises: pure; features and queues that cannot be are not taken; a write gives at most one thing to do.
 //! Must not know: guest memory, threads, requests.
 
-use super::rings::{CDB_SIZE, QUEUES, REQUEST_QUEUES, SENSE_SIZE};
+use super::rings::{CDB_SIZE, NO_VECTOR, QUEUES, REQUEST_QUEUES, SENSE_SIZE, VECTORS, Vectors};
 use super::virtqueue::{MAX_SIZE, Setup};
 use crate::hba::window;
 
@@ -50,9 +50,6 @@ pub(super) fn area_at(offset: u64) -> Area {
 /// Feature bits: indirect descriptors, version 1, hot plug, changes of parameters.
 const FEATURES: u64 = 1 << 28 | 1 << 32 | 1 << 1 | 1 << 2;
 const VERSION_1: u64 = 1 << 32;
-/// No vector: the device has no MSI-X.
-const NO_VECTOR: u16 = 0xFFFF;
-
 /// Device status: the driver is ready.
 const DRIVER_OK: u8 = 4;
 /// Device status: the features are agreed on.
@@ -73,6 +70,7 @@ pub(super) enum Action {
 struct QueueRegisters {
     setup: Setup,
     enabled: bool,
+    vector: u16,
 }
 
 /// The common configuration.
@@ -83,6 +81,7 @@ pub(super) struct Common {
     driver_features: u64,
     status: u8,
     queue_select: u16,
+    configuration_vector: u16,
     queues: [QueueRegisters; QUEUES],
 }
 
@@ -95,7 +94,8 @@ impl Common {
             driver_features: 0,
             status: 0,
             queue_select: 0,
-            queues: [QueueRegisters { setup, enabled: false }; QUEUES],
+            configuration_vector: NO_VECTOR,
+            queues: [QueueRegisters { setup, enabled: false, vector: NO_VECTOR }; QUEUES],
         }
     }
 
@@ -112,14 +112,14 @@ impl Common {
         put(0x04, &half(FEATURES, self.device_feature_select).to_le_bytes());
         put(0x08, &self.driver_feature_select.to_le_bytes());
         put(0x0C, &half(self.driver_features, self.driver_feature_select).to_le_bytes());
-        put(0x10, &NO_VECTOR.to_le_bytes());
+        put(0x10, &self.configuration_vector.to_le_bytes());
         put(0x12, &(QUEUES as u16).to_le_bytes());
         put(0x14, &[self.status | status]);
         put(0x16, &self.queue_select.to_le_bytes());
-        put(0x1A, &NO_VECTOR.to_le_bytes());
         // A queue that is not there has the size 0.
         if let Some(queue) = self.queues.get(usize::from(self.queue_select)) {
             put(0x18, &queue.setup.size.to_le_bytes());
+            put(0x1A, &queue.vector.to_le_bytes());
             put(0x1C, &u16::from(queue.enabled).to_le_bytes());
             put(0x20, &queue.setup.descriptors.to_le_bytes());
             put(0x28, &queue.setup.available.to_le_bytes());
@@ -141,12 +141,24 @@ impl Common {
                 1 => self.driver_features = self.driver_features & u64::from(u32::MAX) | value << 32,
                 _ => {}
             },
+            (0x10, 2) => self.configuration_vector = known_vector(value as u16),
             (0x14, 1) => return self.set_status(value as u8),
             (0x16, 2) => self.queue_select = value as u16,
+            // A vector may be changed while the queue is used.
+            (0x1A, 2) => {
+                if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) {
+                    queue.vector = known_vector(value as u16);
+                }
+            }
             (0x18..0x38, length) => self.write_queue(offset, length, value),
             _ => {}
         }
         None
+    }
+
+    /// By which vectors the driver wants to be interrupted.
+    pub(super) fn vectors(&self) -> Vectors {
+        Vectors { configuration: self.configuration_vector, queues: self.queues.map(|queue| queue.vector) }
     }
 
     fn write_queue(&mut self, offset: u64, length: usize, value: u64) {
@@ -195,6 +207,11 @@ impl Common {
         let setups = self.queues.map(|queue| queue.enabled.then_some(queue.setup));
         (added & DRIVER_OK != 0).then_some(Action::Start(Box::new(setups)))
     }
+}
+
+/// A vector that the table does not have is none (virtio 1.2, 4.1.5.1.3).
+fn known_vector(vector: u16) -> u16 {
+    if usize::from(vector) < VECTORS { vector } else { NO_VECTOR }
 }
 
 /// The device's own configuration (virtio 1.2, 5.6.4). The sizes of CDB and sense data stay as they are.
@@ -296,6 +313,26 @@ mod tests {
         common.write(0x16, &(QUEUES as u16).to_le_bytes());
         assert_eq!(common.bytes(0)[0x18..0x1A], [0, 0]);
         assert_eq!((common.write(0x14, &[0]), common), (Some(Action::Reset), Common::new()));
+    }
+
+    #[test]
+    fn vectors_of_the_table_are_taken_and_others_are_none() {
+        let mut common = Common::new();
+        let none = Vectors { configuration: NO_VECTOR, queues: [NO_VECTOR; QUEUES] };
+        assert_eq!(common.vectors(), none);
+        common.write(0x10, &0u16.to_le_bytes());
+        common.write(0x16, &3u16.to_le_bytes());
+        common.write(0x1A, &6u16.to_le_bytes());
+        assert_eq!(
+            (common.bytes(0)[0x10..0x12].to_vec(), common.bytes(0)[0x1A..0x1C].to_vec()),
+            (vec![0, 0], vec![6, 0])
+        );
+        let mut queues = [NO_VECTOR; QUEUES];
+        queues[3] = 6;
+        assert_eq!(common.vectors(), Vectors { configuration: 0, queues });
+        common.write(0x1A, &7u16.to_le_bytes());
+        common.write(0x10, &NO_VECTOR.to_le_bytes());
+        assert_eq!(common.vectors(), none);
     }
 
     proptest! {

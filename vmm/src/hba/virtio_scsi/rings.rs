@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 use scsi::Lun;
 use vm_memory::{Bytes, GuestAddress};
@@ -16,15 +16,31 @@ use crate::hba::interrupts::Interrupts;
 use crate::hba::queue::Rings;
 
 /// Interrupt status: a queue has something.
-pub(super) const QUEUE_INTERRUPT: u32 = 1;
+const QUEUE_INTERRUPT: u32 = 1;
 /// Interrupt status: the configuration, or the device status, has changed.
 const CONFIGURATION_INTERRUPT: u32 = 2;
+
+/// MSI-X vectors: as many as a driver can use, one for each queue and one for the configuration.
+pub(super) const VECTORS: usize = 1 + QUEUES;
+/// No vector: nothing is sent.
+pub(super) const NO_VECTOR: u16 = 0xFFFF;
+
+/// By which vectors a driver wants to be interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Vectors {
+    /// When the configuration, or the device status, has changed.
+    pub(super) configuration: u16,
+    /// For each queue.
+    pub(super) queues: [u16; QUEUES],
+}
 
 /// What the queue's thread shares with the threads that access registers.
 pub(super) struct Notices {
     pub(super) interrupts: Interrupts,
-    /// Something in the batch that was posted wants an interrupt.
-    wanted: AtomicBool,
+    /// Queues that want an interrupt for something in the batch that was posted: a bit each.
+    wanted: AtomicU32,
+    /// Those of the queues, then that of the configuration.
+    vectors: [AtomicU16; VECTORS],
     /// The queues cannot be used any more.
     broken: AtomicBool,
     /// How often the device has been reset.
@@ -34,8 +50,13 @@ pub(super) struct Notices {
 impl Notices {
     pub(super) fn new(interrupts: Interrupts) -> Self {
         interrupts.enable(QUEUE_INTERRUPT | CONFIGURATION_INTERRUPT);
-        let (wanted, broken, resets) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU32::new(0));
-        Self { interrupts, wanted, broken, resets }
+        Self {
+            interrupts,
+            wanted: AtomicU32::new(0),
+            vectors: [const { AtomicU16::new(NO_VECTOR) }; VECTORS],
+            broken: AtomicBool::new(false),
+            resets: AtomicU32::new(0),
+        }
     }
 
     /// Must the driver reset the device?
@@ -46,20 +67,42 @@ impl Notices {
     /// The queues cannot be used any more; the driver is told.
     pub(super) fn give_up(&self) {
         self.broken.store(true, Ordering::Release);
-        self.interrupts.post(CONFIGURATION_INTERRUPT);
+        self.interrupts.post_by(CONFIGURATION_INTERRUPT, self.vectors(1 << QUEUES));
     }
 
     /// A batch has been posted.
     pub(super) fn interrupt(&self) {
-        if self.wanted.swap(false, Ordering::AcqRel) {
-            self.interrupts.post(QUEUE_INTERRUPT);
+        let wanted = self.wanted.swap(0, Ordering::AcqRel);
+        if wanted != 0 {
+            self.interrupts.post_by(QUEUE_INTERRUPT, self.vectors(wanted));
         }
+    }
+
+    /// An event has been given.
+    pub(super) fn interrupt_for_event(&self) {
+        self.interrupts.post_by(QUEUE_INTERRUPT, self.vectors(1 << EVENT));
+    }
+
+    /// Interrupts come by these vectors from now on.
+    pub(super) fn use_vectors(&self, vectors: Vectors) {
+        let all = vectors.queues.into_iter().chain([vectors.configuration]);
+        self.vectors.iter().zip(all).for_each(|(place, vector)| place.store(vector, Ordering::Release));
+    }
+
+    /// The vectors of those whose bits are set, each once.
+    fn vectors(&self, of: u32) -> impl Iterator<Item = u16> {
+        let bit = |number: usize| match self.vectors[number].load(Ordering::Acquire) {
+            vector if of & 1 << number != 0 && usize::from(vector) < VECTORS => 1 << vector,
+            _ => 0u32,
+        };
+        let chosen = (0..VECTORS).fold(0, |chosen, number| chosen | bit(number));
+        (0..VECTORS as u16).filter(move |vector| chosen & 1 << vector != 0)
     }
 
     /// As after power-on.
     pub(super) fn reset(&self) {
         self.resets.fetch_add(1, Ordering::AcqRel);
-        self.wanted.store(false, Ordering::Release);
+        self.wanted.store(0, Ordering::Release);
         self.broken.store(false, Ordering::Release);
         self.interrupts.clear(u32::MAX);
     }
@@ -320,8 +363,8 @@ impl VirtioRings {
             touched[key.queue] = true;
         }
         let wanted = |number: usize| self.queues[number].is_some_and(|queue| queue.wants_interrupt(&self.memory));
-        let interrupt = (0..QUEUES).any(|number| touched[number] && wanted(number));
-        self.notices.wanted.fetch_or(interrupt, Ordering::AcqRel);
+        let interrupt = (0..QUEUES).filter(|&number| touched[number] && wanted(number));
+        self.notices.wanted.fetch_or(interrupt.fold(0, |bits, number| bits | 1 << number), Ordering::AcqRel);
         Ok(count)
     }
 

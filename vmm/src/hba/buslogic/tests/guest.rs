@@ -5,7 +5,7 @@ use std::cell::Cell;
 use super::super::BusLogic;
 use crate::hba::HostBusAdapter;
 pub(super) use crate::hba::testing::{
-    Bench, GatedDisk, MEMORY, disk, eventually, read_10, returns_before_the_gate_opens, write_10,
+    Bench, GatedDisk, HEARD, MEMORY, disk, eventually, read_10, returns_before_the_gate_opens, write_10,
 };
 
 pub(super) const MAILBOXES: u64 = 0x1_0000;

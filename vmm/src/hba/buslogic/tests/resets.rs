@@ -1,7 +1,5 @@
 //! Resets, aborts and stops are synchronous for guest memory, whatever the storage is doing.
 
-use std::time::Duration;
-
 use super::guest::*;
 use crate::hba::HostBusAdapter;
 
@@ -70,7 +68,7 @@ fn an_aborted_ccb_comes_back_as_such_and_is_never_touched_again() {
     }
     eventually("two waiting reads", || guest.gate.waiting() == 2);
     guest.send(SECOND, 2);
-    std::thread::sleep(Duration::from_millis(20));
+    std::thread::sleep(HEARD);
     assert_eq!(guest.take(), None, "the storage still has the memory of the aborted one");
     guest.gate.open();
     let mut ended = [guest.wait(), guest.wait()];
