@@ -228,14 +228,14 @@ impl FileLock {
     }
 
     /// Hands the data a session.
-    async fn grant(&self, server: &Server, holding: &mut Holding) -> Result<(), NfsError> {
-        if let Some(old) = holding.member.data.take() {
+    async fn grant(&self, server: &Server, member: &mut Member, state: &StateId) -> Result<(), NfsError> {
+        if let Some(old) = member.data.take() {
             // It may have gone already.
             let _ = establish::destroy_session(server.client(), &old, server.how()).await;
         }
-        let (id, channel) = self.make_session(server, &mut holding.member).await?;
-        holding.member.data = Some(id);
-        self.grants.grant(id, channel, holding.state.current());
+        let (id, channel) = self.make_session(server, member).await?;
+        member.data = Some(id);
+        self.grants.grant(id, channel, state.current());
         Ok(())
     }
 
@@ -248,10 +248,32 @@ impl FileLock {
         let identity = Identity::new();
         let mut member =
             Member { identity, client: 0, sequence: 0, session: None, data: None, channel, may_reclaim: false };
-        self.join(server, &mut member).await.map_err(|cause| self.failed(cause))?;
-        complete(server).await.map_err(|cause| self.failed(cause))?;
+        let mut state = None;
+        let taken = self.take(server, &mut member, &mut state).await;
+        match (taken, state) {
+            (Ok((record, owner_file, owner_state)), Some(state)) => {
+                Ok(Holding { member, state, record, owner_file, owner_state })
+            }
+            (taken, state) => {
+                // Nobody is to wait until the lease of somebody has ended who has nothing.
+                let _ = tokio::time::timeout(PATIENCE, self.retire(server, &member, state)).await;
+                Err(taken.err().unwrap_or(LockError::Contended))
+            }
+        }
+    }
+
+    /// Gets the share, says who has it, and hands the data a session. `share` is what is open then, also if the rest fails.
+    async fn take(
+        &self,
+        server: &Server,
+        member: &mut Member,
+        share: &mut Option<StateId>,
+    ) -> Result<(Record, FileHandle, StateId), LockError> {
+        let failed = |cause| self.failed(cause);
+        self.join(server, member).await.map_err(failed)?;
+        complete(server).await.map_err(failed)?;
         member.may_reclaim = false;
-        let state = self.wait_for_share(server, &mut member).await?;
+        let state = *share.insert(self.wait_for_share(server, member).await?);
         let sent = boot_time();
         let record = Record {
             counter: 0,
@@ -260,17 +282,15 @@ impl FileLock {
             since: wall_clock(),
             host: Record::fitting(&self.owner.host),
         };
-        let failed = |cause| self.failed(cause);
         let (owner_file, owner_state) = self.write_owner(server, member.client, &record).await.map_err(failed)?;
-        let mut holding = Holding { member, state, record, owner_file, owner_state };
         // What was open may have gone meanwhile: only what is open now counts.
-        let status = server.test(&holding.state.current()).await.map_err(failed)?;
+        let status = server.test(&state.current()).await.map_err(failed)?;
         if status != Status(0) {
             return Err(failed(NfsError::Refused { procedure: "TEST_STATEID", status }));
         }
-        self.grant(server, &mut holding).await.map_err(failed)?;
+        self.grant(server, member, &state).await.map_err(failed)?;
         self.tenure.renewed(sent, &self.timing);
-        Ok(holding)
+        Ok((record, owner_file, owner_state))
     }
 
     /// Opens the data and denies writing to others; waits for a holder who gives no sign of life until the server's lease has ended his.
@@ -374,7 +394,7 @@ impl FileLock {
             }
         }
         if self.grants.is_wanting() {
-            self.grant(server, holding).await.map_err(Loss::Unsure)?;
+            self.grant(server, &mut holding.member, &holding.state).await.map_err(Loss::Unsure)?;
         }
         Ok(())
     }
@@ -410,7 +430,7 @@ impl FileLock {
         holding.record.counter += 1;
         let written = self.write_owner(server, client, &holding.record).await.map_err(Loss::Unsure)?;
         (holding.owner_file, holding.owner_state) = written;
-        self.grant(server, holding).await.map_err(Loss::Unsure)?;
+        self.grant(server, &mut holding.member, &holding.state).await.map_err(Loss::Unsure)?;
         self.tenure.renewed(sent, &self.timing);
         tracing::info!(disk = self.fileid, "the lock was lost on the server, and had again before anybody else");
         Ok(())
@@ -433,7 +453,7 @@ impl FileLock {
 
     /// Gives everything back, as far as it is still there.
     async fn leave(&self, server: &Server, holding: &Holding) {
-        let (member, client) = (&holding.member, server.client());
+        let member = &holding.member;
         // Nobody writes any more. What was written and not flushed goes along as far as it can.
         if self.tenure.state() == State::Open {
             let _ = server.commit(&self.data, false).await;
@@ -443,7 +463,14 @@ impl FileLock {
             }
         }
         let _ = server.close(&holding.owner_file, &holding.owner_state.current()).await;
-        if let Err(error) = server.close(&self.data, &holding.state.current()).await
+        self.retire(server, member, Some(holding.state)).await;
+    }
+
+    /// Gives the share back, if there is one, and makes the server forget the client.
+    async fn retire(&self, server: &Server, member: &Member, share: Option<StateId>) {
+        let client = server.client();
+        if let Some(state) = share
+            && let Err(error) = server.close(&self.data, &state.current()).await
             && self.tenure.state() != State::Lost
         {
             let after = self.timing.stale;

@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use nfs_backend::xdr::{Reader, Writer, XdrError};
 
@@ -22,6 +23,8 @@ pub const WRITE: u32 = 38;
 pub const TEST_STATEID: u32 = 55;
 /// Seconds that the server says its lease has. It ends only when a test says so.
 pub const LEASE: u32 = 4;
+/// How long what was open before a restart may be claimed.
+const GRACE: Duration = Duration::from_secs(2);
 const ROOT: u64 = 1;
 const SLOTS: u32 = 12;
 const BAD_SESSION: u32 = 10052;
@@ -67,7 +70,8 @@ struct State {
     clients: BTreeMap<u64, Client>,
     sessions: BTreeMap<[u8; 16], Session>,
     opened: BTreeMap<[u8; 12], Opened>,
-    /// What was open before the restart, and may be claimed.
+    /// What was open before the restart, and may be claimed for some time.
+    grace_until: Instant,
     before: Vec<(Vec<u8>, Opened)>,
     next: u64,
     boots: u64,
@@ -75,6 +79,8 @@ struct State {
     plan: Plan,
     done: BTreeMap<u32, u64>,
     replayed: u64,
+    /// Owners of clients that are told to come later, and until when.
+    kept_away: (Vec<Vec<u8>>, Instant),
     streams: Vec<TcpStream>,
 }
 
@@ -95,6 +101,7 @@ impl TestServer {
             clients: BTreeMap::new(),
             sessions: BTreeMap::new(),
             opened: BTreeMap::new(),
+            grace_until: Instant::now(),
             before: Vec::new(),
             next: ROOT,
             boots: 1,
@@ -102,6 +109,7 @@ impl TestServer {
             plan: Box::new(|_, _| Fault::None),
             done: BTreeMap::new(),
             replayed: 0,
+            kept_away: (Vec::new(), Instant::now()),
             streams: Vec::new(),
         };
         let (state, ends) = (Arc::new(Mutex::new(state)), Arc::new(AtomicBool::new(false)));
@@ -151,9 +159,12 @@ impl TestServer {
         self.state().restart(grace);
     }
 
-    /// All leases are over: clients, sessions and what they had open are gone.
-    pub fn expire(&self) {
+    /// All leases are over: clients, sessions and what they had open are gone. Those who had something open are not let in again for so long.
+    pub fn expire(&self, keep_away: Duration) {
         let mut state = self.state();
+        let holders: Vec<_> = state.opened.values().map(|opened| opened.client).collect();
+        let owners = holders.iter().filter_map(|client| state.clients.get(client).map(|client| client.owner.clone()));
+        state.kept_away = (owners.collect(), Instant::now() + keep_away);
         state.clients.clear();
         state.sessions.clear();
         state.opened.clear();
@@ -258,6 +269,7 @@ impl State {
         self.files.values_mut().for_each(|file| file.data = file.durable.clone());
         let opened = std::mem::take(&mut self.opened);
         self.before.clear();
+        self.grace_until = Instant::now() + GRACE;
         if grace {
             let named = |opened: Opened| self.clients.get(&opened.client).map(|client| (client.owner.clone(), opened));
             self.before = opened.into_values().filter_map(named).collect();
@@ -342,6 +354,9 @@ impl State {
             42 => {
                 let verifier = arguments.array()?;
                 let owner = arguments.opaque(1024)?.to_vec();
+                if self.kept_away.0.contains(&owner) && Instant::now() < self.kept_away.1 {
+                    return fail(10008);
+                }
                 let known = self.clients.iter().find(|(_, client)| client.owner == owner).map(|(id, _)| *id);
                 if let Some(id) = known.filter(|id| self.clients[id].verifier == verifier) {
                     to.put_u64(id);
@@ -445,13 +460,16 @@ impl State {
             1 => {
                 let name = self.clients.get(&client).map(|client| client.owner.clone()).unwrap_or_default();
                 let claimed = self.before.iter().position(|(owner, opened)| *owner == name && opened.file == at);
-                let Some(claimed) = claimed else { return Ok(Err(10034)) };
+                let Some(claimed) = claimed.filter(|_| Instant::now() < self.grace_until) else {
+                    return Ok(Err(10033));
+                };
                 self.before.remove(claimed);
                 at
             }
             _ => at,
         };
-        if claim != 1 && self.before.iter().any(|(_, opened)| opened.file == file) {
+        if claim != 1 && Instant::now() < self.grace_until && self.before.iter().any(|(_, opened)| opened.file == file)
+        {
             return Ok(Err(10013));
         }
         let other = self.opened.values().any(|opened| {

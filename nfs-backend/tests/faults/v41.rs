@@ -153,7 +153,7 @@ fn a_lease_that_ended_is_no_loss_unless_somebody_else_has_had_the_disk() {
         let first = Locked::new(&server, "esx-a").await.expect("the disk is free");
         let tenure = first.keeper.tenure();
         first.write(0, 1, true).await.expect("written");
-        server.expire();
+        server.expire(Duration::ZERO);
         first.write(0, 2, true).await.expect("it waited, and nobody was there meanwhile");
         until(&tenure, State::Open).await;
 
@@ -166,7 +166,7 @@ fn a_lease_that_ended_is_no_loss_unless_somebody_else_has_had_the_disk() {
             _ => Fault::None,
         });
         until(&tenure, State::Frozen).await;
-        server.expire();
+        server.expire(Duration::ZERO);
         alone.store(1, Ordering::SeqCst);
         // Whoever is first has it; the other one finds that out.
         let second = Locked::new(&server, "esx-b").await;
@@ -196,7 +196,7 @@ fn a_holder_whose_disk_somebody_had_and_gave_back_has_lost_it() {
         // The first one's keeper hears nothing at all: its process id tells its requests apart by what they are about.
         server.plan(|operation, _| if operation == TEST_STATEID { Fault::CutBefore } else { Fault::None });
         until(&tenure, State::Frozen).await;
-        server.expire();
+        server.expire(Duration::ZERO);
         // The owner file says what a host that came and went leaves.
         let (directory, _) = open(&server, "disk").await;
         let names: Vec<_> = server.names().into_iter().filter(|name| name.starts_with(".own-")).collect();
@@ -214,6 +214,121 @@ fn a_holder_whose_disk_somebody_had_and_gave_back_has_lost_it() {
     });
 }
 
+/// A number in the first block of a disk, which several hosts count up in turns.
+struct Count {
+    /// The highest that was acknowledged to anybody.
+    acknowledged: AtomicU64,
+    /// How often some host has had the disk.
+    turns: AtomicU64,
+    losses: AtomicU64,
+}
+
+const GOAL: u64 = 120;
+const STEPS_OF_A_TURN: u64 = 12;
+
+/// One turn: takes the disk, counts up, and gives it back or loses it.
+async fn take_a_turn(server: &TestServer, host: &str, count: &Count) {
+    let locked = match Locked::new(server, host).await {
+        Ok(locked) => locked,
+        // Somebody has it, or the server was started again or has lost the lease just then.
+        Err(error) => {
+            assert!(matches!(error, LockError::Held(_) | LockError::Denied(_) | LockError::Nfs { .. }), "{error}");
+            return tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    count.turns.fetch_add(1, Ordering::SeqCst);
+    let (tenure, file) = (locked.keeper.tenure(), locked.file.clone());
+    let ends = tokio::task::spawn_local(async move {
+        until(&tenure, State::Lost).await;
+        file.server().client().close("the lock is lost");
+    });
+    let mut own = None;
+    for _ in 0..STEPS_OF_A_TURN {
+        let least = count.acknowledged.load(Ordering::SeqCst);
+        let number = std::cell::Cell::new(0);
+        let sink = |_: usize, data: &[u8]| number.set(u64::from_be_bytes(*data.first_chunk().expect("8 bytes")));
+        let read = locked.file.read(0, 8, sink).await;
+        // What was read counts only under the lock; another host may have had the disk, and more, before the read began.
+        let is_open = locked.keeper.tenure().state() == State::Open;
+        if read.is_err() || locked.keeper.tenure().state() == State::Lost {
+            break;
+        }
+        if !is_open {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        }
+        assert!(number.get() >= least, "{host} reads {}, and {least} was acknowledged", number.get());
+        // Whoever has the disk is alone with it, whatever became of his lease meanwhile.
+        assert!(own.is_none_or(|own| own == number.get()), "{host} wrote {own:?}, and reads {}", number.get());
+        let next = number.get() + 1;
+        let durable = next.is_multiple_of(3);
+        let fill = |_: usize, to: &mut [u8]| to.copy_from_slice(&next.to_be_bytes());
+        let mut written = locked.file.write(0, 8, durable, fill).await;
+        if written.is_ok() && !durable {
+            written = locked.file.flush().await;
+        }
+        if written.is_err() {
+            break;
+        }
+        own = Some(next);
+        count.acknowledged.fetch_max(next, Ordering::SeqCst);
+    }
+    if locked.keeper.tenure().state() == State::Lost {
+        count.losses.fetch_add(1, Ordering::SeqCst);
+    }
+    ends.abort();
+    locked.give_back().await;
+}
+
+#[test]
+fn hosts_that_take_turns_never_undo_what_was_acknowledged_to_another() {
+    for seed in [51, 52] {
+        let server = disk();
+        let count = Count { acknowledged: AtomicU64::new(0), turns: AtomicU64::new(0), losses: AtomicU64::new(0) };
+        let mut random = super::Random(seed);
+        let last = AtomicU64::new(0);
+        let mut faults = super::faults(seed, false);
+        server.plan(move |operation, number| match random.below(400) {
+            // Now and then it is started again, and some hold their breath for longer than their lease.
+            0 if number > last.load(Ordering::SeqCst) + 100 => {
+                last.store(number, Ordering::SeqCst);
+                Fault::Restart
+            }
+            1 => Fault::Late(Duration::from_millis(200)),
+            _ => faults(operation, number),
+        });
+        std::thread::scope(|scope| {
+            for host in ["esx-a", "esx-b", "esx-c"] {
+                let (server, count) = (&server, &count);
+                scope.spawn(move || {
+                    run(async {
+                        while count.acknowledged.load(Ordering::SeqCst) < GOAL {
+                            take_a_turn(server, host, count).await;
+                        }
+                    });
+                });
+            }
+            let (server, count) = (&server, &count);
+            scope.spawn(move || {
+                let mut seen = 0;
+                while count.acknowledged.load(Ordering::SeqCst) < GOAL {
+                    std::thread::sleep(Duration::from_millis(100));
+                    let now = count.acknowledged.load(Ordering::SeqCst);
+                    if now >= seen + 20 {
+                        seen = now;
+                        server.expire(Duration::from_millis(900 * (now % 2)));
+                    }
+                }
+            });
+        });
+        let acknowledged = count.acknowledged.load(Ordering::SeqCst);
+        let number = u64::from_be_bytes(*server.durable("disk").first_chunk().expect("8 bytes"));
+        assert!(number >= acknowledged, "seed {seed}: {number} is there, {acknowledged} was acknowledged");
+        let (turns, losses) = (count.turns.load(Ordering::SeqCst), count.losses.load(Ordering::SeqCst));
+        println!("seed {seed}: {turns} turns, {losses} losses");
+    }
+}
+
 #[test]
 fn a_request_that_waits_for_the_lock_to_come_back_ends_with_its_disk() {
     let server = disk();
@@ -222,7 +337,7 @@ fn a_request_that_waits_for_the_lock_to_come_back_ends_with_its_disk() {
         // The keeper hears nothing of the lease's end; the data do.
         server.plan(|operation, _| if operation == TEST_STATEID { Fault::CutBefore } else { Fault::None });
         let file = locked.file.clone();
-        server.expire();
+        server.expire(Duration::ZERO);
         let read = tokio::task::spawn_local(async move { file.read(0, BLOCK, |_, _| {}).await });
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!read.is_finished(), "it waits for another session");
