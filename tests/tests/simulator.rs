@@ -39,7 +39,8 @@ fn sound_code_passes_all_seeds() {
 #[test]
 fn sound_code_passes_what_is_aimed_at_one_rule() {
     for aim in Aim::ALL {
-        let count = scale(AIMED);
+        // Changes of which nobody hears make long runs.
+        let count = scale(if aim == Aim::Unheard { AIMED / 10 } else { AIMED });
         let outcome = run_plans(&|seed| Plan::aimed(aim, seed), 0, count, None, false);
         let failed: Vec<_> = outcome.failed.iter().map(|failed| (failed.seed, &failed.verdict.findings)).collect();
         assert!(failed.is_empty(), "simulate --aim {} --replay SEED shows what happened: {failed:#?}", aim.name());

@@ -18,14 +18,16 @@ pub const fn seeds(sabotage: Sabotage) -> Option<u64> {
         ImagesRecur | LockKept | PublishForgotten | UnitNotAssigned | BlockTakenTwice | ClaimSkipped | CellsAlike
         | ArenaEmpty | TokenKept | UncleanForgotten | LinkReused | PoolKept | LockIgnored | MiscompareIsLost
         | UnknownIsFailed | GateIgnored | LeaseTooLong | AlwaysClean | CellsInDoubt | DropsOfTheLost
-        | AbsenceBelieved | LinkIgnored | DirtyAtOnce => Some(100),
+        | AbsenceBelieved | LinkIgnored | DirtyAtOnce | NoRestamp | OvertakenIsLost | ReadOnce | LeavingUnsaid => {
+            Some(100)
+        }
         FlushForgotten | UnlockFirst | DirtyJoined | WatchTooShort | ClaimIgnored | QuarantineSkipped | SlotNotRead
         | GateAfterWrite | UnmapAfterFree => Some(250),
         OneLunAsked | LivingMarkDecided => Some(500),
         UnmapBeforeMark | BlocksForgotten | StolenMarkKept => Some(1000),
-        GranulesWhole | LeaseFromAnswer | NoRestamp => Some(1600),
+        GranulesWhole | LeaseFromAnswer => Some(1600),
         GenerationIgnored | LeavingIgnored | RecoveryWithoutRestamp => Some(2500),
-        LeavingUnsaid => Some(7600),
+        OldPointersTrusted => Some(2800),
         _ => None,
     }
 }
@@ -35,6 +37,11 @@ pub const fn aim(sabotage: Sabotage) -> Option<Aim> {
     match sabotage {
         Sabotage::AbsenceBelieved | Sabotage::LinkIgnored => Some(Aim::LooksOverPauses),
         Sabotage::RecoveryWithoutRestamp => Some(Aim::LateAndAlone),
+        Sabotage::LeavingUnsaid | Sabotage::LeavingIgnored => Some(Aim::Disputes),
+        Sabotage::OvertakenIsLost => Some(Aim::Unheard),
+        Sabotage::ReadOnce => Some(Aim::ReadsOverPauses),
+        Sabotage::OldPointersTrusted => Some(Aim::BreakerDies),
+        Sabotage::NoRestamp => Some(Aim::Late),
         Sabotage::DirtyAtOnce => Some(Aim::Unanswered),
         Sabotage::ClosedForgotten => Some(Aim::ClosedAndLate),
         _ => None,

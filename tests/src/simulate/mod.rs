@@ -9,7 +9,7 @@
 //!                                          slots     its part of slots and leases
 //! data     a thread's reads and writes     verify    oracle: everything read back, and the checker
 //! volume   the first bytes                 shrink    smaller failing plans
-//! scenario runs that go for one rule
+//! scenario runs that go for what is rare   aimed     runs that go for one rule only
 //! runner   many seeds on all cores         catalogue deliberate faults
 //! ```
 //!
@@ -31,8 +31,10 @@
 //! | a storage that answers nobody for a while | `Blow::Stall` |
 //! | reservations: preempt-and-abort of the slot's paths (grade A), or time only (grade C) | `fenced_by_time` |
 //! | plain writes that are later than any lease, where the storage keeps a broken host out | `late_writes_ms` |
+//! | a breaker dies over a takeover | `Moment::AfterTakeovers` |
 //! | no space | `nearly_full` |
 
+mod aimed;
 pub mod catalogue;
 mod content;
 mod data;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use engine::sim::{FaultRates, HostClock, Rng};
 
-use super::scenario;
+use super::{aimed, scenario};
 
 /// A name that hosts work on: even ones lie in the first directory, odd ones in the second.
 pub type Place = u8;
@@ -127,6 +127,8 @@ pub enum Moment {
     AfterChanges(u32),
     /// When this many of its renewals have landed: their answers are on their way.
     AfterRenewals(u32),
+    /// When it has made this many slots of others dirty.
+    AfterTakeovers(u32),
     /// When this many of its compare-and-writes have begun to be late: nobody will supersede the last one.
     WhenLate(u32),
 }
@@ -166,13 +168,33 @@ pub enum Aim {
     LateAndAlone,
     /// A host that renews is asked to let go of a LUN that it has lost, and cannot say so: a write under those locks has no end.
     Unanswered,
-    /// The same, but the file is closed by then, and the write arrives after all, where the storage itself keeps nobody out yet.
+    /// All hosts rename and move the same few names.
+    Disputes,
+    /// The same, and one of them often does not hear what became of a change, and stands still then.
+    Unheard,
+    /// A host reads without a lock and stands still in it, while what it reads is cut off and its blocks are used for another file.
+    ReadsOverPauses,
+    /// A host dies over its publication, and so does the one that broke it, before it has recovered anything.
+    BreakerDies,
+    /// Many changes are late and nothing else happens.
+    Late,
+    /// As `Unanswered`, but the file is closed by then, and the write arrives after all, where the storage itself keeps nobody out yet.
     ClosedAndLate,
 }
 
 impl Aim {
     /// All of them.
-    pub const ALL: [Aim; 4] = [Aim::LooksOverPauses, Aim::LateAndAlone, Aim::Unanswered, Aim::ClosedAndLate];
+    pub const ALL: [Aim; 9] = [
+        Aim::LooksOverPauses,
+        Aim::LateAndAlone,
+        Aim::Unanswered,
+        Aim::ClosedAndLate,
+        Aim::Disputes,
+        Aim::Unheard,
+        Aim::ReadsOverPauses,
+        Aim::BreakerDies,
+        Aim::Late,
+    ];
 
     /// Its name on command lines.
     pub const fn name(self) -> &'static str {
@@ -181,6 +203,11 @@ impl Aim {
             Aim::LateAndAlone => "late-and-alone",
             Aim::Unanswered => "unanswered",
             Aim::ClosedAndLate => "closed-and-late",
+            Aim::Disputes => "disputes",
+            Aim::Unheard => "unheard",
+            Aim::ReadsOverPauses => "reads-over-pauses",
+            Aim::BreakerDies => "breaker-dies",
+            Aim::Late => "late",
         }
     }
 
@@ -265,10 +292,15 @@ impl Plan {
         let mut plan = Plan::of(seed);
         let rng = &mut Rng::new(seed ^ 0x00a1_3ed0);
         match aim {
-            Aim::LooksOverPauses => scenario::looks_over_pauses(rng, &mut plan),
-            Aim::LateAndAlone => scenario::late_and_alone(rng, &mut plan),
-            Aim::Unanswered => scenario::unanswered(rng, &mut plan),
-            Aim::ClosedAndLate => scenario::closed_and_late(rng, &mut plan),
+            Aim::LooksOverPauses => aimed::looks_over_pauses(rng, &mut plan),
+            Aim::LateAndAlone => aimed::late_and_alone(rng, &mut plan),
+            Aim::Unanswered => aimed::unanswered(rng, &mut plan),
+            Aim::ClosedAndLate => aimed::closed_and_late(rng, &mut plan),
+            Aim::Disputes => scenario::names_in_dispute(rng, &mut plan),
+            Aim::Unheard => aimed::unheard(rng, &mut plan),
+            Aim::ReadsOverPauses => aimed::reads_over_pauses(rng, &mut plan),
+            Aim::BreakerDies => aimed::breaker_dies(rng, &mut plan),
+            Aim::Late => aimed::late(&mut plan),
         }
         plan
     }

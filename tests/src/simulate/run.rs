@@ -472,6 +472,7 @@ impl Run {
         match event.moment {
             Moment::At(us) => self.sim.sleep(Duration::from_micros(us)).await,
             Moment::AfterChanges(count) => self.wait(&host, Until::Changes, count).await,
+            Moment::AfterTakeovers(count) => self.wait(&host, Until::Takeovers, count).await,
             Moment::AfterRenewals(count) => self.wait(&host, Until::Renewals, count).await,
             Moment::WhenLate(count) => {
                 while host.late.0.get() < count {

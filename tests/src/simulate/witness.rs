@@ -29,6 +29,8 @@ pub enum Until {
     Changes,
     /// Renewals that landed.
     Renewals,
+    /// Slots of others that it has made dirty.
+    Takeovers,
 }
 
 struct Wait {
@@ -428,6 +430,9 @@ impl Witness {
         }
         if heartbeat.state == SlotState::Live && before.as_ref().is_some_and(|old| old.owner == host) {
             self.count(host, Until::Renewals);
+        }
+        if heartbeat.state == SlotState::Dirty && before.as_ref().is_some_and(|old| old.owner != host) {
+            self.count(host, Until::Takeovers);
         }
         let owner = if joins { host } else { before.as_ref().map_or(host, |old| old.owner) };
         let claimed = !joins && (owner != host || before.as_ref().is_some_and(|old| old.claimed));
