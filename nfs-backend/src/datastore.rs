@@ -31,7 +31,7 @@ pub enum DatastoreError {
         cause: String,
     },
     /// The server does not give the directory.
-    #[error("{url}: {cause}; check the path, and that the server exports it to this host (showmount -e)")]
+    #[error("{url}: {cause}{}", mount_hint(.cause))]
     Mount {
         /// The URL.
         url: Url,
@@ -68,7 +68,7 @@ pub enum DatastoreError {
         url: Url,
     },
     /// A call failed.
-    #[error("{url}: {cause}{}", hint(.cause))]
+    #[error("{url}: {cause}{}", .cause.hint())]
     Call {
         /// The file.
         url: Url,
@@ -77,15 +77,10 @@ pub enum DatastoreError {
     },
 }
 
-fn hint(error: &NfsError) -> &'static str {
+fn mount_hint(error: &MountError) -> &'static str {
     match error {
-        NfsError::Refused { status: Status::ACCES | Status::PERM, .. } => {
-            "; check the permissions, and that the server does not squash this user (uid=N in the URL names another)"
-        }
-        NfsError::Refused { status: Status::NOSPC | Status::DQUOT, .. } => "; make room on the export",
-        NfsError::Refused { status: Status::ROFS, .. } => "; export it for writing, or open the disk read-only",
-        NfsError::Unreachable { .. } | NfsError::Unknown { .. } => "; check the server and the network",
-        _ => "",
+        MountError::Call(cause @ (NfsError::Unreachable { .. } | NfsError::Unknown { .. })) => cause.hint(),
+        _ => "; check the path, and that the server exports it to this host (showmount -e)",
     }
 }
 
@@ -317,12 +312,30 @@ impl Directory {
         let mut done = 0;
         while done < bytes.len() {
             let length = (bytes.len() - done).min(self.limits.most_write.clamp(512, MOST_BYTES) as usize);
-            let fill = |to: &mut [u8]| to.copy_from_slice(&bytes[done..done + length]);
-            let range = (done as u64, length as u32);
-            let written = self.server.write(file, range, Stability::FileSync, (false, false), fill, None).await;
+            let mut part = bytes[done..done + length].to_vec();
+            let written = self.server.write(file, done as u64, &mut part, Stability::FileSync, (false, false)).await;
             done += written.map_err(self.failed(name))?.count as usize;
         }
         Ok(())
+    }
+
+    /// Replaces a small file by another one with these bytes, in the right that the writes of `data` have: whoever opens the name finds the old or
+    /// the new one, whole.
+    ///
+    /// # Errors
+    /// [`DatastoreError`]; after `Unknown` it may happen yet.
+    pub async fn replace(&self, name: &str, bytes: &[u8], data: &DataFile) -> Result<(), DatastoreError> {
+        let random = getrandom::u32().expect("the system gives random numbers");
+        let temporary = format!("{name}.{random:08x}.new");
+        let file = self.create(&temporary, bytes.len() as u64).await?;
+        let replaced = match self.write_small(&temporary, &file.handle, bytes).await {
+            Ok(()) => data.rename(&self.handle, &temporary, name).await.map_err(self.failed(name)),
+            error => error,
+        };
+        if replaced.is_err() {
+            let _ = self.remove(&temporary).await;
+        }
+        replaced
     }
 
     /// Removes a name; it may be absent.

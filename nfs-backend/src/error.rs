@@ -177,6 +177,19 @@ pub enum NfsError {
 }
 
 impl NfsError {
+    /// What to do about it, behind a semicolon; empty if there is no advice.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            NfsError::Refused { status: Status::ACCES | Status::PERM, .. } => {
+                "; check the permissions, and that the server does not squash this user (uid=N in the URL names another)"
+            }
+            NfsError::Refused { status: Status::NOSPC | Status::DQUOT, .. } => "; make room on the export",
+            NfsError::Refused { status: Status::ROFS, .. } => "; export it for writing, or open the disk read-only",
+            NfsError::Unreachable { .. } | NfsError::Unknown { .. } => "; check the server and the network",
+            _ => "",
+        }
+    }
+
     /// The server's status, if it gave one.
     pub fn status(&self) -> Option<Status> {
         match self {

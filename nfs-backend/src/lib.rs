@@ -3,7 +3,7 @@
 //!
 //! Everything that talks to a server is `async`, belongs to the thread that made it, and needs a tokio runtime with a `LocalSet` there
 //! (a tokio-uring runtime is one). There is no thread between a request and its socket.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod datastore;
 pub mod error;

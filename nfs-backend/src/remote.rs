@@ -1,6 +1,8 @@
 //! Owns: a server of either version, as datastores use it: the same calls, the same answers.
 //! Promises: nothing of its own. Must not know: how a call is made.
 
+use scsi::DataBuffer;
+
 use crate::error::NfsError;
 use crate::nfs3::{Attributes, Committed, FileHandle, FsInfo, FsStat, Stability, Written};
 use crate::rpc::Client;
@@ -72,21 +74,50 @@ impl Remote {
         either!(self, server => server.read(file, position, length, sink).await)
     }
 
-    /// Writes `length` bytes, which `fill` gives, at `position`: `gated`, or as part of a `recovery`. `kept`, if given, is exchanged for the
-    /// whole call as it was sent, at whose end the bytes are.
+    /// Reads at most as many bytes at `position` as `buffer` holds, into it: by NFSv3 straight, by NFSv4.1 with a copy. Gives their number, and
+    /// whether the file ends there.
+    ///
+    /// # Errors
+    /// [`NfsError`]
+    pub async fn read_to(
+        &self,
+        file: &FileHandle,
+        position: u64,
+        buffer: &DataBuffer,
+    ) -> Result<(u32, bool), NfsError> {
+        match self {
+            Remote::V3(server) => server.read_to(file, position, buffer).await,
+            Remote::V4(server) => {
+                let sink = |data: &[u8]| buffer.copy_from(0, data);
+                server.read(file, position, buffer.len() as u32, sink).await
+            }
+        }
+    }
+
+    /// Writes `data` at `position`: `gated`, or as part of a `recovery`. The vector is the same afterwards, or empty after an error.
     ///
     /// # Errors
     /// [`NfsError`]
     pub async fn write(
         &self,
         file: &FileHandle,
-        range: (u64, u32),
+        position: u64,
+        data: &mut Vec<u8>,
         stability: Stability,
         how: (bool, bool),
-        fill: impl FnMut(&mut [u8]),
-        kept: Option<&mut Vec<u8>>,
     ) -> Result<Written, NfsError> {
-        either!(self, server => server.write(file, range, stability, how, fill, kept).await)
+        either!(self, server => server.write(file, position, data, stability, how).await)
+    }
+
+    /// The server by NFSv3.
+    ///
+    /// # Errors
+    /// [`NfsError::Denied`] if it is used by another version, in which `procedure` is not built.
+    pub fn by_v3(&self, procedure: &'static str) -> Result<&nfs3::Server, NfsError> {
+        match self {
+            Remote::V3(server) => Ok(server),
+            Remote::V4(_) => Err(NfsError::Denied { procedure, cause: "this is done by NFSv3 only" }),
+        }
     }
 
     /// Makes what was written to a file durable.

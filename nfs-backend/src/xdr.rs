@@ -93,8 +93,6 @@ pub trait Writer {
     fn put_bool(&mut self, value: bool);
     /// Variable-length opaque data or a string.
     fn put_opaque(&mut self, bytes: &[u8]);
-    /// Variable-length opaque data of this length, which `fill` writes into zeros.
-    fn put_filled(&mut self, length: usize, fill: impl FnOnce(&mut [u8]));
 }
 
 impl Writer for Vec<u8> {
@@ -114,13 +112,6 @@ impl Writer for Vec<u8> {
         self.put_u32(bytes.len() as u32);
         self.extend_from_slice(bytes);
         self.extend_from_slice(&[0; 3][..padding(bytes.len())]);
-    }
-
-    fn put_filled(&mut self, length: usize, fill: impl FnOnce(&mut [u8])) {
-        self.put_u32(length as u32);
-        let start = self.len();
-        self.resize(start + length + padding(length), 0);
-        fill(&mut self[start..start + length]);
     }
 }
 
@@ -156,7 +147,7 @@ mod tests {
             let mut written = Vec::new();
             written.put_u64(number);
             written.put_opaque(&bytes);
-            written.put_filled(bytes.len(), |part| part.copy_from_slice(&bytes));
+            written.put_opaque(&bytes);
             written.put_bool(flag);
             let mut reader = Reader::new(&written);
             prop_assert_eq!(reader.u64(), Ok(number));

@@ -227,8 +227,7 @@ impl BlockDevice for NfsDisk {
         self.geometry.check_read(position, buffer.len() as u64)?;
         loop {
             self.pass().await?;
-            let sink = |offset: usize, data: &[u8]| buffer.copy_from(offset, data);
-            let read = self.file.read(position, buffer.len(), sink).await;
+            let read = self.file.read(position, buffer).await;
             read.map_err(|error| self.failed(position, &error))?;
             if self.is_open() {
                 return Ok(());

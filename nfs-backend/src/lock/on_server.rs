@@ -70,11 +70,9 @@ impl Store for LockFiles<'_> {
     }
 
     async fn write(&self, file: &FileHandle, bytes: &[u8]) -> Result<bool, NfsError> {
-        let fill = |to: &mut [u8]| to.copy_from_slice(bytes);
-        let length = bytes.len() as u32;
-        match self.server.write(file, (0, length), Stability::FileSync, (false, false), fill, None).await {
+        match self.server.write(file, 0, &mut bytes.to_vec(), Stability::FileSync, (false, false)).await {
             Err(error) if is_gone(&error) => Ok(false),
-            Ok(written) if written.count < length => {
+            Ok(written) if (written.count as usize) < bytes.len() => {
                 Err(NfsError::Nonsense { procedure: "WRITE", cause: "a lock record written in part".into() })
             }
             other => other.map(|_| true),

@@ -104,7 +104,7 @@ pub enum LockError {
     #[error("more than {MAX_CHAIN} lock files {0}.*: make sure that no host uses the disk, then remove them")]
     Chain(String),
     /// The server does not answer, or refuses.
-    #[error("the lock {file} cannot be had: {cause}")]
+    #[error("the lock {file} cannot be had: {cause}{}", .cause.hint())]
     Nfs {
         /// The lock file.
         file: String,

@@ -4,15 +4,20 @@
 
 use std::time::Duration;
 
+use scsi::DataBuffer;
 use tokio::time::{Instant, sleep};
 
 use super::values::{Attributes, FileHandle, FsInfo, FsStat, NewAttributes, Time, Verifier};
 use crate::error::{NfsError, Status};
+use crate::rpc::message::{self, Verdict};
+use crate::rpc::record::Located;
 use crate::rpc::{Answer, Call, Client, Procedure, Sending};
 use crate::xdr::{Reader, Writer, XdrError};
 
 /// Longest name that is taken from a server.
 const MAX_NAME: usize = 255;
+/// Pause before a server that had no time is asked again for the first time.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause before a server that had no time is asked again.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Bytes of a directory that are asked for at once.
@@ -130,17 +135,21 @@ impl Server {
         mut arguments: impl FnMut(&mut Vec<u8>),
         how: Sending,
     ) -> Result<Results<'_>, NfsError> {
-        let mut pause = Duration::from_millis(20);
+        self.ask_with(procedure, |call| arguments(call.arguments()), how).await
+    }
+
+    async fn ask_with(
+        &self,
+        procedure: Procedure,
+        mut prepare: impl FnMut(&mut Call<'_>),
+        how: Sending,
+    ) -> Result<Results<'_>, NfsError> {
+        let mut pause = SHORTEST_PAUSE;
         loop {
             let mut call = self.client.begin(procedure, how.recovery).await?;
-            arguments(call.arguments());
+            prepare(&mut call);
             match Self::results(call, how, procedure.name).await {
-                Err(error)
-                    if error.is(Status::JUKEBOX) && how.deadline.is_none_or(|by| Instant::now() + pause < by) =>
-                {
-                    sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
+                Err(error) if error.is(Status::JUKEBOX) && may_ask_again(how, &mut pause).await => {}
                 other => return other,
             }
         }
@@ -186,6 +195,20 @@ impl Server {
         self.ask_by(SETATTR, arguments, self.sending(self.deadline(), guard.is_none(), false, false)).await.map(drop)
     }
 
+    /// Gives a file another size; what comes in addition reads as zeros. Sent only while the gate is open if it is `gated`; repeated over a new
+    /// connection.
+    ///
+    /// # Errors
+    /// [`NfsError`]: the file may have the old or the new size.
+    pub async fn set_size(&self, file: &FileHandle, size: u64, gated: bool) -> Result<(), NfsError> {
+        let arguments = |to: &mut Vec<u8>| {
+            to.put_opaque(file.as_bytes());
+            NewAttributes { mode: None, size: Some(size) }.write(to);
+            to.put_bool(false);
+        };
+        self.ask(SETATTR, arguments, gated, false).await.map(drop)
+    }
+
     /// The file of a name; `None` if there is none.
     ///
     /// # Errors
@@ -225,44 +248,87 @@ impl Server {
             to.put_u32(length);
         };
         let results = self.ask(READ, arguments, false, false).await?;
-        let mut reader = results.reader();
-        let mut parse = || {
-            Attributes::read_optional(&mut reader)?;
-            let (count, is_end) = (reader.u32()?, reader.bool()?);
-            let data = reader.opaque(length as usize)?;
-            if data.len() as u64 == u64::from(count) { Ok((data, is_end)) } else { Err(XdrError::Value(count)) }
-        };
-        let (data, is_end) = parse().map_err(NfsError::nonsense("READ"))?;
-        if data.is_empty() && !is_end && length > 0 {
-            return Err(NfsError::Nonsense { procedure: "READ", cause: "no bytes, and yet not the end".into() });
-        }
+        let (data, is_end) = read_results(&mut results.reader(), length).map_err(NfsError::nonsense("READ"))?;
+        check_read(data.len(), is_end, length)?;
         sink(data);
         Ok((data.len() as u32, is_end))
     }
 
-    /// Writes `length` bytes, which `fill` gives, at `position`; repeated over a new connection, for it writes the same again. `kept`, if
-    /// given, is exchanged for the whole call as it was sent, at whose end the bytes are.
+    /// Reads at most as many bytes at `position` as `buffer` holds, straight into it. Gives their number, and whether the file ends there. What
+    /// else the buffer holds then is not defined, also after an error.
+    ///
+    /// # Errors
+    /// [`NfsError`]; `Nonsense` for more bytes than were asked for.
+    pub async fn read_to(
+        &self,
+        file: &FileHandle,
+        position: u64,
+        buffer: &DataBuffer,
+    ) -> Result<(u32, bool), NfsError> {
+        let length = buffer.len() as u32;
+        let prepare = |call: &mut Call<'_>| {
+            let to = call.arguments();
+            to.put_opaque(file.as_bytes());
+            to.put_u64(position);
+            to.put_u32(length);
+            call.land(buffer.clone(), locate_read);
+        };
+        let how = self.sending(self.deadline(), true, false, false);
+        let results = self.ask_with(READ, prepare, how).await?;
+        let mut reader = results.reader();
+        let read = match results.answer.landed() {
+            0 => read_results(&mut reader, length).map(|(data, is_end)| {
+                buffer.copy_from(0, data);
+                (data.len(), is_end)
+            }),
+            landed => read_head(&mut reader).and_then(|(count, is_end)| {
+                let length = reader.u32()?;
+                let is_all = length == count && length as usize == landed;
+                if is_all { Ok((landed, is_end)) } else { Err(XdrError::Value(length)) }
+            }),
+        };
+        let (count, is_end) = read.map_err(NfsError::nonsense("READ"))?;
+        check_read(count, is_end, length)?;
+        Ok((count as u32, is_end))
+    }
+
+    /// Writes `data` at `position`; repeated over a new connection, for it writes the same again. The vector is sent from where it is, and is
+    /// the same afterwards, or empty after an error.
     ///
     /// # Errors
     /// [`NfsError`]
-    #[allow(clippy::too_many_arguments)]
     pub async fn write(
         &self,
         file: &FileHandle,
-        (position, length): (u64, u32),
+        position: u64,
+        data: &mut Vec<u8>,
         stability: Stability,
         (gated, recovery): (bool, bool),
-        mut fill: impl FnMut(&mut [u8]),
-        kept: Option<&mut Vec<u8>>,
     ) -> Result<Written, NfsError> {
-        let arguments = |to: &mut Vec<u8>| {
+        let how = self.sending(self.deadline(), true, gated, recovery);
+        let length = data.len() as u32;
+        let mut pause = SHORTEST_PAUSE;
+        let answer = loop {
+            let mut call = self.client.begin(WRITE, recovery).await?;
+            let to = call.arguments();
             to.put_opaque(file.as_bytes());
             to.put_u64(position);
             to.put_u32(length);
             to.put_u32(if stability == Stability::FileSync { 2 } else { 0 });
-            to.put_filled(length as usize, &mut fill);
+            to.put_u32(length);
+            call.attach(std::mem::take(data));
+            let mut answer = call.send(how).await?;
+            *data = answer.take_attached();
+            match answer.results().u32().map_err(NfsError::nonsense("WRITE"))? {
+                0 => break answer,
+                status if Status(status) == Status::JUKEBOX => drop(answer),
+                status => return Err(NfsError::Refused { procedure: "WRITE", status: Status(status) }),
+            }
+            if !may_ask_again(how, &mut pause).await {
+                return Err(NfsError::Refused { procedure: "WRITE", status: Status::JUKEBOX });
+            }
         };
-        let mut results = self.ask(WRITE, arguments, gated, recovery).await?;
+        let results = Results { answer, skip: 4 };
         let mut reader = results.reader();
         let mut parse = || {
             Attributes::read_after(&mut reader)?;
@@ -275,9 +341,6 @@ impl Server {
         let is_durable = committed == 2;
         if stability == Stability::FileSync && !is_durable {
             return Err(NfsError::Nonsense { procedure: "WRITE", cause: "less durable than asked for".into() });
-        }
-        if let Some(kept) = kept {
-            results.answer.exchange_call(kept);
         }
         Ok(Written { count, is_durable, verifier })
     }
@@ -348,7 +411,7 @@ impl Server {
         }
     }
 
-    /// Gives a file another name, and takes that from any other file. Sent once.
+    /// Gives a file another name, and takes that from any other file. Sent once, and only while the gate is open if it is `gated`.
     ///
     /// # Errors
     /// [`NfsError`]; after `Unknown` it may happen yet.
@@ -356,6 +419,7 @@ impl Server {
         &self,
         (directory, name): (&FileHandle, &[u8]),
         (new_directory, new_name): (&FileHandle, &[u8]),
+        gated: bool,
     ) -> Result<(), NfsError> {
         let arguments = |to: &mut Vec<u8>| {
             to.put_opaque(directory.as_bytes());
@@ -363,7 +427,7 @@ impl Server {
             to.put_opaque(new_directory.as_bytes());
             to.put_opaque(new_name);
         };
-        self.ask_by(RENAME, arguments, self.sending(self.deadline(), false, false, false)).await.map(drop)
+        self.ask_by(RENAME, arguments, self.sending(self.deadline(), false, gated, false)).await.map(drop)
     }
 
     /// The entries of a directory, at most `most`.
@@ -429,6 +493,61 @@ impl Server {
     }
 }
 
+/// Waits for the next attempt with a server that has no time. False: there is no time for one.
+async fn may_ask_again(how: Sending, pause: &mut Duration) -> bool {
+    if how.deadline.is_some_and(|by| Instant::now() + *pause >= by) {
+        return false;
+    }
+    sleep(*pause).await;
+    *pause = (*pause * 2).min(LONGEST_PAUSE);
+    true
+}
+
+/// READ3resok before its data: how many there are, and whether the file ends with them.
+fn read_head(reader: &mut Reader<'_>) -> Result<(u32, bool), XdrError> {
+    Attributes::read_optional(reader)?;
+    Ok((reader.u32()?, reader.bool()?))
+}
+
+/// READ3resok, of at most `most` bytes.
+fn read_results<'a>(reader: &mut Reader<'a>, most: u32) -> Result<(&'a [u8], bool), XdrError> {
+    let (count, is_end) = read_head(reader)?;
+    let data = reader.opaque(most as usize)?;
+    if data.len() as u64 == u64::from(count) { Ok((data, is_end)) } else { Err(XdrError::Value(count)) }
+}
+
+fn check_read(count: usize, is_end: bool, wanted: u32) -> Result<(), NfsError> {
+    match count == 0 && !is_end && wanted > 0 {
+        true => Err(NfsError::Nonsense { procedure: "READ", cause: "no bytes, and yet not the end".into() }),
+        false => Ok(()),
+    }
+}
+
+/// Bytes of a reply to READ before its data, if attributes come with it and the verifier is empty.
+const READ_HEADER: usize = 128;
+
+/// Finds the data in a reply to READ.
+fn locate_read(head: &[u8]) -> Located {
+    let find = || {
+        let Verdict::Accepted(at) = message::verdict(head)? else { return Ok(0..0) };
+        let mut reader = Reader::new(&head[at..]);
+        if reader.u32()? != 0 {
+            return Ok(0..0);
+        }
+        read_head(&mut reader)?;
+        let length = reader.u32()? as usize;
+        let start = head.len() - reader.rest().len();
+        Ok(start..start.saturating_add(length))
+    };
+    match find() {
+        Ok(range) if range.is_empty() => Located::Nowhere,
+        Ok(range) => Located::At(range),
+        Err(XdrError::Short) if head.len() < READ_HEADER => Located::Later(READ_HEADER),
+        Err(XdrError::Short) => Located::Later(head.len() + READ_HEADER),
+        Err(_) => Located::Nowhere,
+    }
+}
+
 /// Passes over integers that are of no interest.
 fn skip(reader: &mut Reader<'_>, integers: usize) -> Result<(), XdrError> {
     (0..integers).try_for_each(|_| reader.u32().map(drop))
@@ -468,6 +587,12 @@ mod tests {
                 let (mut entries, mut cookie, mut verifier) = (Vec::new(), 0, [0; 8]);
                 let _ = read_entries(&mut Reader::new(bytes), &mut entries, &mut cookie, &mut verifier);
                 prop_assert!(entries.len() <= bytes.len() / 16);
+                let accepted = [1u32, 1, 0, 0, 0, 0, 0].map(u32::to_be_bytes).concat();
+                match locate_read(&[&accepted, bytes.as_slice()].concat()) {
+                    Located::At(range) => prop_assert!(range.start <= accepted.len() + bytes.len() && !range.is_empty()),
+                    Located::Later(length) => prop_assert!(length > accepted.len() + bytes.len()),
+                    Located::Nowhere => {}
+                }
                 let _ = Attributes::read_optional(&mut Reader::new(bytes)).is_ok();
                 let _ = Attributes::read_after(&mut Reader::new(bytes)).is_ok();
                 let _ = FileHandle::read(&mut Reader::new(bytes)).is_ok();

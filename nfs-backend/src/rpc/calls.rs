@@ -4,13 +4,24 @@
 //! Must not know: sockets, time, what calls mean.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::task::Waker;
+
+use scsi::DataBuffer;
+
+use super::record::Located;
+use crate::xdr::padding;
 
 /// Most calls at once, those of a recovery included: their numbers fit into [`SLOT_BITS`].
 pub(super) const MOST_SLOTS: usize = 1 << SLOT_BITS;
 /// Bits of a transaction id that tell the slot; the others count.
 const SLOT_BITS: u32 = 7;
+
+/// Most pieces of a call on the wire.
+pub(super) const MOST_PIECES: usize = 3;
+/// Bytes of a call or an answer from which on it is worth a system call of its own.
+const MUCH: usize = 32 << 10;
 
 /// How a call is to be sent.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +34,48 @@ pub struct Sending {
     pub recovery: bool,
     /// The latest moment to wait for an answer. `None`: as long as the client lives.
     pub deadline: Option<tokio::time::Instant>,
+}
+
+/// Finds data in the first bytes of a reply.
+pub type Locate = fn(head: &[u8]) -> Located;
+
+/// Memory that the data of a reply go to, past the reply.
+#[derive(Clone, Debug)]
+pub(super) struct Landing {
+    pub buffer: DataBuffer,
+    pub locate: Locate,
+}
+
+/// What a call takes along. The vectors' memory goes from call to call.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// The call: mark, header, arguments.
+    pub record: Vec<u8>,
+    /// Data at its end, with padding behind them; empty: none.
+    pub payload: Vec<u8>,
+    /// The reply, without what landed.
+    pub reply: Vec<u8>,
+    /// Where the reply's data go.
+    pub landing: Option<Landing>,
+    /// So many bytes are there.
+    pub landed: usize,
+}
+
+impl Memory {
+    /// Bytes of the call on the wire.
+    fn length(&self) -> usize {
+        self.record.len() + self.payload.len() + padding(self.payload.len())
+    }
+
+    /// Its bytes without the first `skip`, in at most three pieces.
+    fn pieces(&self, mut skip: usize) -> impl Iterator<Item = &[u8]> {
+        let pieces = [&self.record[..], &self.payload[..], &[0; 3][..padding(self.payload.len())]];
+        pieces.into_iter().filter_map(move |piece| {
+            let rest = &piece[skip.min(piece.len())..];
+            skip -= piece.len() - rest.len();
+            (!rest.is_empty()).then_some(rest)
+        })
+    }
 }
 
 /// How far a call is.
@@ -46,8 +99,7 @@ pub(super) enum Phase {
 struct Slot {
     phase: Phase,
     count: u32,
-    record: Vec<u8>,
-    reply: Vec<u8>,
+    memory: Memory,
     waker: Option<Waker>,
     repeat: bool,
     gated: bool,
@@ -58,11 +110,10 @@ struct Slot {
     order: u64,
 }
 
-/// A call that is being written to the socket.
-#[derive(Clone, Copy, Debug)]
-struct Partial {
-    slot: usize,
-    written: usize,
+impl Slot {
+    fn has_much(&self) -> bool {
+        self.memory.landing.as_ref().is_some_and(|landing| landing.buffer.len() >= MUCH)
+    }
 }
 
 /// All calls of a client.
@@ -73,17 +124,26 @@ pub(super) struct Calls {
     free_for_recovery: Vec<usize>,
     ordinary: usize,
     queue: VecDeque<usize>,
-    partial: Option<Partial>,
+    /// Those that go to the socket next, in their order.
+    sending: VecDeque<usize>,
+    /// So many bytes of the first of them are written.
+    written: usize,
+    /// Calls that were sent and have no answer.
+    in_flight: usize,
+    /// Those of them whose answer has many data.
+    with_much: usize,
+    /// Bytes of the calls that are not sent as a whole.
+    waiting_bytes: usize,
     next_order: u64,
 }
 
 /// What the socket has to carry next.
-pub(super) struct Next<'a> {
-    /// Bytes that have not been written yet.
-    pub bytes: &'a [u8],
-    /// Some of it has been written already.
+pub(super) struct Next {
+    /// Pieces of it.
+    pub pieces: usize,
+    /// A part of the first call has been written already.
     pub is_begun: bool,
-    /// It may be sent only while the gate is open.
+    /// Some of it may be sent only while the gate is open.
     pub gated: bool,
 }
 
@@ -98,49 +158,78 @@ impl Calls {
             free_for_recovery: (ordinary..ordinary + recovery).rev().collect(),
             ordinary,
             queue: VecDeque::with_capacity(ordinary + recovery),
-            partial: None,
+            sending: VecDeque::with_capacity(ordinary + recovery),
+            written: 0,
+            in_flight: 0,
+            with_much: 0,
+            waiting_bytes: 0,
             next_order: 0,
         }
     }
 
-    /// Takes a slot, if there is one: its number, its transaction id and its memory for the call and the reply.
-    pub fn open(&mut self, recovery: bool) -> Option<(usize, u32, Vec<u8>, Vec<u8>)> {
+    /// Takes a slot, if there is one: its number, its transaction id and its memory.
+    pub fn open(&mut self, recovery: bool) -> Option<(usize, u32, Memory)> {
         let free = if recovery { &mut self.free_for_recovery } else { &mut self.free };
         let number = free.pop()?;
         let slot = &mut self.slots[number];
         slot.count = slot.count.wrapping_add(1);
         (slot.phase, slot.resent, slot.waker) = (Phase::Filling, false, None);
         let xid = slot.count << SLOT_BITS | number as u32;
-        Some((number, xid, std::mem::take(&mut slot.record), std::mem::take(&mut slot.reply)))
+        Some((number, xid, std::mem::take(&mut slot.memory)))
     }
 
     /// Gives a slot back with its memory.
-    pub fn close(&mut self, number: usize, record: Vec<u8>, reply: Vec<u8>) {
+    pub fn close(&mut self, number: usize, memory: Memory) {
         let slot = &mut self.slots[number];
-        (slot.record, slot.reply, slot.phase) = (record, reply, Phase::Free);
+        (slot.memory, slot.phase) = (Memory { landing: None, ..memory }, Phase::Free);
         if number < self.ordinary { self.free.push(number) } else { self.free_for_recovery.push(number) }
     }
 
     /// A call is ready to be sent.
-    pub fn submit(&mut self, number: usize, record: Vec<u8>, reply: Vec<u8>, how: &Sending) {
+    pub fn submit(&mut self, number: usize, memory: Memory, how: &Sending) {
         let slot = &mut self.slots[number];
-        (slot.record, slot.reply, slot.phase) = (record, reply, Phase::Queued);
+        self.waiting_bytes += memory.length();
+        (slot.memory, slot.phase) = (memory, Phase::Queued);
         (slot.repeat, slot.gated, slot.recovery) = (how.repeat, how.gated, how.recovery);
         slot.order = self.next_order;
         self.next_order += 1;
         self.queue.push_back(number);
     }
 
+    /// Whether to write now: nothing is on the way whose answer would bring more to write with it, or it is much already.
+    pub fn is_urgent(&self) -> bool {
+        self.in_flight == 0 || self.waiting_bytes >= MUCH
+    }
+
+    /// Whether answers with many data are on the way.
+    pub fn expects_much(&self) -> bool {
+        self.with_much > 0
+    }
+
     /// Takes a call's memory back, whatever became of it. True: a part of it is on the connection, which is of no use any more.
-    pub fn withdraw(&mut self, number: usize) -> (Vec<u8>, Vec<u8>, bool) {
+    pub fn withdraw(&mut self, number: usize) -> (Memory, bool) {
         self.queue.retain(|queued| *queued != number);
-        let is_partial = self.partial.is_some_and(|partial| partial.slot == number);
+        let is_partial = self.written > 0 && self.sending.front() == Some(&number);
         if is_partial {
-            self.partial = None;
+            self.written = 0;
         }
+        self.sending.retain(|sending| *sending != number);
+        if self.slots[number].phase == Phase::Queued {
+            self.waiting_bytes -= self.slots[number].memory.length();
+        }
+        self.no_longer_waits(number);
         let slot = &mut self.slots[number];
         slot.phase = Phase::Filling;
-        (std::mem::take(&mut slot.record), std::mem::take(&mut slot.reply), is_partial)
+        (std::mem::take(&mut slot.memory), is_partial)
+    }
+
+    /// Counts a call that waits for an answer no more.
+    fn no_longer_waits(&mut self, number: usize) {
+        let slot = &self.slots[number];
+        if matches!(slot.phase, Phase::Sent(_)) {
+            self.in_flight -= 1;
+            self.with_much -= usize::from(slot.has_much());
+        }
     }
 
     /// How far a call is; `waker` is woken when that changes.
@@ -165,41 +254,65 @@ impl Calls {
         self.slots[number].resent
     }
 
-    /// What to write next: the rest of what was begun, else the first call that may go out.
-    pub fn next(&mut self, recovering: bool, gate: impl FnOnce() -> bool) -> Option<Next<'_>> {
-        if self.partial.is_none() {
-            let mut gate = Some(gate);
-            let mut is_open = None;
-            let slots = &self.slots;
-            let at = self.queue.iter().position(|number| {
-                let slot = &slots[*number];
-                (!recovering || slot.recovery)
-                    && (!slot.gated || *is_open.get_or_insert_with(|| gate.take().is_some_and(|gate| gate())))
-            })?;
-            let slot = self.queue.remove(at)?;
-            self.partial = Some(Partial { slot, written: 0 });
+    /// What to write next: the rest of what was begun, and the calls that may go out, as far as there are slices for them.
+    pub fn next<'a>(
+        &'a mut self,
+        recovering: bool,
+        gate: impl FnOnce() -> bool,
+        slices: &mut [IoSlice<'a>],
+    ) -> Option<Next> {
+        let mut gate = Some(gate);
+        let mut is_open = None;
+        let mut nth = 0;
+        while nth < self.queue.len() && self.sending.len() < slices.len() / MOST_PIECES {
+            let slot = &self.slots[self.queue[nth]];
+            let may_go = (!recovering || slot.recovery)
+                && (!slot.gated || *is_open.get_or_insert_with(|| gate.take().is_some_and(|gate| gate())));
+            if may_go {
+                self.sending.extend(self.queue.remove(nth));
+            } else {
+                nth += 1;
+            }
         }
-        let Partial { slot, written } = self.partial?;
-        let slot = &self.slots[slot];
-        Some(Next { bytes: &slot.record[written..], is_begun: written > 0, gated: slot.gated })
+        self.sending.front()?;
+        let mut next = Next { pieces: 0, is_begun: self.written > 0, gated: false };
+        let mut skip = self.written;
+        for number in &self.sending {
+            let slot = &self.slots[*number];
+            next.gated |= slot.gated;
+            for piece in slot.memory.pieces(std::mem::take(&mut skip)) {
+                slices[next.pieces] = IoSlice::new(piece);
+                next.pieces += 1;
+            }
+        }
+        Some(next)
     }
 
     /// So many bytes of what [`Calls::next`] gave were written at `tick`.
     pub fn wrote(&mut self, bytes: usize, tick: u64) {
-        let Some(partial) = &mut self.partial else { return };
-        partial.written += bytes;
-        let slot = &mut self.slots[partial.slot];
-        if partial.written == slot.record.len() {
+        self.written += bytes;
+        while let Some(number) = self.sending.front() {
+            let slot = &mut self.slots[*number];
+            let length = slot.memory.length();
+            if self.written < length {
+                return;
+            }
+            self.written -= length;
+            self.waiting_bytes -= length;
             slot.phase = Phase::Sent(tick);
-            self.partial = None;
+            self.in_flight += 1;
+            self.with_much += usize::from(slot.has_much());
+            self.sending.pop_front();
         }
     }
 
-    /// Nothing of what [`Calls::next`] gave goes out now: it is the first again.
+    /// Nothing of what [`Calls::next`] gave goes out now, but for the rest of what was begun: it is the first again.
     pub fn hold(&mut self) {
-        if let Some(Partial { slot, written: 0 }) = self.partial {
-            self.partial = None;
-            self.queue.push_front(slot);
+        let begun = usize::from(self.written > 0);
+        while self.sending.len() > begun
+            && let Some(number) = self.sending.pop_back()
+        {
+            self.queue.push_front(number);
         }
     }
 
@@ -210,11 +323,17 @@ impl Calls {
         (matches!(slot.phase, Phase::Sent(_)) && slot.count << SLOT_BITS | number as u32 == xid).then_some(number)
     }
 
-    /// Its reply came; `memory` is exchanged for the slot's.
-    pub fn answer(&mut self, number: usize, exchange: impl FnOnce(&mut Vec<u8>)) {
+    /// Where data of its answer go to.
+    pub fn landing(&self, number: usize) -> Option<&Landing> {
+        self.slots[number].memory.landing.as_ref()
+    }
+
+    /// Its reply came, and so many data have landed; `exchange` exchanges memory for the slot's.
+    pub fn answer(&mut self, number: usize, landed: usize, exchange: impl FnOnce(&mut Vec<u8>)) {
+        self.no_longer_waits(number);
         let slot = &mut self.slots[number];
-        exchange(&mut slot.reply);
-        slot.phase = Phase::Answered;
+        exchange(&mut slot.memory.reply);
+        (slot.memory.landed, slot.phase) = (landed, Phase::Answered);
         if let Some(waker) = slot.waker.take() {
             waker.wake();
         }
@@ -227,15 +346,14 @@ impl Calls {
 
     /// Whether a gated call was begun or sent, and has no answer.
     pub fn waits_for_gated(&self) -> bool {
-        self.partial.is_some_and(|partial| self.slots[partial.slot].gated)
+        self.sending.front().is_some_and(|number| self.written > 0 && self.slots[*number].gated)
             || self.slots.iter().any(|slot| slot.gated && matches!(slot.phase, Phase::Sent(_)))
     }
 
     /// The connection has ended: what was sent is sent again, or lost. What was not sent as a whole was not done.
     pub fn disconnect(&mut self, cause: &Arc<str>) {
-        if let Some(Partial { slot, .. }) = self.partial.take() {
-            self.queue.push_back(slot);
-        }
+        self.queue.extend(self.sending.drain(..));
+        (self.written, self.in_flight, self.with_much) = (0, 0, 0);
         for (number, slot) in self.slots.iter_mut().enumerate() {
             if !matches!(slot.phase, Phase::Sent(_)) {
                 continue;
@@ -251,6 +369,7 @@ impl Calls {
             }
         }
         let slots = &self.slots;
+        self.waiting_bytes = self.queue.iter().map(|number| slots[*number].memory.length()).sum();
         self.queue.make_contiguous().sort_unstable_by_key(|number| slots[*number].order);
     }
 
@@ -267,17 +386,25 @@ mod tests {
     const HOW: Sending = Sending { repeat: true, gated: false, recovery: false, deadline: None };
 
     fn submit(calls: &mut Calls, how: Sending) -> (usize, u32) {
-        let (slot, xid, mut record, reply) = calls.open(how.recovery).expect("a slot is free");
-        record.clear();
-        record.extend([slot as u8; 8]);
-        calls.submit(slot, record, reply, &how);
+        let (slot, xid, mut memory) = calls.open(how.recovery).expect("a slot is free");
+        memory.record.clear();
+        memory.record.extend([slot as u8; 8]);
+        calls.submit(slot, memory, &how);
         (slot, xid)
     }
 
-    fn send(calls: &mut Calls) -> Option<u8> {
-        let first = calls.next(false, || true)?.bytes[0];
-        calls.wrote(8, 0);
-        Some(first)
+    /// The bytes that go to the socket next.
+    fn bytes(calls: &mut Calls, recovering: bool, is_open: bool) -> Vec<u8> {
+        let mut slices = [IoSlice::new(&[]); 4 * MOST_PIECES];
+        let next = calls.next(recovering, || is_open, &mut slices);
+        slices[..next.map_or(0, |next| next.pieces)].iter().flat_map(|slice| slice.to_vec()).collect()
+    }
+
+    /// All of that is written: the calls that it was of.
+    fn send(calls: &mut Calls, recovering: bool, is_open: bool) -> Vec<usize> {
+        let bytes = bytes(calls, recovering, is_open);
+        calls.wrote(bytes.len(), 0);
+        bytes.chunks(8).map(|call| call[0].into()).collect()
     }
 
     #[test]
@@ -285,12 +412,15 @@ mod tests {
         let mut calls = Calls::new(2, 0, u32::MAX);
         let (slot, xid) = submit(&mut calls, HOW);
         assert_eq!(calls.find(xid), None, "it was not sent yet");
-        assert_eq!(send(&mut calls), Some(slot as u8));
+        assert_eq!(send(&mut calls, false, true), [slot]);
         assert_eq!(calls.find(xid ^ 1 << 7), None, "a reply to another call of that slot");
         assert_eq!(calls.find(xid), Some(slot));
-        calls.answer(slot, |_| {});
+        assert!(!calls.is_urgent(), "an answer is on the way");
+        calls.answer(slot, 0, |_| {});
         assert_eq!(calls.find(xid), None, "the same reply a second time");
-        calls.close(slot, Vec::new(), Vec::new());
+        let (memory, _) = calls.withdraw(slot);
+        calls.close(slot, memory);
+        assert!(calls.is_urgent());
         let (again, other) = submit(&mut calls, HOW);
         assert_eq!(again, slot);
         assert_ne!(other, xid);
@@ -301,16 +431,15 @@ mod tests {
         let mut calls = Calls::new(4, 0, 0);
         let (first, _) = submit(&mut calls, HOW);
         let (once, _) = submit(&mut calls, Sending { repeat: false, ..HOW });
+        assert_eq!(send(&mut calls, false, true), [first, once]);
         let (half, _) = submit(&mut calls, Sending { repeat: false, ..HOW });
         let (waiting, _) = submit(&mut calls, HOW);
-        assert_eq!((send(&mut calls), send(&mut calls)), (Some(first as u8), Some(once as u8)));
-        assert!(calls.next(false, || true).is_some());
+        assert_eq!(bytes(&mut calls, false, true).len(), 16);
         calls.wrote(3, 0);
         calls.disconnect(&"gone".into());
         assert_eq!(calls.look(once, Waker::noop()), Phase::Lost("gone".into()));
         assert!(calls.was_resent(first) && !calls.was_sent(half), "what was sent in part was not done");
-        let order: Vec<_> = std::iter::from_fn(|| send(&mut calls)).collect();
-        assert_eq!(order, [first, half, waiting].map(|slot| slot as u8));
+        assert_eq!(send(&mut calls, false, true), [first, half, waiting]);
     }
 
     #[test]
@@ -319,14 +448,43 @@ mod tests {
         let (gated, _) = submit(&mut calls, Sending { gated: true, ..HOW });
         let (free, _) = submit(&mut calls, HOW);
         let (recovery, _) = submit(&mut calls, Sending { recovery: true, ..HOW });
-        assert_eq!(calls.next(true, || true).map(|next| next.bytes[0]), Some(recovery as u8));
-        calls.wrote(8, 0);
-        assert!(calls.next(true, || true).is_none());
-        assert_eq!(calls.next(false, || false).map(|next| next.bytes[0]), Some(free as u8));
-        calls.wrote(8, 0);
-        assert!(calls.next(false, || false).is_none());
-        assert_eq!(calls.next(false, || true).map(|next| next.bytes[0]), Some(gated as u8));
+        assert_eq!(send(&mut calls, true, true), [recovery]);
+        assert_eq!(send(&mut calls, true, true), []);
+        assert_eq!(send(&mut calls, false, false), [free]);
+        assert_eq!(send(&mut calls, false, false), []);
+        assert_eq!(bytes(&mut calls, false, true), [gated as u8; 8]);
         calls.hold();
-        assert!(calls.next(false, || true).is_some_and(|next| next.gated && !next.is_begun));
+        assert_eq!(bytes(&mut calls, false, false), [], "it was taken back before a byte of it was written");
+        assert_eq!(bytes(&mut calls, false, true).len(), 8);
+        calls.wrote(1, 0);
+        calls.hold();
+        assert!(calls.waits_for_gated());
+        assert_eq!(bytes(&mut calls, false, false).len(), 7, "what was begun is not forgotten");
+    }
+
+    #[test]
+    fn a_call_is_written_in_pieces_wherever_the_socket_is_full_with_its_padding() {
+        let call = |calls: &mut Calls, payload: &[u8]| {
+            let (slot, _, memory) = calls.open(false).expect("a slot is free");
+            let memory = Memory { record: vec![slot as u8; 4], payload: payload.to_vec(), ..memory };
+            calls.submit(slot, memory, &HOW);
+        };
+        for step in 1..30 {
+            let mut calls = Calls::new(3, 0, 0);
+            call(&mut calls, b"abcde");
+            call(&mut calls, b"");
+            call(&mut calls, b"wxyz");
+            let mut all: Vec<u8> = Vec::new();
+            loop {
+                let next = bytes(&mut calls, false, true);
+                if next.is_empty() {
+                    break;
+                }
+                let part = &next[..step.min(next.len())];
+                all.extend(part);
+                calls.wrote(part.len(), 0);
+            }
+            assert_eq!(all, b"\0\0\0\0abcde\0\0\0\x01\x01\x01\x01\x02\x02\x02\x02wxyz");
+        }
     }
 }

@@ -4,17 +4,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
-use tokio::net::tcp::OwnedWriteHalf;
+use scsi::DataBuffer;
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 
-use super::calls::{Calls, MOST_SLOTS, Phase, Sending};
+use super::calls::{Calls, Landing, Locate, MOST_PIECES, MOST_SLOTS, Memory, Phase, Sending};
 use super::connection;
 use super::message::{self, Credential, Procedure, Verdict};
 use crate::error::NfsError;
@@ -24,6 +26,8 @@ use crate::xdr::Reader;
 const RECOVERY_SLOTS: usize = 32;
 /// Most ordinary calls at once.
 const ORDINARY_SLOTS: usize = MOST_SLOTS - RECOVERY_SLOTS;
+/// Most calls that one system call writes.
+const MOST_AT_ONCE: usize = 32;
 
 /// Whether requests that change what a lock guards may be sent right now.
 pub trait Gate: Send + Sync {
@@ -56,8 +60,36 @@ pub type Recovery = Box<dyn Fn() -> LocalBoxFuture<'static, ()>>;
 pub(super) enum Link {
     Down,
     /// Only calls of the recovery are sent.
-    Recovering(Rc<OwnedWriteHalf>),
-    Up(Rc<OwnedWriteHalf>),
+    Recovering(Rc<TcpStream>),
+    Up(Rc<TcpStream>),
+}
+
+/// A bell for the one task that looks after the connection. It rings until that has heard it.
+#[derive(Default)]
+pub(super) struct Bell {
+    rings: Cell<bool>,
+    listener: RefCell<Option<Waker>>,
+}
+
+impl Bell {
+    pub fn ring(&self) {
+        self.rings.set(true);
+        if let Some(listener) = self.listener.borrow_mut().take() {
+            listener.wake();
+        }
+    }
+
+    /// Waits until it rings, and stops it.
+    pub fn hear(&self, context: &Context<'_>) -> Poll<()> {
+        if self.rings.take() {
+            return Poll::Ready(());
+        }
+        match &mut *self.listener.borrow_mut() {
+            Some(known) => known.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
 }
 
 pub(super) struct Shared {
@@ -75,7 +107,7 @@ pub(super) struct Shared {
     /// Why there is no connection.
     pub trouble: RefCell<String>,
     /// Wakes the task that looks after the connection.
-    pub attention: Notify,
+    pub attention: Bell,
     /// Told when a recovery was done.
     pub recovered: Notify,
     pub recovery: RefCell<Option<Recovery>>,
@@ -87,26 +119,30 @@ pub(super) struct Shared {
 impl Shared {
     /// Writes what the socket takes.
     pub fn flush(&self) {
-        let (writer, recovering) = match &*self.link.borrow() {
+        let (stream, recovering) = match &*self.link.borrow() {
             Link::Down => return,
-            Link::Recovering(writer) => (writer.clone(), true),
-            Link::Up(writer) => (writer.clone(), false),
+            Link::Recovering(stream) => (stream.clone(), true),
+            Link::Up(stream) => (stream.clone(), false),
         };
         let broken = loop {
             let mut calls = self.calls.borrow_mut();
-            let Some(next) = calls.next(recovering, || self.is_open()) else { return };
+            let is_open = self.is_open();
+            if !is_open {
+                calls.hold();
+            }
+            let mut slices = [IoSlice::new(&[]); MOST_AT_ONCE * MOST_PIECES];
+            let Some(next) = calls.next(recovering, || is_open, &mut slices) else { return };
             if next.gated && !self.is_open() {
-                if next.is_begun {
+                if next.is_begun && !is_open {
                     break "the gate closed while a request was being sent".to_owned();
                 }
-                calls.hold();
-                return;
+                continue;
             }
-            match writer.try_write(next.bytes) {
+            match stream.try_write_vectored(&slices[..next.pieces]) {
                 Ok(count) => calls.wrote(count, self.tick.get()),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     if !self.is_full.replace(true) {
-                        self.attention.notify_one();
+                        self.attention.ring();
                     }
                     return;
                 }
@@ -114,6 +150,11 @@ impl Shared {
             }
         };
         self.disconnect(&broken);
+    }
+
+    /// A call waits to be sent: it goes out now, or with the others that are made in this turn of the thread's tasks.
+    fn flush_in_turn(&self) {
+        if self.calls.borrow().is_urgent() { self.flush() } else { self.attention.ring() }
     }
 
     fn is_open(&self) -> bool {
@@ -130,14 +171,14 @@ impl Shared {
         self.epoch.set(self.epoch.get() + 1);
         self.is_full.set(false);
         self.calls.borrow_mut().disconnect(&cause.into());
-        self.attention.notify_one();
+        self.attention.ring();
     }
 
     fn close(&self, cause: &str) {
         self.closed.borrow_mut().get_or_insert_with(|| cause.to_owned());
         self.disconnect(cause);
         self.calls.borrow_mut().wake_all();
-        self.attention.notify_one();
+        self.attention.ring();
         self.recovered.notify_waiters();
         self.ordinary.close();
         self.for_recovery.close();
@@ -167,7 +208,7 @@ impl Client {
             is_full: Cell::new(false),
             closed: RefCell::new(None),
             trouble: RefCell::new("no connection was made yet".to_owned()),
-            attention: Notify::new(),
+            attention: Bell::default(),
             recovered: Notify::new(),
             recovery: RefCell::new(None),
             ordinary: Semaphore::new(ORDINARY_SLOTS),
@@ -240,9 +281,11 @@ impl Client {
             Err(_) => return Err(self.closed(procedure.name)),
         }
         let opened = self.shared.calls.borrow_mut().open(recovery);
-        let (slot, xid, mut record, reply) = opened.expect("a permit stands for a free slot");
-        message::begin_call(&mut record, xid, procedure, &self.shared.credential);
-        Ok(Call { client: self, slot, recovery, procedure, record, reply, is_submitted: false })
+        let (slot, xid, mut memory) = opened.expect("a permit stands for a free slot");
+        message::begin_call(&mut memory.record, xid, procedure, &self.shared.credential);
+        (memory.landing, memory.landed) = (None, 0);
+        memory.payload.clear();
+        Ok(Call { client: self, slot, recovery, procedure, memory, is_submitted: false })
     }
 }
 
@@ -258,15 +301,26 @@ pub struct Call<'a> {
     slot: usize,
     recovery: bool,
     procedure: Procedure,
-    record: Vec<u8>,
-    reply: Vec<u8>,
+    memory: Memory,
     is_submitted: bool,
 }
 
 impl<'a> Call<'a> {
     /// Where the arguments go, behind what is there.
     pub fn arguments(&mut self) -> &mut Vec<u8> {
-        &mut self.record
+        &mut self.memory.record
+    }
+
+    /// Data that end the arguments, behind all that [`Call::arguments`] holds: they are sent from where they are, with padding. Their
+    /// length is among the arguments.
+    pub fn attach(&mut self, data: Vec<u8>) {
+        self.memory.payload = data;
+    }
+
+    /// Where data of the answer go: `locate` finds them by the first bytes of the reply. They stay in the reply if it finds none, or more
+    /// than there is room for.
+    pub fn land(&mut self, buffer: DataBuffer, locate: Locate) {
+        self.memory.landing = Some(Landing { buffer, locate });
     }
 
     /// Sends it and waits for its answer.
@@ -278,12 +332,11 @@ impl<'a> Call<'a> {
         if shared.closed.borrow().is_some() {
             return Err(self.client.closed(name));
         }
-        message::finish_record(&mut self.record);
-        let (record, reply) = (std::mem::take(&mut self.record), std::mem::take(&mut self.reply));
+        message::finish_record(&mut self.memory.record, self.memory.payload.len());
         let how = Sending { recovery: self.recovery, ..how };
-        shared.calls.borrow_mut().submit(self.slot, record, reply, &how);
+        shared.calls.borrow_mut().submit(self.slot, std::mem::take(&mut self.memory), &how);
         self.is_submitted = true;
-        shared.flush();
+        shared.flush_in_turn();
         let slot = self.slot;
         let ended = poll_fn(|context| {
             if shared.closed.borrow().is_some() {
@@ -315,7 +368,7 @@ impl<'a> Call<'a> {
             }
         };
         self.take_back();
-        match message::verdict(&self.reply).map_err(NfsError::nonsense(name))? {
+        match message::verdict(&self.memory.reply).map_err(NfsError::nonsense(name))? {
             Verdict::Accepted(at) => Ok(Answer { call: self, at, resent }),
             Verdict::Denied(cause) => Err(NfsError::Denied { procedure: name, cause }),
         }
@@ -323,8 +376,8 @@ impl<'a> Call<'a> {
 
     fn take_back(&mut self) {
         if std::mem::take(&mut self.is_submitted) {
-            let (record, reply, is_partial) = self.client.shared.calls.borrow_mut().withdraw(self.slot);
-            (self.record, self.reply) = (record, reply);
+            let (memory, is_partial) = self.client.shared.calls.borrow_mut().withdraw(self.slot);
+            self.memory = memory;
             if is_partial {
                 self.client.shared.disconnect("a call was given up while it was being sent");
             }
@@ -335,9 +388,8 @@ impl<'a> Call<'a> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         self.take_back();
-        let (record, reply) = (std::mem::take(&mut self.record), std::mem::take(&mut self.reply));
         let shared = &self.client.shared;
-        shared.calls.borrow_mut().close(self.slot, record, reply);
+        shared.calls.borrow_mut().close(self.slot, std::mem::take(&mut self.memory));
         let slots = if self.recovery { &shared.for_recovery } else { &shared.ordinary };
         slots.add_permits(1);
     }
@@ -352,13 +404,18 @@ pub struct Answer<'a> {
 }
 
 impl Answer<'_> {
-    /// The results.
+    /// The results, without data that landed.
     pub fn results(&self) -> Reader<'_> {
-        Reader::new(&self.call.reply[self.at..])
+        Reader::new(&self.call.memory.reply[self.at..])
     }
 
-    /// The whole call as it was sent, exchanged for `memory`.
-    pub fn exchange_call(&mut self, memory: &mut Vec<u8>) {
-        std::mem::swap(&mut self.call.record, memory);
+    /// Bytes that went to where [`Call::land`] said, from its beginning on.
+    pub fn landed(&self) -> usize {
+        self.call.memory.landed
+    }
+
+    /// The data that were attached to the call.
+    pub fn take_attached(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.call.memory.payload)
     }
 }

@@ -2,22 +2,31 @@
 //! Promises: what was written and is not acknowledged in time never arrives; a server that stops answering is noticed.
 //! Must not know: what calls mean.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::net::sockopt;
-use tokio::io::AsyncReadExt;
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
+use super::calls::Calls;
 use super::client::{Link, Shared};
 use super::message;
-use super::record::Assembler;
+use super::receive::receive;
+use super::record::{Assembler, Diversion, Located};
 
 /// Bytes that are read ahead; longer records are read straight into their own memory.
 const STAGING: usize = 64 << 10;
+/// Bytes that are read ahead while answers are awaited whose data have memory of their own to go to.
+const STAGING_FOR_HEADERS: usize = 4 << 10;
 /// Most bytes of a long record that are asked for at once.
 const CHUNK: usize = 256 << 10;
 /// How long a connection may take to come about.
@@ -54,7 +63,7 @@ pub(super) async fn keep(shared: Rc<Shared>) {
 
 async fn closing(shared: &Shared) {
     while shared.closed.borrow().is_none() {
-        shared.attention.notified().await;
+        poll_fn(|context| shared.attention.hear(context)).await;
     }
 }
 
@@ -93,7 +102,7 @@ async fn from_reserved_port(address: SocketAddr) -> std::io::Result<TcpStream> {
 
 /// What ended a wait.
 enum Event {
-    Read(std::io::Result<usize>),
+    Readable,
     Writable,
     Recovered,
     Attention,
@@ -102,12 +111,11 @@ enum Event {
 
 /// Serves a connection until it ends. True: it was of use.
 async fn serve(shared: &Shared, stream: TcpStream, staging: &mut [u8], assembler: &mut Assembler) -> bool {
-    let (mut reader, writer) = stream.into_split();
-    let writer = Rc::new(writer);
+    let stream = Rc::new(stream);
     let epoch = shared.epoch.get();
     assembler.reset();
     shared.is_full.set(false);
-    *shared.link.borrow_mut() = Link::Recovering(writer.clone());
+    *shared.link.borrow_mut() = Link::Recovering(stream.clone());
     let recovery = shared.recovery.borrow().as_ref().map(|recovery| recovery());
     let mut recovery = std::pin::pin!(async move {
         if let Some(recovery) = recovery {
@@ -119,23 +127,17 @@ async fn serve(shared: &Shared, stream: TcpStream, staging: &mut [u8], assembler
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let answer_within = shared.options.answer_within.as_secs().max(1);
     while shared.epoch.get() == epoch {
-        // A long record goes straight to where it stays.
-        let direct = if assembler.missing() > STAGING { CHUNK } else { 0 };
-        let event = {
-            let memory = if direct > 0 { assembler.room(direct) } else { &mut *staging };
-            wait(shared, &mut reader, memory, &writer, &mut ticks, recovering.then_some(recovery.as_mut())).await
-        };
-        let came = if let Event::Read(Ok(count)) = event { count } else { 0 };
-        let is_whole = direct > 0 && assembler.filled(direct, came);
+        let event = poll_fn(|context| {
+            let recovery = recovering.then_some(recovery.as_mut());
+            wait(shared, &stream, &mut ticks, recovery, context)
+        })
+        .await;
         match event {
-            Event::Read(Ok(0)) => shared.disconnect("the server closed the connection"),
-            Event::Read(Ok(_)) if direct > 0 => {
-                if is_whole {
-                    deliver(shared, assembler);
-                }
-            }
-            Event::Read(Ok(count)) => take(shared, assembler, &staging[..count]),
-            Event::Read(Err(error)) => shared.disconnect(&error.to_string()),
+            Event::Readable => match take_what_came(shared, &stream, staging, assembler) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => shared.disconnect(&error.to_string()),
+            },
             Event::Writable => {
                 shared.is_full.set(false);
                 shared.flush();
@@ -143,12 +145,12 @@ async fn serve(shared: &Shared, stream: TcpStream, staging: &mut [u8], assembler
             Event::Recovered => {
                 recovering = false;
                 if shared.epoch.get() == epoch {
-                    *shared.link.borrow_mut() = Link::Up(writer.clone());
+                    *shared.link.borrow_mut() = Link::Up(stream.clone());
                     shared.recovered.notify_waiters();
                     shared.flush();
                 }
             }
-            Event::Attention => {}
+            Event::Attention => shared.flush(),
             Event::Tick => {
                 let now = shared.tick.get() + 1;
                 shared.tick.set(now);
@@ -167,28 +169,105 @@ async fn serve(shared: &Shared, stream: TcpStream, staging: &mut [u8], assembler
     !recovering
 }
 
-async fn wait(
+/// What there is to do, in this order.
+fn wait(
     shared: &Shared,
-    reader: &mut OwnedReadHalf,
-    memory: &mut [u8],
-    writer: &tokio::net::tcp::OwnedWriteHalf,
-    ticks: &mut tokio::time::Interval,
-    recovery: Option<std::pin::Pin<&mut impl Future<Output = ()>>>,
-) -> Event {
-    let is_recovering = recovery.is_some();
-    let recovered = async {
-        match recovery {
-            Some(recovery) => recovery.await,
-            None => std::future::pending().await,
+    stream: &TcpStream,
+    ticks: &mut Interval,
+    recovery: Option<Pin<&mut impl Future<Output = ()>>>,
+    context: &mut Context<'_>,
+) -> Poll<Event> {
+    if shared.attention.hear(context).is_ready() {
+        return Poll::Ready(Event::Attention);
+    }
+    // An error of the socket is told by the call that follows.
+    if stream.poll_read_ready(context).is_ready() {
+        return Poll::Ready(Event::Readable);
+    }
+    if shared.is_full.get() && stream.poll_write_ready(context).is_ready() {
+        return Poll::Ready(Event::Writable);
+    }
+    if recovery.is_some_and(|recovery| recovery.poll(context).is_ready()) {
+        return Poll::Ready(Event::Recovered);
+    }
+    ticks.poll_tick(context).map(|_| Event::Tick)
+}
+
+/// Reads once what the socket has, to where it belongs.
+fn take_what_came(
+    shared: &Shared,
+    stream: &TcpStream,
+    staging: &mut [u8],
+    assembler: &mut Assembler,
+) -> io::Result<()> {
+    let ahead = if shared.calls.borrow().expects_much() { STAGING_FOR_HEADERS } else { STAGING };
+    let staging = &mut staging[..ahead];
+    let mut direct = 0;
+    let landing = assembler.diverted().and_then(|part| Some((buffer_of(shared, assembler)?, part)));
+    let (came, room) = if let Some((buffer, part)) = &landing {
+        direct = part.1;
+        stream.try_io(Interest::READABLE, || receive(stream.as_fd(), buffer, *part, staging))?
+    } else if assembler.missing() > STAGING {
+        let memory = assembler.room(CHUNK);
+        let room = memory.len();
+        let read = stream.try_read(memory);
+        if assembler.filled(CHUNK, *read.as_ref().unwrap_or(&0)) {
+            deliver(shared, assembler);
         }
+        return read.and_then(|came| ended_or_drained(stream, came, room));
+    } else {
+        (stream.try_read(staging)?, staging.len())
     };
-    tokio::select! {
-        biased;
-        read = reader.read(memory) => Event::Read(read),
-        _ = writer.writable(), if shared.is_full.get() => Event::Writable,
-        () = recovered, if is_recovering => Event::Recovered,
-        () = shared.attention.notified() => Event::Attention,
-        _ = ticks.tick() => Event::Tick,
+    ended_or_drained(stream, came, room)?;
+    let landed = came.min(direct);
+    if landed > 0 && assembler.passed(landed) {
+        deliver(shared, assembler);
+    }
+    take(shared, assembler, &staging[..came - landed]);
+    Ok(())
+}
+
+/// Makes an end of the stream an error, and saves a read that would find nothing.
+fn ended_or_drained(stream: &TcpStream, came: usize, room: usize) -> io::Result<()> {
+    if came == 0 {
+        return Err(io::Error::other("the server closed the connection"));
+    }
+    if came < room {
+        // Whatever comes from now on is told anew.
+        let _ = stream.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
+    Ok(())
+}
+
+/// Where data of the record under way go, if its call still waits for them.
+fn buffer_of(shared: &Shared, assembler: &Assembler) -> Option<scsi::DataBuffer> {
+    let calls = shared.calls.borrow();
+    let slot = calls.find(message::xid_of(assembler.record()).ok()?)?;
+    calls.landing(slot).map(|landing| landing.buffer.clone())
+}
+
+/// Data of replies go to the memory of the calls that they answer.
+struct ToCallers<'a>(&'a RefCell<Calls>);
+
+impl Diversion for ToCallers<'_> {
+    fn locate(&mut self, head: &[u8]) -> Located {
+        let calls = self.0.borrow();
+        let slot = message::xid_of(head).ok().and_then(|xid| calls.find(xid));
+        let Some(landing) = slot.and_then(|slot| calls.landing(slot)) else { return Located::Nowhere };
+        match (landing.locate)(head) {
+            Located::At(range) if range.len() > landing.buffer.len() => Located::Nowhere,
+            Located::Later(length) => Located::Later(length.max(head.len() + 1)),
+            located => located,
+        }
+    }
+
+    fn place(&mut self, head: &[u8], offset: usize, bytes: &[u8]) {
+        let calls = self.0.borrow();
+        let slot = message::xid_of(head).ok().and_then(|xid| calls.find(xid));
+        // The call may have been given up in the middle of its answer: nobody wants the rest.
+        if let Some(landing) = slot.and_then(|slot| calls.landing(slot)) {
+            landing.buffer.copy_from(offset, bytes);
+        }
     }
 }
 
@@ -196,7 +275,7 @@ async fn wait(
 fn take(shared: &Shared, assembler: &mut Assembler, mut bytes: &[u8]) {
     let epoch = shared.epoch.get();
     while shared.epoch.get() == epoch {
-        match assembler.feed(&mut bytes) {
+        match assembler.feed(&mut bytes, &mut ToCallers(&shared.calls)) {
             Ok(true) => deliver(shared, assembler),
             Ok(false) => return,
             Err(error) => shared.disconnect(&error.to_string()),
@@ -207,9 +286,10 @@ fn take(shared: &Shared, assembler: &mut Assembler, mut bytes: &[u8]) {
 /// Hands a whole record to the call that it answers. One that answers none is dropped: a call that was given up, or a second answer.
 fn deliver(shared: &Shared, assembler: &mut Assembler) {
     let mut calls = shared.calls.borrow_mut();
+    let landed = assembler.landed();
     match message::xid_of(assembler.record()) {
         Ok(xid) => match calls.find(xid) {
-            Some(slot) => calls.answer(slot, |memory| assembler.take(memory)),
+            Some(slot) => calls.answer(slot, landed, |memory| assembler.take(memory)),
             None => assembler.forget(),
         },
         Err(error) => {

@@ -1,7 +1,7 @@
 //! Owns: the messages of ONC RPC version 2 (RFC 5531): headers of calls, what a reply says before its results.
 //! Promises: foreign bytes give a typed error. Must not know: sockets, programs.
 
-use crate::xdr::{Reader, Writer, XdrError};
+use crate::xdr::{Reader, Writer, XdrError, padding};
 
 /// Longest body of a verifier (RFC 5531, 8.2).
 const MAX_AUTH: usize = 400;
@@ -68,9 +68,9 @@ pub fn begin_call(record: &mut Vec<u8>, xid: u32, procedure: Procedure, credenti
     record.put_u32(0);
 }
 
-/// Completes the record mark (RFC 5531, 11): one last fragment of all that follows it.
-pub fn finish_record(record: &mut [u8]) {
-    let mark = 0x8000_0000 | (record.len() - 4) as u32;
+/// Completes the record mark (RFC 5531, 11): one last fragment of all that follows it, and of `attached` bytes more with their padding.
+pub fn finish_record(record: &mut [u8], attached: usize) {
+    let mark = 0x8000_0000 | (record.len() - 4 + attached + padding(attached)) as u32;
     record[..4].copy_from_slice(&mark.to_be_bytes());
 }
 
@@ -136,7 +136,7 @@ mod tests {
         let credential = Credential { machine: "m".into(), uid: 1, gid: 2 }.encoded();
         let mut record = vec![9];
         begin_call(&mut record, 7, Procedure { program: 100_003, version: 3, number: 0, name: "NULL" }, &credential);
-        finish_record(&mut record);
+        finish_record(&mut record, 0);
         #[rustfmt::skip]
         assert_eq!(record, [
             0x80, 0, 0, 64, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0x86, 0xA3, 0, 0, 0, 3, 0, 0, 0, 0,

@@ -254,29 +254,22 @@ impl Server {
         Ok((data.len() as u32, is_end))
     }
 
-    /// Writes `length` bytes, which `fill` gives, at `position`. `kept`, if given, is exchanged for the whole call as it was sent, at whose end
-    /// the bytes are.
+    /// Writes `data` at `position`.
     ///
     /// # Errors
     /// [`NfsError`]
     pub async fn write(
         &self,
         file: &FileHandle,
-        (position, length): (u64, u32),
+        position: u64,
+        data: &[u8],
         stability: Stability,
         (gated, recovery): (bool, bool),
-        mut fill: impl FnMut(&mut [u8]),
-        kept: Option<&mut Vec<u8>>,
     ) -> Result<Written, NfsError> {
-        let build = |to: &mut Vec<u8>, session: &Session| {
-            put_write(to, session.state(), position, stability, length as usize, &mut fill);
-        };
-        let mut reply = self.on(changing("WRITE", 1), Sending { gated, recovery, ..self.how() }, file, build).await?;
-        let written = read_written(&mut reply.results(), length, stability)?;
-        if let Some(kept) = kept {
-            reply.answer.exchange_call(kept);
-        }
-        Ok(written)
+        let length = data.len() as u32;
+        let build = |to: &mut Vec<u8>, session: &Session| put_write(to, session.state(), position, stability, data);
+        let reply = self.on(changing("WRITE", 1), Sending { gated, recovery, ..self.how() }, file, build).await?;
+        read_written(&mut reply.results(), length, stability)
     }
 
     /// Makes what was written to a file durable.
@@ -434,10 +427,7 @@ impl Server {
 
     /// Writes a few bytes at the start of a file that is open as `state`, durably.
     pub(super) async fn write_as(&self, file: &FileHandle, state: &StateId, bytes: &[u8]) -> Result<(), NfsError> {
-        let build = |to: &mut Vec<u8>, _: &Session| {
-            let fill = |part: &mut [u8]| part.copy_from_slice(bytes);
-            put_write(to, state, 0, Stability::FileSync, bytes.len(), fill);
-        };
+        let build = |to: &mut Vec<u8>, _: &Session| put_write(to, state, 0, Stability::FileSync, bytes);
         let length = bytes.len() as u32;
         let reply = self.on(changing("WRITE", 1), self.how(), file, build).await?;
         match read_written(&mut reply.results(), length, Stability::FileSync)?.count {
@@ -450,19 +440,12 @@ impl Server {
     }
 }
 
-fn put_write(
-    to: &mut Vec<u8>,
-    state: &StateId,
-    position: u64,
-    stability: Stability,
-    length: usize,
-    fill: impl FnOnce(&mut [u8]),
-) {
+fn put_write(to: &mut Vec<u8>, state: &StateId, position: u64, stability: Stability, data: &[u8]) {
     to.put_u32(operation::WRITE);
     state.write(to);
     to.put_u64(position);
     to.put_u32(if stability == Stability::FileSync { 2 } else { 0 });
-    to.put_filled(length, fill);
+    to.put_opaque(data);
 }
 
 fn read_written(reader: &mut Reader<'_>, length: u32, stability: Stability) -> Result<Written, NfsError> {

@@ -15,6 +15,7 @@ use nfs_backend::lock::{Keeper, KeeperOptions, LockError, LockFiles, MARK, Owner
 use nfs_backend::remote::Remote;
 use nfs_backend::url::Url;
 use proptest::prelude::*;
+use scsi::DataBuffer;
 use server::{COMMIT, CREATE, Fault, LOOKUP, READ, REMOVE, SYMLINK, TestServer, WRITE};
 
 /// Nothing that a test waits for takes as long.
@@ -116,12 +117,9 @@ fn load<S: Faulty>(seed: u64, restarts: bool) {
                             0 => file.flush().await.expect("flushed"),
                             1 | 2 => {
                                 let expected = content.borrow()[block];
-                                let read = RefCell::new(vec![0xEE; BLOCK]);
-                                let sink = |offset: usize, part: &[u8]| {
-                                    read.borrow_mut()[offset..offset + part.len()].copy_from_slice(part);
-                                };
-                                file.read(at, BLOCK, sink).await.expect("read");
-                                assert!(read.borrow().iter().all(|byte| *byte == expected), "block {block} is old");
+                                let read = DataBuffer::from_bytes(&[0xEE; BLOCK]);
+                                file.read(at, &read).await.expect("read");
+                                assert!(read.to_vec().iter().all(|byte| *byte == expected), "block {block} is old");
                             }
                             kind => {
                                 file.write(at, BLOCK, kind == 3, |_, to| to.fill(round)).await.expect("written");
@@ -179,6 +177,54 @@ fn a_restart_between_write_and_commit_makes_the_client_write_again() {
 }
 
 #[test]
+fn a_commit_that_fails_is_not_made_good_by_the_next_one_that_does_not() {
+    let server = TestServer::start();
+    server.put("disk", &[0; 2 * BLOCK]);
+    run(async {
+        let (directory, found) = open(&server, "disk").await;
+        let file = directory.data(&found.handle, None, FLIGHT);
+        file.write(0, BLOCK, false, |_, to| to.fill(1)).await.expect("written");
+        server.plan(|procedure, _| if procedure == COMMIT { Fault::Status(Status::IO.0) } else { Fault::None });
+        let error = file.flush().await.expect_err("the server's disk failed");
+        assert!(error.is(Status::IO), "{error}");
+        server.plan(|_, _| Fault::None);
+        let before = server.seen(WRITE);
+        file.flush().await.expect("written again");
+        assert_eq!((server.seen(WRITE), file.unsettled()), (before + 1, 0));
+        assert_eq!(server.durable("disk")[0], 1);
+    });
+}
+
+#[test]
+fn long_reads_and_writes_arrive_whole_over_any_connection() {
+    const LENGTH: usize = 1 << 20;
+    let server = TestServer::start();
+    let content: Vec<u8> = (0..3 * LENGTH).map(|at| (at * 7 + at / 4093) as u8).collect();
+    server.put("disk", &content);
+    run(async {
+        let (directory, found) = open(&server, "disk").await;
+        let file = directory.data(&found.handle, None, FLIGHT);
+        server.plan(faults(21, false));
+        for round in 0..4 {
+            // A place that divides by nothing, and three at once.
+            let starts = [0, LENGTH - 3 - round, 2 * LENGTH - 5];
+            let parts = starts.map(|_| DataBuffer::zeroed(LENGTH - 1, 1));
+            let reads = starts.iter().zip(&parts).map(|(start, part)| file.read(*start as u64, part));
+            for read in futures_util::future::join_all(reads).await {
+                read.expect("read");
+            }
+            for (start, part) in starts.iter().zip(&parts) {
+                assert!(part.to_vec() == content[*start..start + LENGTH - 1], "read at {start}");
+            }
+            let fill = |offset: usize, to: &mut [u8]| to.copy_from_slice(&content[7 + offset..7 + offset + to.len()]);
+            file.write(7, LENGTH + 1, round % 2 == 0, fill).await.expect("written");
+        }
+        file.flush().await.expect("flushed");
+        assert!(server.durable("disk") == content);
+    });
+}
+
+#[test]
 fn a_full_export_is_told_and_hurts_nothing_else() {
     let server = TestServer::start();
     server.put("disk", &[7; BLOCK]);
@@ -207,7 +253,7 @@ fn data_that_cannot_be_written_again_stop_the_file() {
         server.restart();
         let error = file.flush().await.expect_err("the write is lost");
         assert!(matches!(&error, NfsError::Closed { cause, .. } if cause.contains("acknowledged")), "{error}");
-        assert!(file.read(0, BLOCK, |_, _| {}).await.is_err(), "nothing may build on lost data");
+        assert!(file.read(0, &DataBuffer::zeroed(BLOCK, 1)).await.is_err(), "nothing may build on lost data");
     });
 }
 
@@ -253,7 +299,7 @@ fn what_may_not_be_done_twice_is_sent_once_and_its_outcome_is_unknown() {
         assert!(matches!(directory.create("two", 5).await, Err(DatastoreError::Exists { .. })));
         let root = *directory.handle();
         let Remote::V3(v3) = directory.server() else { panic!("another version") };
-        v3.rename((&root, b"two"), (&root, b"three")).await.expect("renamed");
+        v3.rename((&root, b"two"), (&root, b"three"), false).await.expect("renamed");
         for name in ["a", "b", "c", "d", "e"] {
             server.put(name, b"");
         }
@@ -277,7 +323,9 @@ fn a_call_that_the_server_swallows_is_sent_again() {
             READ if std::mem::take(&mut first) => Fault::NoReply,
             _ => Fault::None,
         });
-        file.read(0, BLOCK, |_, data| assert!(data.iter().all(|byte| *byte == 9))).await.expect("read");
+        let read = DataBuffer::zeroed(BLOCK, 1);
+        file.read(0, &read).await.expect("read");
+        assert!(read.to_vec().iter().all(|byte| *byte == 9));
         assert_eq!(server.seen(READ), 2);
     });
 }
@@ -302,6 +350,42 @@ fn a_wrong_export_and_a_server_that_is_not_there_are_named() {
 }
 
 #[test]
+fn a_server_with_an_address_of_ipv6_is_reached_by_its_brackets() {
+    let server = TestServer::start_at("[::1]:0");
+    server.put("disk", &[3; BLOCK]);
+    assert!(server.url("disk").contains("//[::1]:"), "{}", server.url("disk"));
+    run(async {
+        let (directory, found) = open(&server, "disk").await;
+        let file = directory.data(&found.handle, None, FLIGHT);
+        let read = DataBuffer::zeroed(BLOCK, 1);
+        file.read(0, &read).await.expect("read");
+        assert_eq!(read.to_vec(), [3; BLOCK]);
+        file.write(0, BLOCK, true, |_, to| to.fill(4)).await.expect("written");
+        assert_eq!(server.durable("disk"), [4; BLOCK]);
+    });
+}
+
+#[test]
+fn a_file_is_replaced_as_a_whole_or_stays_and_gets_another_size() {
+    let server = TestServer::start();
+    server.put("x.vmdk", b"old");
+    run(async {
+        let (directory, found) = open(&server, "x.vmdk").await;
+        let file = directory.data(&found.handle, None, FLIGHT);
+        server.plan(|procedure, _| if procedure == WRITE { Fault::Status(Status::NOSPC.0) } else { Fault::None });
+        directory.replace("x.vmdk", b"newer", &file).await.expect_err("there is no room");
+        assert_eq!((server.durable("x.vmdk"), server.names().len()), (b"old".to_vec(), 1));
+        server.plan(|_, _| Fault::None);
+        directory.replace("x.vmdk", b"newer", &file).await.expect("replaced");
+        assert_eq!((server.durable("x.vmdk"), server.names().len()), (b"newer".to_vec(), 1));
+        let found_now = directory.find("x.vmdk").await.expect("found");
+        assert_ne!(found_now.handle, found.handle);
+        directory.data(&found_now.handle, None, FLIGHT).set_size(9).await.expect("larger");
+        assert_eq!(directory.read_small("x.vmdk", 100).await.expect("read"), b"newer\0\0\0\0");
+    });
+}
+
+#[test]
 fn a_server_that_lies_about_sizes_is_not_believed() {
     let server = TestServer::start();
     server.put("disk", &[0; 2 * BLOCK]);
@@ -317,7 +401,7 @@ fn a_server_that_lies_about_sizes_is_not_believed() {
             words(&[0]),
         ] {
             server.plan(move |_, _| Fault::Results(results.clone()));
-            let error = file.read(0, BLOCK, |_, _| {}).await.expect_err("a lie");
+            let error = file.read(0, &DataBuffer::zeroed(BLOCK, 1)).await.expect_err("a lie");
             assert!(matches!(error, NfsError::Nonsense { .. }), "{error}");
         }
         // More written than was asked for, and less durable.
@@ -350,7 +434,7 @@ fn no_bytes_of_a_server_do_more_than_fail_a_call() {
                     _ => Fault::None,
                 });
                 match procedure {
-                    READ => drop(file.read(0, BLOCK, |_, _| {}).await),
+                    READ => drop(file.read(0, &DataBuffer::zeroed(BLOCK, 1)).await),
                     WRITE => drop(file.write(0, BLOCK, true, |_, to| to.fill(5)).await),
                     _ => drop(directory.find("disk").await),
                 }

@@ -81,7 +81,12 @@ pub struct TestServer {
 
 impl TestServer {
     pub fn start() -> TestServer {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        Self::start_at("127.0.0.1:0")
+    }
+
+    /// At an address.
+    pub fn start_at(address: &str) -> TestServer {
+        let listener = TcpListener::bind(address).expect("a port is free");
         let address = listener.local_addr().expect("a bound socket has an address");
         let state = State {
             files: BTreeMap::new(),
@@ -115,8 +120,7 @@ impl TestServer {
     }
 
     pub fn url(&self, name: &str) -> String {
-        let port = self.address.port();
-        format!("nfs://127.0.0.1:{port}/export/{name}?mountport={port}")
+        format!("nfs://{}/export/{name}?mountport={}", self.address, self.address.port())
     }
 
     pub fn plan(&self, plan: impl FnMut(u32, u64) -> Fault + Send + 'static) {

@@ -10,6 +10,7 @@ use nfs_backend::error::{NfsError, Status};
 use nfs_backend::file::DataFile;
 use nfs_backend::lock::{Content, Keeper, KeeperOptions, LockError, MARK, Owner, SharedTenure, State, Timing, who};
 use proptest::prelude::*;
+use scsi::DataBuffer;
 
 use super::server::Fault;
 use super::server_v41::{CLOSE, OPEN, READ, REMOVE, TEST_STATEID, TestServer, WRITE};
@@ -245,9 +246,9 @@ async fn take_a_turn(server: &TestServer, host: &str, count: &Count) {
     let mut own = None;
     for _ in 0..STEPS_OF_A_TURN {
         let least = count.acknowledged.load(Ordering::SeqCst);
-        let number = std::cell::Cell::new(0);
-        let sink = |_: usize, data: &[u8]| number.set(u64::from_be_bytes(*data.first_chunk().expect("8 bytes")));
-        let read = locked.file.read(0, 8, sink).await;
+        let buffer = DataBuffer::zeroed(8, 1);
+        let read = locked.file.read(0, &buffer).await;
+        let number = u64::from_be_bytes(*buffer.to_vec().first_chunk().expect("8 bytes"));
         // What was read counts only under the lock; another host may have had the disk, and more, before the read began.
         let is_open = locked.keeper.tenure().state() == State::Open;
         if read.is_err() || locked.keeper.tenure().state() == State::Lost {
@@ -257,10 +258,10 @@ async fn take_a_turn(server: &TestServer, host: &str, count: &Count) {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         }
-        assert!(number.get() >= least, "{host} reads {}, and {least} was acknowledged", number.get());
+        assert!(number >= least, "{host} reads {}, and {least} was acknowledged", number);
         // Whoever has the disk is alone with it, whatever became of his lease meanwhile.
-        assert!(own.is_none_or(|own| own == number.get()), "{host} wrote {own:?}, and reads {}", number.get());
-        let next = number.get() + 1;
+        assert!(own.is_none_or(|own| own == number), "{host} wrote {own:?}, and reads {}", number);
+        let next = number + 1;
         let durable = next.is_multiple_of(3);
         let fill = |_: usize, to: &mut [u8]| to.copy_from_slice(&next.to_be_bytes());
         let mut written = locked.file.write(0, 8, durable, fill).await;
@@ -338,7 +339,7 @@ fn a_request_that_waits_for_the_lock_to_come_back_ends_with_its_disk() {
         server.plan(|operation, _| if operation == TEST_STATEID { Fault::CutBefore } else { Fault::None });
         let file = locked.file.clone();
         server.expire(Duration::ZERO);
-        let read = tokio::task::spawn_local(async move { file.read(0, BLOCK, |_, _| {}).await });
+        let read = tokio::task::spawn_local(async move { file.read(0, &DataBuffer::zeroed(BLOCK, 1)).await });
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!read.is_finished(), "it waits for another session");
         locked.file.server().client().close("the machine has ended");
@@ -383,7 +384,7 @@ fn no_bytes_of_a_server_do_more_than_fail_a_call_by_nfsv41() {
                     _ => Fault::None,
                 });
                 match about {
-                    READ => drop(file.read(0, BLOCK, |_, _| {}).await),
+                    READ => drop(file.read(0, &DataBuffer::zeroed(BLOCK, 1)).await),
                     WRITE => drop(file.write(0, BLOCK, true, |_, to| to.fill(5)).await),
                     _ => drop(directory.find("disk").await),
                 }

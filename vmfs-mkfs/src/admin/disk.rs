@@ -9,7 +9,7 @@ use lockd::protocol::{AdminRequest, DiskKind};
 use nfs_backend::url::{Url, UrlError};
 use serde_json::Value;
 
-use super::{AdminError, mounted, nfs};
+use super::{AdminError, mounted, nfs, nfs_change};
 use crate::size;
 use crate::terminal::{say, say_json};
 
@@ -23,7 +23,8 @@ pub(super) enum DiskCommand {
     #[command(after_help = "Example:\n  vmfs disk info --json /mnt/ds1/vm1/disk.vmdk")]
     Info(Info),
     /// Make a virtual disk larger
-    #[command(after_help = "Example:\n  vmfs disk extend -s 80G /mnt/ds1/vm1/disk.vmdk")]
+    #[command(after_help = "Examples:\n  vmfs disk extend -s 80G /mnt/ds1/vm1/disk.vmdk\n  \
+        vmfs disk extend -s 80G nfs://nas/vol/ds2/vm1/disk.vmdk")]
     Extend(Extend),
     /// Copy a virtual disk within its volume, or from or to an NFS server
     #[command(after_help = "Examples:\n  vmfs disk clone -d thin /mnt/ds1/vm1/disk.vmdk /mnt/ds1/vm2/disk.vmdk\n  \
@@ -85,7 +86,7 @@ pub(super) struct Extend {
     /// New size of the whole disk: K, M, G and T are powers of 1024
     #[arg(short, long, value_parser = parse_disk_size)]
     size: u64,
-    /// Descriptor, on a mounted volume
+    /// Descriptor, on a mounted volume, or an nfs:// URL
     #[arg(value_name = "PATH.vmdk")]
     path: PathBuf,
 }
@@ -105,7 +106,7 @@ pub(super) struct CloneDisk {
 
 #[derive(Debug, Args)]
 pub(super) struct Inflate {
-    /// Descriptor, on a mounted volume
+    /// Descriptor, on a mounted volume, or an nfs:// URL
     #[arg(value_name = "PATH.vmdk")]
     path: PathBuf,
 }
@@ -166,12 +167,18 @@ pub(super) fn run(command: DiskCommand) -> Result<(), AdminError> {
         }
         DiskCommand::Extend(extend) => {
             let bytes = extend.size;
-            ask_of(&extend.path, |file| AdminRequest::DiskExtend { file, bytes }, "extending")?;
+            match nfs::url_of(&extend.path)? {
+                Some(url) => nfs_change::extend(&url, bytes)?,
+                None => drop(ask_of(&extend.path, |file| AdminRequest::DiskExtend { file, bytes }, "extending")?),
+            }
             say(format!("{}: extended to {}", extend.path.display(), size::show(bytes)));
             Ok(())
         }
         DiskCommand::Inflate(inflate) => {
-            ask_of(&inflate.path, |file| AdminRequest::DiskInflate { file }, "inflating")?;
+            match nfs::url_of(&inflate.path)? {
+                Some(url) => nfs_change::inflate(&url)?,
+                None => drop(ask_of(&inflate.path, |file| AdminRequest::DiskInflate { file }, "inflating")?),
+            }
             say(format!("{}: inflated", inflate.path.display()));
             Ok(())
         }

@@ -8,6 +8,7 @@ mod extent;
 mod lock;
 mod mounted;
 mod nfs;
+mod nfs_change;
 mod probe;
 mod rdm;
 mod report;

@@ -15,6 +15,7 @@ use nfs_backend::file::{DataFile, MOST_BYTES};
 use nfs_backend::lock::{self, Content, Keeper, KeeperOptions, LockError, Owner, SharedTenure, State, Timing};
 use nfs_backend::rpc::Gate;
 use nfs_backend::url::Url;
+use scsi::DataBuffer;
 use serde_json::{Value, json};
 use vmfs_core::disk::descriptor::{AdapterType, Descriptor, MAX_DESCRIPTOR_BYTES};
 use vmfs_core::format::body::DiskFormat;
@@ -23,7 +24,7 @@ use super::{AdminError, mounted};
 use crate::terminal::progress_bar;
 
 /// Bytes copied at a time.
-const CHUNK: usize = MOST_BYTES as usize;
+pub(super) const CHUNK: usize = MOST_BYTES as usize;
 /// How often a lock is looked at while its holder's sign of life is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -64,14 +65,14 @@ fn format_of(url: &Url, kind: Option<DiskKind>) -> Result<DiskFormat, AdminError
 }
 
 /// A disk that is there.
-struct Disk {
-    directory: Directory,
-    descriptor: Descriptor,
-    flat_name: String,
-    flat: Found,
+pub(super) struct Disk {
+    pub directory: Directory,
+    pub descriptor: Descriptor,
+    pub flat_name: String,
+    pub flat: Found,
 }
 
-async fn open(url: &Url) -> Result<Disk, AdminError> {
+pub(super) async fn open(url: &Url) -> Result<Disk, AdminError> {
     let directory = Directory::open(url).await?;
     let text = directory.read_small(&url.name, MAX_DESCRIPTOR_BYTES + 1).await?;
     let descriptor = Descriptor::parse(&text).map_err(|error| {
@@ -158,7 +159,7 @@ impl Making {
     }
 }
 
-fn call_failed(url: &Url) -> impl Fn(NfsError) -> AdminError {
+pub(super) fn call_failed(url: &Url) -> impl Fn(NfsError) -> AdminError {
     let url = url.clone();
     move |cause| DatastoreError::Call { url: url.clone(), cause }.into()
 }
@@ -295,15 +296,12 @@ impl Source {
         Ok((Source::Local { path, file }, size - size % 512))
     }
 
-    async fn read(&self, at: u64, to: &mut [u8]) -> Result<(), AdminError> {
+    async fn read(&self, at: u64, to: &mut [u8], memory: &DataBuffer) -> Result<(), AdminError> {
         match self {
             Source::Nfs { url, data, tenure, .. } => {
-                let length = to.len();
-                let to = std::cell::RefCell::new(to);
-                let sink = |offset: usize, part: &[u8]| {
-                    to.borrow_mut()[offset..offset + part.len()].copy_from_slice(part);
-                };
-                data.read(at, length, sink).await.map_err(call_failed(url))?;
+                let memory = memory.slice(0..to.len());
+                data.read(at, &memory).await.map_err(call_failed(url))?;
+                memory.copy_to(0, to);
                 // What was read counts only under the lock.
                 match tenure.is_open() {
                     true => Ok(()),
@@ -374,11 +372,11 @@ async fn copy(
 ) -> Result<(), AdminError> {
     let bar = progress_bar("copying", true);
     bar.set_length(size);
-    let mut buffer = vec![0; CHUNK];
+    let (mut buffer, memory) = (vec![0; CHUNK], DataBuffer::zeroed(CHUNK, 4096));
     let mut at = 0;
     while at < size {
         let length = (size - at).min(CHUNK as u64) as usize;
-        from.read(at, &mut buffer[..length]).await?;
+        from.read(at, &mut buffer[..length], &memory).await?;
         if all || buffer[..length].iter().any(|byte| *byte != 0) {
             put(at, &buffer[..length]).await?;
         }
