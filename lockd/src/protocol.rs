@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages; both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Names an open file or directory of the mount: 32 hex digits on the wire. Whoever has the file open learns it by ioctl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +27,17 @@ impl<'de> Deserialize<'de> for Ticket {
         let number = if ok { u128::from_str_radix(&text, 16).ok() } else { None };
         let number = number.ok_or_else(|| serde::de::Error::custom("a ticket has 32 hexadecimal digits"))?;
         Ok(Ticket(number.to_be_bytes()))
+    }
+}
+
+/// What a session with a LUN is opened by. It can hold the passwords of the storage, so it goes over the socket only and is never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Pass(pub String);
+
+impl std::fmt::Debug for Pass {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("***")
     }
 }
 
@@ -80,6 +91,25 @@ pub enum Request {
         ticket: Ticket,
         /// Index of the LUN.
         lun: u8,
+    },
+    /// What the client needs for a session of its own with a LUN that has no descriptor.
+    OpenSession {
+        /// The open disk.
+        ticket: Ticket,
+        /// Index of the LUN.
+        lun: u8,
+    },
+    /// The session is made, and registered under the mount's key. No data go over it before the answer, which says that the mount lived
+    /// after that.
+    ConfirmSession {
+        /// The open disk.
+        ticket: Ticket,
+        /// Index of the LUN.
+        lun: u8,
+        /// Number of the session, of the answer to `OpenSession`.
+        session: u64,
+        /// Where it leads, as the storage says.
+        place: Option<String>,
     },
     /// An administrative request.
     Administer {
@@ -204,6 +234,8 @@ pub struct LunAccess {
     pub alignment: u32,
     /// The LUN has a descriptor to pass.
     pub has_descriptor: bool,
+    /// The LUN is reached by a session of the client's own.
+    pub has_session: bool,
     /// Path or URL as given to mount, for messages.
     pub name: String,
 }
@@ -248,6 +280,15 @@ pub enum Answer {
     },
     /// To `OpenLun`.
     LunOpened,
+    /// To `OpenSession`.
+    SessionOpened {
+        /// Names it.
+        session: u64,
+        /// For `luns::Session::open`.
+        pass: Pass,
+    },
+    /// To `ConfirmSession`.
+    SessionConfirmed,
     /// To `Recalled`.
     Recalled {
         /// What is wanted now; `None`: nothing, every range is free.
@@ -298,6 +339,9 @@ mod tests {
         assert_eq!(decode::<Request>(text.as_bytes()), Ok(Request::OpenLun { ticket, lun: 2 }));
         assert!(decode::<Request>(br#"{"request":"open-lun","ticket":"xy","lun":2}"#).is_err());
         assert!(decode::<Request>(br#"{"request":"hello","version":1,"more":1}"#).is_err());
+        let answer = Answer::SessionOpened { session: 5, pass: Pass("secret".to_owned()) };
+        assert_eq!(decode::<Answer>(&encode(&answer)), Ok(answer.clone()));
+        assert!(!format!("{answer:?}").contains("secret"));
     }
 
     proptest! {

@@ -22,7 +22,9 @@ use rustix::net::{
 };
 use vmfs_core::units::Uuid;
 
-use crate::protocol::{AdminRequest, Answer, Attachment, PROTOCOL_VERSION, Recall, Request, Ticket, decode, encode};
+use crate::protocol::{
+    AdminRequest, Answer, Attachment, PROTOCOL_VERSION, Pass, Recall, Request, Ticket, decode, encode,
+};
 use crate::rights;
 
 /// Most connections at a time.
@@ -53,6 +55,17 @@ pub trait Service: Send + Sync + 'static {
     fn recalled(&self, client: ClientId, ticket: Ticket, let_go: u64) -> Result<Option<Recall>, Refusal>;
     /// A data descriptor for `client`, with its drain lock held and the slot read live afterwards.
     fn open_lun(&self, client: ClientId, ticket: Ticket, lun: u8) -> Result<OwnedFd, Refusal>;
+    /// Lends `client` a session with a LUN: its number, and what it is opened by.
+    fn open_session(&self, client: ClientId, ticket: Ticket, lun: u8) -> Result<(u64, Pass), Refusal>;
+    /// The session is made, leads to `place`, and is registered: the slot is read live afterwards.
+    fn confirm_session(
+        &self,
+        client: ClientId,
+        ticket: Ticket,
+        lun: u8,
+        session: u64,
+        place: Option<String>,
+    ) -> Result<(), Refusal>;
     /// Carries out an administrative request and tells how far it is, in bytes.
     fn administer(&self, what: AdminRequest, progress: &mut dyn FnMut(u64, u64)) -> Result<serde_json::Value, Refusal>;
     /// The connection has ended.
@@ -283,6 +296,12 @@ fn carry_out(service: &dyn Service, client: ClientId, socket: &OwnedFd, request:
         }
         Request::OpenLun { ticket, lun } => {
             service.open_lun(client, ticket, lun).map(|descriptor| (Answer::LunOpened, vec![descriptor]))
+        }
+        Request::OpenSession { ticket, lun } => service
+            .open_session(client, ticket, lun)
+            .map(|(session, pass)| (Answer::SessionOpened { session, pass }, vec![])),
+        Request::ConfirmSession { ticket, lun, session, place } => {
+            service.confirm_session(client, ticket, lun, session, place).map(|()| (Answer::SessionConfirmed, vec![]))
         }
         Request::Administer { what } => {
             let mut tell = |done, total| {

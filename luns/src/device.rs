@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use scsi::{PathData, PathError, ScsiPath};
+use scsi::{PathAnswer, PathData, PathError, ScsiPath};
 use vmfs_core::lun::{LunErrorKind, Reservation};
 
 use crate::answer::{Verdict, verdict};
 use crate::commands;
 use crate::facts::{self, Caching, Capacity, Inquiry, Limits, Provisioning};
 use crate::reservations::{Shut, Standing};
+use crate::session::Origin;
 use crate::tenancy::Tenancy;
 
 /// How long one command may take: far more than a storage that lives, less than a lease by default.
@@ -55,6 +56,15 @@ pub struct Order<'a, 'b> {
     pub repeat: Repeat,
     /// How long one try may take.
     pub time: Duration,
+}
+
+/// How long somebody goes on with a command whose end is not known, or that was certainly not carried out.
+#[derive(Clone, Copy)]
+pub struct Leave<'a> {
+    /// Whether a command may go out now.
+    pub may_send: &'a dyn Fn() -> bool,
+    /// Whether it makes sense to wait for the storage.
+    pub goes_on: &'a dyn Fn() -> bool,
 }
 
 /// How a command that ended well ended.
@@ -124,6 +134,10 @@ pub struct Device {
     pub(crate) persists: AtomicBool,
     /// The processes of this machine that are the same initiator port, if there can be several.
     pub(crate) tenancy: Option<Box<dyn Tenancy>>,
+    /// By what another program reaches the unit too, if it can.
+    pub(crate) origin: Option<Origin>,
+    /// This host is registered, and this path is not.
+    pub(crate) lost_registration: AtomicBool,
 }
 
 impl Device {
@@ -147,6 +161,8 @@ impl Device {
             seen: Mutex::default(),
             persists: AtomicBool::new(false),
             tenancy: None,
+            origin: None,
+            lost_registration: AtomicBool::new(false),
         };
         let mut names = Vec::with_capacity(device.paths.len());
         for nth in 0..device.paths.len() {
@@ -172,6 +188,14 @@ impl Device {
         // What has a Drop can not be taken apart.
         let mut device = self;
         device.tenancy = Some(tenancy);
+        device
+    }
+
+    /// The same of a unit that other programs reach by sessions of their own.
+    #[must_use]
+    pub(crate) fn reached_by(self, origin: Origin) -> Device {
+        let mut device = self;
+        device.origin = Some(origin);
         device
     }
 
@@ -285,6 +309,16 @@ impl Device {
 
     /// Sends a command until it has an end, or patience has.
     pub fn run(&self, order: Order<'_, '_>) -> Result<Outcome, Failure> {
+        self.run_from(order, None, None)
+    }
+
+    /// The same after a first try, which ended so; with `leave` for as long as it says.
+    pub(crate) fn run_from(
+        &self,
+        order: Order<'_, '_>,
+        mut first: Option<Result<PathAnswer, PathError>>,
+        leave: Option<&Leave<'_>>,
+    ) -> Result<Outcome, Failure> {
         let Order { cdb, mut data, repeat, time } = order;
         let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
         let (mut attentions, mut conflicts) = (0, 0);
@@ -300,7 +334,15 @@ impl Device {
                 PathData::In(into) => PathData::In(into),
                 PathData::Out(from) => PathData::Out(from),
             };
-            let (kind, why) = match path.execute(cdb, lent, time) {
+            let answer = match first.take() {
+                Some(first) => first,
+                None if leave.is_some_and(|leave| !(leave.may_send)()) => {
+                    let failure = Failure::new(LunErrorKind::NotDone, "it may not be sent any more");
+                    return Err(doubted(doubt, failure));
+                }
+                None => path.execute(cdb, lent, time),
+            };
+            let (kind, why) = match answer {
                 Err(PathError::NotSent(why)) => {
                     self.next_path();
                     (LunErrorKind::NotDone, why)
@@ -310,7 +352,7 @@ impl Device {
                         self.next_path();
                         (LunErrorKind::NotDone, why)
                     }
-                    Repeat::Writes if self.can_be_shut_out() && path.settled() => {
+                    Repeat::Writes if self.can_be_shut_out() && self.is_dead(path, leave) => {
                         doubt = Some(why.clone());
                         (LunErrorKind::Unknown, why)
                     }
@@ -362,11 +404,24 @@ impl Device {
                 },
             };
             let patience = if repeat == Repeat::Writes && self.can_be_shut_out() { DATA_PATIENCE } else { PATIENCE };
-            if began.elapsed() + pause > patience {
+            if began.elapsed() + pause > patience && !leave.is_some_and(|leave| (leave.goes_on)()) {
                 return Err(doubted(doubt, Failure::new(kind, why)));
             }
             std::thread::sleep(pause);
             pause = LONGEST_PAUSE.min(pause * 2);
+        }
+    }
+
+    /// Whether what ended as unknown on this path is proven dead; with `leave`, as soon as the storage can be asked.
+    fn is_dead(&self, path: &Arc<dyn ScsiPath>, leave: Option<&Leave<'_>>) -> bool {
+        loop {
+            if path.settled() {
+                return true;
+            }
+            if self.is_fenced() || !leave.is_some_and(|leave| (leave.goes_on)()) {
+                return false;
+            }
+            std::thread::sleep(LONGEST_PAUSE);
         }
     }
 

@@ -5,14 +5,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iscsi::initiator::{Initiator, Options, Url};
+use iscsi::initiator::{Initiator, Url};
 use scsi::{PathAnswer, PathData, PathError, ScsiPath};
+
+use crate::session::Origin;
 
 /// How long a target may take to say that it is there.
 const SETTLE_TIME: Duration = Duration::from_secs(10);
 
 /// A session with a target.
-struct IscsiPath(Initiator);
+pub(crate) struct IscsiPath(Arc<Initiator>);
+
+impl IscsiPath {
+    pub(crate) fn new(initiator: Initiator) -> Self {
+        Self::of(Arc::new(initiator))
+    }
+
+    /// One that others have too.
+    pub(crate) fn of(initiator: Arc<Initiator>) -> Self {
+        Self(initiator)
+    }
+
+    pub(crate) fn initiator(&self) -> &Initiator {
+        &self.0
+    }
+}
 
 impl ScsiPath for IscsiPath {
     fn name(&self) -> &str {
@@ -39,10 +56,11 @@ impl ScsiPath for IscsiPath {
 }
 
 /// Logs in.
-pub fn connect(text: &str) -> Result<Arc<dyn ScsiPath>, String> {
+pub fn connect(text: &str) -> Result<(Arc<dyn ScsiPath>, Origin), String> {
     let url = Url::from_text(text).map_err(|error| error.to_string())?;
-    let initiator = Initiator::connect(&url, Options::default()).map_err(|error| error.to_string())?;
-    Ok(Arc::new(IscsiPath(initiator)))
+    let origin = Origin::of(url);
+    let initiator = Initiator::connect(&origin.url, origin.options.clone()).map_err(|error| error.to_string())?;
+    Ok((Arc::new(IscsiPath::new(initiator)), origin))
 }
 
 /// What was typed, without passwords.

@@ -13,16 +13,18 @@ mod open;
 mod probe;
 mod reservations;
 mod scsi_lun;
+mod session;
 mod sg;
 mod sg_sys;
 mod tenancy;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Device, Facts, Failure};
+pub use device::{Device, Facts, Failure, Leave};
 pub use facts::{Caching, Capacity, Inquiry, Limits, Provisioning, ReservationCapabilities};
 pub use open::{OpenLun, open_lun, open_lun_aside};
 pub use probe::{Probe, Supported, Trial, probe};
 pub use scsi_lun::ScsiLun;
+pub use session::{Session, Transfer};
 pub use sg::SgPath;
 pub use tenancy::Tenancy;

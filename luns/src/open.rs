@@ -69,8 +69,8 @@ fn find(name: &str, how: OpenLun) -> Result<Option<Box<Device>>, FsError> {
 /// The unit behind a URL.
 pub(crate) fn device_of_url(url: &str, read_only: bool) -> Result<Device, FsError> {
     let shown = iscsi_path::without_secrets(url);
-    let path = iscsi_path::connect(url).map_err(|why| refuse(FsErrorKind::Io, &shown, &why))?;
-    open_device(&shown, path, read_only)
+    let (path, origin) = iscsi_path::connect(url).map_err(|why| refuse(FsErrorKind::Io, &shown, &why))?;
+    Ok(open_device(&shown, path, read_only)?.reached_by(origin))
 }
 
 fn open_device(name: &str, path: Arc<dyn ScsiPath>, read_only: bool) -> Result<Device, FsError> {

@@ -222,6 +222,7 @@ impl Device {
             Standing::Fenced => Ok(Shut::Fenced),
             Standing::Owner(key) => {
                 if self.read_keys()?.contains(&key) {
+                    self.lost_registration.store(true, Ordering::Relaxed);
                     let why = "this path has lost its registration, though the host has others: mount again to use it";
                     return Err(not_done(why));
                 }

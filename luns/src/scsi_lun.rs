@@ -11,7 +11,7 @@ use scsi::PathData;
 use vmfs_core::buf::AlignedBuf;
 use vmfs_core::env::LocalFuture;
 use vmfs_core::format::header::{DeviceIdentity, LockMode};
-use vmfs_core::lun::{Compared, DataLun, Fencing, Lun, LunError, LunErrorKind, PathOwner, Reservation};
+use vmfs_core::lun::{Compared, DataLun, Fencing, LentSession, Lun, LunError, LunErrorKind, PathOwner, Reservation};
 use vmfs_core::units::{CellSize, SlotId};
 
 use crate::commands;
@@ -69,7 +69,7 @@ impl ScsiLun {
 }
 
 impl Device {
-    fn error(&self, command: &'static str, (offset, length): (u64, u64), failure: Failure) -> LunError {
+    pub(crate) fn error(&self, command: &'static str, (offset, length): (u64, u64), failure: Failure) -> LunError {
         let cause = io::Error::other(failure.why);
         LunError { kind: failure.kind, lun: self.name.clone(), command, offset, length, cause }
     }
@@ -95,7 +95,7 @@ impl Device {
     }
 
     /// Block number and count of a range that was checked, and is at most as long as a command moves.
-    fn blocks(&self, offset: u64, length: u64) -> (u64, u32) {
+    pub(crate) fn blocks(&self, offset: u64, length: u64) -> (u64, u32) {
         let block = self.block_bytes() as u64;
         (offset / block, (length / block) as u32)
     }
@@ -161,7 +161,7 @@ impl Device {
         Ok(())
     }
 
-    fn synchronize(&self) -> Result<(), LunError> {
+    pub(crate) fn synchronize(&self) -> Result<(), LunError> {
         let cdb = commands::synchronize_cache();
         let order = Order { cdb: &cdb, data: PathData::None, repeat: Repeat::Reads, time: DATA_TIME };
         match self.run(order) {
@@ -383,8 +383,20 @@ impl DataLun for Device {
         self.give_back(offset, length)
     }
 
+    /// Of a disk of this machine: the kernel sends its commands by the same port, so who shuts out the port shuts them out.
     fn open_descriptor(&self) -> Option<Result<OwnedFd, LunError>> {
-        None
+        let opened = self.tenancy.as_ref()?.another(self.own_key());
+        Some(opened.map_err(|error| {
+            self.error("descriptor for a program", (0, 0), Failure::new(LunErrorKind::NotDone, error.to_string()))
+        }))
+    }
+
+    fn lend_session(&self) -> Option<Result<LentSession, LunError>> {
+        self.lend().map(|lent| lent.map_err(|failure| self.error("session for a program", (0, 0), failure)))
+    }
+
+    fn end_session(&self, port: u64, place: Option<&str>) -> Result<(), LunError> {
+        self.end_lent(port, place).map_err(|failure| self.error("end of a program's session", (0, 0), failure))
     }
 
     fn hold_drain_byte(&self, _: SlotId) -> Result<(), LunError> {

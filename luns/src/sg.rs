@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -179,6 +179,17 @@ impl Tenancy for NodeTenancy {
 
     fn alone(&self, key: u64) -> io::Result<bool> {
         self.lock(LockKind::Exclusive, key % KEYS, 1)
+    }
+
+    fn another(&self, key: u64) -> io::Result<OwnedFd> {
+        // The same node, whatever its name leads to by now; past the page cache, as the commands go.
+        let node = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let file = Arc::new(open(node, OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())?);
+        let of_other = NodeTenancy { file };
+        if key != 0 && !of_other.take(key)? {
+            return Err(io::Error::other("a process of another incarnation still uses the disk"));
+        }
+        Arc::into_inner(of_other.file).ok_or_else(|| io::Error::other("its descriptor is in use"))
     }
 
     fn release(&self) {

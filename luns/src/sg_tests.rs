@@ -154,6 +154,31 @@ fn a_new_incarnation_registers_the_port_only_when_no_process_of_the_last_one_is_
 }
 
 #[test]
+fn a_program_that_has_a_descriptor_of_the_disk_counts_among_those_that_use_the_port() {
+    let target = target();
+    let machine = Machine::new(&target);
+    let (mount, breaker) = (machine.lun(), Machine::new(&target).lun());
+    on_runtime(async {
+        mount.mark_paths(owner(1, 11)).await.unwrap();
+        let descriptor = mount.data().open_descriptor().unwrap().unwrap();
+        assert_eq!(
+            std::fs::File::from(descriptor.try_clone().unwrap()).metadata().unwrap().len(),
+            0,
+            "the node itself"
+        );
+        breaker.compare_and_write(0, &[0; 512], &[1; 512]).await.unwrap();
+        breaker.mark_paths(owner(2, 22)).await.unwrap();
+        assert_eq!(breaker.fence(owner(1, 11)).await.unwrap(), Fencing::Proven);
+        drop(mount);
+        let again = machine.lun();
+        let error = again.mark_paths(owner(1, 12)).await.unwrap_err();
+        assert!(error.to_string().contains("another incarnation"), "{error}");
+        drop(descriptor);
+        again.mark_paths(owner(1, 12)).await.unwrap();
+    });
+}
+
+#[test]
 fn a_daemon_says_that_its_mount_is_gone_only_when_it_is_alone_on_the_port() {
     let target = target();
     let machine = Machine::new(&target);

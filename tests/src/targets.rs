@@ -5,12 +5,16 @@
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::{Luns, command, folder, program, run, wait_for};
 use crate::networks::Network;
+
+/// Ports that storages of this process have looked for.
+static TAKEN: AtomicU16 = AtomicU16::new(0);
 
 /// Starts a daemon whose files are in `folder`, and gives the addresses where it listens.
 pub fn launch(folder: &Path, arguments: &[String]) -> (Child, Vec<String>) {
@@ -59,7 +63,9 @@ impl Storage {
         // A port that nobody gets by chance while the target is away: below those that the kernel gives out, where an initiator that
         // tries to connect could even meet itself.
         let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-        let first = 10_000 + (std::process::id() % 10_000) as u16;
+        // Tests beside this one look for theirs at the same time.
+        let nth = TAKEN.fetch_add(1, Ordering::Relaxed) % 40 * 250;
+        let first = 10_000 + (std::process::id() % 10_000) as u16 + nth;
         let port = (first..30_000).find(free).expect("a port is free");
         let storage = Self::start(format!("127.0.0.1:{port}"), count, |command| command);
         let luns = Luns::elsewhere(self::folder(), &storage.urls());
@@ -94,6 +100,13 @@ impl Storage {
     /// The image file of a LUN.
     pub fn image(&self, nth: usize) -> std::path::PathBuf {
         self.folder.path().join(format!("lun{nth}.img"))
+    }
+
+    /// What the daemon says of itself.
+    pub fn status(&self) -> Value {
+        let mut ask = command("iscsi-target");
+        ask.args(["status", "--json", "--control"]).arg(self.folder.path().join("control"));
+        serde_json::from_str(&run(&mut ask)).expect("JSON")
     }
 
     /// SIGKILL.

@@ -256,7 +256,7 @@ fn write_in_place(disk: &DirectFile, end: &AtomicBool) -> Vec<u8> {
             }
             let mut piece = AlignedBuf::zeroed(bytes as usize);
             piece.iter_mut().enumerate().for_each(|(nth, byte)| *byte = (nth >> 9) as u8 ^ round as u8);
-            let target = fs::File::from(disk.lun(lun).descriptor.try_clone().unwrap());
+            let target = fs::File::from(disk.lun(lun).access.descriptor().unwrap().try_clone().unwrap());
             target.write_all_at(&piece, offset).unwrap();
             drop(reference);
             model[(at + done) as usize..(at + done + bytes) as usize].copy_from_slice(&piece);

@@ -1,5 +1,7 @@
 //! Promises of the iSCSI target, by initiators that others have written (libiscsi) and by raw connections.
 
+#[path = "iscsi/direct.rs"]
+mod direct;
 #[path = "iscsi/volumes.rs"]
 mod volumes;
 

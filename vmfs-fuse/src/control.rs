@@ -1,5 +1,6 @@
 //! Owns: what the mount does for the clients of its Unix socket.
-//! Promises: a program gets a data descriptor only with its drain lock held and the slot read live afterwards; a disk's lock is not
+//! Promises: a program gets a data descriptor only with its drain lock held, or moves data by a session only once that is registered, and
+//!   the slot is read live afterwards; a disk's lock is not
 //!   released while such a program may still have I/O in flight.
 //! Must not know: messages and sockets (`lockd::server`).
 
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lockd::drain;
-use lockd::protocol::{AdminRequest, Attachment, LunAccess, NameIn, Recall, Ticket};
+use lockd::protocol::{AdminRequest, Attachment, LunAccess, NameIn, Pass, Recall, Ticket};
 use lockd::server::{ClientId, Refusal, Service};
 use serde_json::{Value, json};
 use vmfs_core::disk::Progress;
@@ -20,7 +21,7 @@ use vmfs_core::volume::{LunInfo, ScrubOptions};
 
 use crate::disks;
 use crate::extents;
-use crate::handles::{FileHandle, Handle, Lent};
+use crate::handles::{FileHandle, Handle, Lent, Means};
 use crate::raw_devices;
 use crate::reports;
 use crate::state::State;
@@ -81,9 +82,30 @@ impl Control {
             index: lun.index.get(),
             generation: lun.slot.map_or(0, |slot| slot.generation.0),
             alignment: data.as_ref().map_or(0, |data| data.alignment() as u32),
-            has_descriptor: data.is_some_and(|data| data.open_descriptor().is_some_and(|opened| opened.is_ok())),
+            has_descriptor: data
+                .as_ref()
+                .is_some_and(|data| data.open_descriptor().is_some_and(|opened| opened.is_ok())),
+            has_session: data.is_some_and(|data| data.lend_session().is_some_and(|lent| lent.is_ok())),
             name: lun.name.clone(),
         }
+    }
+
+    /// The open disk that a client has attached to, and a LUN.
+    fn attached(&self, client: ClientId, ticket: Ticket, lun: u8) -> Result<(Arc<FileHandle>, LunIndex), Refusal> {
+        let handle = self.disk(ticket)?;
+        if !self.state.recalls.has_attached(client, &handle) {
+            return refuse(libc::EPROTO, "a LUN is opened by who has attached to the disk over the same connection");
+        }
+        let Some(lun) = LunIndex::new(lun) else { return refuse(libc::EINVAL, format!("there is no LUN {lun}")) };
+        if handle.file.hold() == Hold::Nothing {
+            return refuse(libc::EOPNOTSUPP, "a read-only mount holds no locks: read the disk through the mount");
+        }
+        Ok((handle, lun))
+    }
+
+    /// Reads this host's slot on a LUN live.
+    fn prove_live(&self, lun: LunIndex) -> Result<(), FsError> {
+        self.state.actor.ask(move |volume| async move { volume.context().prove_live([lun]).await })
     }
 
     fn open_drained(&self, handle: &FileHandle, lun: LunIndex) -> Result<OwnedFd, Refusal> {
@@ -97,7 +119,7 @@ impl Control {
         for _ in 0..drain::DRAIN_BYTES_PER_SLOT {
             let byte = drain::drain_byte(slot.slot, self.next_byte.fetch_add(1, Ordering::Relaxed));
             if drain::try_lock(&descriptor, byte).map_err(|error| io_refusal("the drain lock", &error))? {
-                handle.direct.lent.lock().push(Lent { lun, byte });
+                handle.direct.lent.lock().push(Lent { lun, means: Means::Descriptor { byte } });
                 return Ok(descriptor);
             }
         }
@@ -135,18 +157,10 @@ impl Service for Control {
     }
 
     fn open_lun(&self, client: ClientId, ticket: Ticket, lun: u8) -> Result<OwnedFd, Refusal> {
-        let handle = self.disk(ticket)?;
-        if !self.state.recalls.has_attached(client, &handle) {
-            return refuse(libc::EPROTO, "a LUN is opened by who has attached to the disk over the same connection");
-        }
-        let Some(lun) = LunIndex::new(lun) else { return refuse(libc::EINVAL, format!("there is no LUN {lun}")) };
-        if handle.file.hold() == Hold::Nothing {
-            return refuse(libc::EOPNOTSUPP, "a read-only mount holds no locks: read the disk through the mount");
-        }
+        let (handle, lun) = self.attached(client, ticket, lun)?;
         let descriptor = self.open_drained(&handle, lun)?;
         // The lock first, the slot second: a breaker that took the range before has claimed the slot by now.
-        let live = self.state.actor.ask(move |volume| async move { volume.context().prove_live([lun]).await });
-        if let Err(error) = live {
+        if let Err(error) = self.prove_live(lun) {
             let mut lent = handle.direct.lent.lock();
             if let Some(last) = lent.iter().rposition(|one| one.lun == lun) {
                 lent.remove(last);
@@ -154,6 +168,42 @@ impl Service for Control {
             return Err(refusal(&error));
         }
         Ok(descriptor)
+    }
+
+    fn open_session(&self, client: ClientId, ticket: Ticket, lun: u8) -> Result<(u64, Pass), Refusal> {
+        let (handle, lun) = self.attached(client, ticket, lun)?;
+        let data = self.state.luns.get(lun);
+        let lent = data.as_ref().and_then(|data| data.lend_session());
+        let (Some(data), Some(lent)) = (data, lent) else {
+            return refuse(libc::EOPNOTSUPP, format!("{lun} is not reached by sessions of other programs"));
+        };
+        let lent = lent.map_err(|error| Refusal { errno: libc::EIO, message: error.to_string() })?;
+        // Known before the program can make it: whatever becomes of the program, it is ended.
+        let means = Means::Session { data, port: lent.port, place: None };
+        handle.direct.lent.lock().push(Lent { lun, means });
+        Ok((lent.port, Pass(lent.pass)))
+    }
+
+    fn confirm_session(
+        &self,
+        client: ClientId,
+        ticket: Ticket,
+        lun: u8,
+        session: u64,
+        told: Option<String>,
+    ) -> Result<(), Refusal> {
+        let (handle, lun) = self.attached(client, ticket, lun)?;
+        self.prove_live(lun).map_err(|error| refusal(&error))?;
+        let mut lent = handle.direct.lent.lock();
+        for one in lent.iter_mut().filter(|one| one.lun == lun) {
+            if let Means::Session { port, place, .. } = &mut one.means
+                && *port == session
+            {
+                *place = Some(told);
+                return Ok(());
+            }
+        }
+        refuse(libc::ESTALE, format!("{lun}: no such session was lent for this disk"))
     }
 
     fn administer(&self, what: AdminRequest, progress: &mut dyn FnMut(u64, u64)) -> Result<Value, Refusal> {

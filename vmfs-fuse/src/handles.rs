@@ -12,17 +12,49 @@ use lockd::protocol::Ticket;
 use parking_lot::{Mutex, RwLock};
 use rustix::event::{EventfdFlags, eventfd};
 use vmfs_core::file::{Grant, OpenFile};
+use vmfs_core::lun::DataLun;
 use vmfs_core::units::LunIndex;
 
 const SHARDS: usize = 32;
 
-/// A data descriptor that was given to another program: the byte of the drain range that it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What was given to another program to reach a LUN by.
+#[derive(Clone)]
 pub struct Lent {
     /// The LUN.
     pub lun: LunIndex,
-    /// The locked byte.
-    pub byte: u64,
+    /// What it is.
+    pub means: Means,
+}
+
+impl Lent {
+    /// Whether both are the same.
+    pub fn is(&self, other: &Lent) -> bool {
+        let means = match (&self.means, &other.means) {
+            (Means::Descriptor { byte }, Means::Descriptor { byte: of_other }) => byte == of_other,
+            (Means::Session { port, .. }, Means::Session { port: of_other, .. }) => port == of_other,
+            _ => false,
+        };
+        self.lun == other.lun && means
+    }
+}
+
+/// How the end of what a program does on a LUN is proven.
+#[derive(Clone)]
+pub enum Means {
+    /// A data descriptor: by the lock of this byte of the drain range, which it holds.
+    Descriptor {
+        /// The locked byte.
+        byte: u64,
+    },
+    /// A session: by the storage.
+    Session {
+        /// Who has lent it.
+        data: Arc<dyn DataLun>,
+        /// Its number.
+        port: u64,
+        /// Where it leads, as the storage says; `None`: it never was confirmed, so no data have gone over it.
+        place: Option<Option<String>>,
+    },
 }
 
 /// What another program that moves the file's data itself has of this mount.
@@ -30,7 +62,7 @@ pub struct Lent {
 pub struct Direct {
     /// Space lent for first writes.
     pub grants: Mutex<HashMap<u64, Grant>>,
-    /// Descriptors lent.
+    /// Descriptors and sessions lent.
     pub lent: Mutex<Vec<Lent>>,
     /// Raised when the program should let go.
     pub revoke: Mutex<Option<OwnedFd>>,

@@ -14,11 +14,12 @@ use fuser::{
 use vmfs_core::error::{FsError, FsErrorKind};
 use vmfs_core::file::{OpenFile, OpenMode};
 use vmfs_core::format::dirent::ObjectRef;
+use vmfs_core::lun::DataLun;
 use vmfs_core::units::LunIndex;
 use vmfs_core::volume::{AttributeChange, Stat, Volume};
 
 use crate::attributes::{LIFETIME, errno, file_attr};
-use crate::handles::{FileHandle, Handle};
+use crate::handles::{FileHandle, Handle, Means};
 use crate::names::{Maker, Place};
 use crate::state::State;
 
@@ -167,7 +168,11 @@ pub fn let_go(state: &State, lun: LunIndex) -> bool {
             handle.direct.raise_revoke();
         }
         // What cannot be found out is taken for still there.
-        lent.retain(|one| !lockd_drained(state, one.lun, one.byte).unwrap_or(false));
+        lent.retain(|one| match one.means {
+            Means::Descriptor { byte } => !lockd_drained(state, one.lun, byte).unwrap_or(false),
+            // Its program ends it, and with that the file: the close has the proof.
+            Means::Session { .. } => true,
+        });
         gone && lent.is_empty()
     })
 }
@@ -176,10 +181,13 @@ pub fn let_go(state: &State, lun: LunIndex) -> bool {
 async fn drained(state: &State, volume: &Volume, handle: &FileHandle) {
     let mut waited = Duration::ZERO;
     loop {
-        let lent = handle.direct.lent.lock().clone();
-        let Some(one) = lent.first() else { return };
-        match lockd_drained(state, one.lun, one.byte) {
-            Ok(true) => handle.direct.lent.lock().retain(|other| other != one),
+        let Some(one) = handle.direct.lent.lock().first().cloned() else { return };
+        let is_drained = match one.means.clone() {
+            Means::Descriptor { byte } => lockd_drained(state, one.lun, byte),
+            Means::Session { data, port, place } => ended(data, port, place).await.map(|()| true),
+        };
+        match is_drained {
+            Ok(true) => handle.direct.lent.lock().retain(|other| !other.is(&one)),
             Ok(false) => {
                 if waited.as_secs() != (waited + DRAIN_PAUSE).as_secs() {
                     tracing::warn!("{}: waiting for the I/O of a program that was closed or killed", handle.file.fd());
@@ -192,6 +200,20 @@ async fn drained(state: &State, volume: &Volume, handle: &FileHandle) {
                 volume.context().env().sleep(Duration::from_secs(1)).await;
             }
         }
+    }
+}
+
+/// Has the storage end a program's session. The program has ended or given it up, for its file was closed: it does not make it anew.
+async fn ended(data: Arc<dyn DataLun>, port: u64, place: Option<Option<String>>) -> std::io::Result<()> {
+    let told = place.clone().flatten();
+    let end = tokio::task::spawn_blocking(move || data.end_session(port, told.as_deref())).await;
+    match end.map_err(std::io::Error::other)? {
+        // What never was confirmed has carried nothing.
+        Err(error) if place.is_none() => {
+            tracing::debug!("a session that was never used: {error}");
+            Ok(())
+        }
+        other => other.map_err(std::io::Error::other),
     }
 }
 

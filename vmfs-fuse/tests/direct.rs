@@ -27,7 +27,7 @@ fn make_disk(mount: &Mount, name: &str, mib: u64, kind: DiskKind) {
 fn transfer(file: &DirectFile, lun: usize, offset: u64, buf: &mut [u8], write: bool) {
     assert_eq!(file.gate(lun), GateState::Open);
     let lun = file.lun(lun);
-    let copy = File::from(lun.descriptor.try_clone().unwrap());
+    let copy = File::from(lun.access.descriptor().unwrap().try_clone().unwrap());
     if write { copy.write_all_at(buf, offset).unwrap() } else { copy.read_exact_at(buf, offset).unwrap() }
 }
 
@@ -204,7 +204,7 @@ fn a_lock_stays_while_a_program_that_was_closed_may_have_io_in_flight() {
     make_disk(&one, "disk.vmdk", 16, DiskKind::Thin);
     let file = DirectFile::open(&one.at("disk-flat.vmdk"), true).unwrap();
     // A descriptor that lives on stands for requests in flight: both pin the open file and its drain lock.
-    let pinned = file.lun(0).descriptor.as_fd().try_clone_to_owned().unwrap();
+    let pinned = file.lun(0).access.descriptor().unwrap().as_fd().try_clone_to_owned().unwrap();
     drop(file);
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert!(DirectFile::open(&two.at("disk-flat.vmdk"), true).is_err(), "the lock was released under I/O in flight");

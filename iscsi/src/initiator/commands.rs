@@ -42,28 +42,18 @@ enum Sent {
 }
 
 impl Shared {
-    fn not_sent(&self, cause: impl std::fmt::Display) -> PathError {
+    pub fn not_sent(&self, cause: impl std::fmt::Display) -> PathError {
         PathError::NotSent(format!("{}: {cause}", self.name))
     }
 
-    fn unknown(&self, cause: impl std::fmt::Display) -> PathError {
+    pub fn unknown(&self, cause: impl std::fmt::Display) -> PathError {
         PathError::Unknown(format!("{}: {cause}", self.name))
     }
 
     /// Runs a command.
     pub fn execute(&self, cdb: &[u8], data: PathData<'_>, timeout: Duration) -> Result<PathAnswer, PathError> {
         let deadline = Instant::now() + timeout;
-        let mut padded = [0; 16];
-        let Some(room) = padded.get_mut(..cdb.len()).filter(|room| !room.is_empty()) else {
-            return Err(
-                self.not_sent(format_args!("a command of {} bytes cannot be sent; one of 1 to 16 can", cdb.len()))
-            );
-        };
-        room.copy_from_slice(cdb);
-        let most = self.options.max_transfer;
-        if data.len() > most {
-            return Err(self.not_sent(format_args!("{} bytes are more than one command moves ({most})", data.len())));
-        }
+        let cdb = padded_command(cdb, data.len(), self.options.max_transfer).map_err(|why| self.not_sent(why))?;
         let expected = data.len() as u32;
         let work = match &data {
             _ if expected == 0 => Work::Plain,
@@ -72,7 +62,7 @@ impl Shared {
             PathData::Out(_) => Work::Write,
         };
         let (_slot, slot, tag) = self.open(work, expected, deadline).map_err(|cause| self.not_sent(cause))?;
-        let request = Request { slot, tag, cdb: padded, reads: work == Work::Read, out: None, expected, deadline };
+        let request = Request { slot, tag, cdb, reads: work == Work::Read, out: None, expected, deadline };
         match data {
             PathData::In(into) => self.landings[slot].lend(tag, into, || self.carry_out(&request)),
             PathData::Out(from) if expected > 0 => self.carry_out(&Request { out: Some(from), ..request }),
@@ -106,17 +96,7 @@ impl Shared {
         let length = request.out.map_or(0, <[u8]>::len);
         let given = self.dispatch(request, |agreed, number, expected_status| {
             let (immediate, unsolicited) = unasked(agreed, length);
-            let command = ScsiCommand {
-                is_final: unsolicited == immediate,
-                reads: request.reads,
-                writes: request.out.is_some(),
-                attribute: 1,
-                lun: self.lun,
-                tag: request.tag,
-                expected: request.expected,
-                number,
-                cdb: request.cdb,
-            };
+            let command = command_of(request, self.lun, number, unsolicited == immediate);
             (command.encode(expected_status), immediate)
         })?;
         self.finish(request, given)
@@ -138,7 +118,7 @@ impl Shared {
     }
 
     fn try_send(&self, request: &Request<'_>, encode: impl Fn(&Agreed, u32, u32) -> ([u8; HEADER], usize)) -> Sent {
-        let Some(wire) = self.wire.try_lock_until(request.deadline) else {
+        let Some(mut wire) = self.wire.try_lock_until(request.deadline) else {
             return Sent::Refused("the target takes nothing: not sent in time".to_owned());
         };
         let (number, expected_status) = {
@@ -182,7 +162,7 @@ impl Shared {
     /// Sends one sequence of data. When it fails, so does the connection.
     fn send_data(
         &self,
-        wire: parking_lot::MutexGuard<'_, Outgoing>,
+        mut wire: parking_lot::MutexGuard<'_, Outgoing>,
         request: &Request<'_>,
         lun: &[u8; 8],
         transfer_tag: u32,
@@ -222,8 +202,8 @@ impl Shared {
             core.queued &= !(1 << slot);
             let next = core.pass_on();
             drop(core);
-            if let Some(thread) = next {
-                thread.unpark();
+            if let Some(caller) = next {
+                caller.wake();
             }
             return Ok(());
         }
@@ -264,6 +244,11 @@ impl Shared {
                 Turn::Receive(_) | Turn::Sleep => {}
             }
         }
+        self.conclude(request, given)
+    }
+
+    /// What the caller of a task that is over is told.
+    pub fn conclude(&self, request: &Request<'_>, given: u32) -> Result<PathAnswer, PathError> {
         let (epoch, answer) = self.answer(request, given);
         if let Some(broken) = epoch {
             let epoch = self.core.lock().epoch;
@@ -322,7 +307,7 @@ impl Shared {
     }
 
     fn abort(&self, request: &Request<'_>, deadline: Instant) {
-        let Some(wire) = self.wire.try_lock_until(deadline) else { return };
+        let Some(mut wire) = self.wire.try_lock_until(deadline) else { return };
         let (header, epoch) = {
             let mut core = self.core.lock();
             if core.tasks.outcome(request.slot).is_some() {
@@ -385,9 +370,40 @@ impl Shared {
 }
 
 /// How much of `length` bytes goes along with a command itself, and how much goes out before the target asks (RFC 7143, 4.2.5.2).
-fn unasked(agreed: &Agreed, length: usize) -> (usize, usize) {
+pub(super) fn unasked(agreed: &Agreed, length: usize) -> (usize, usize) {
     let (segment, first) = (agreed.segment as usize, agreed.first_burst as usize);
     let immediate = if agreed.immediate_data { length.min(segment).min(first) } else { 0 };
     let unsolicited = if agreed.initial_ready { immediate } else { length.min(first) };
     (immediate, unsolicited)
 }
+
+/// A command as it goes into a PDU, with `length` bytes of data; or why it cannot.
+pub(super) fn padded_command(cdb: &[u8], length: usize, most: usize) -> Result<[u8; 16], String> {
+    let mut padded = [0; 16];
+    let Some(room) = padded.get_mut(..cdb.len()).filter(|room| !room.is_empty()) else {
+        return Err(format!("a command of {} bytes cannot be sent; one of 1 to 16 can", cdb.len()));
+    };
+    room.copy_from_slice(cdb);
+    if length > most {
+        return Err(format!("{length} bytes are more than one command moves ({most})"));
+    }
+    Ok(padded)
+}
+
+/// The PDU of a command.
+pub(super) fn command_of(request: &Request<'_>, lun: [u8; 8], number: u32, is_final: bool) -> ScsiCommand {
+    ScsiCommand {
+        is_final,
+        reads: request.reads,
+        writes: request.out.is_some(),
+        attribute: 1,
+        lun,
+        tag: request.tag,
+        expected: request.expected,
+        number,
+        cdb: request.cdb,
+    }
+}
+
+/// Why a command has no slot.
+pub(super) const NO_PLACE: &str = "too many commands are under way, and none has ended in time";

@@ -123,7 +123,7 @@ impl Connector {
         let deadline = Instant::now() + self.options.login_time;
         let mut inbox = Box::new(Inbox::new(stream.clone(), LOGIN_SEGMENT, LOGIN_SEGMENT));
         inbox.set_tick(TICK).map_err(ConnectCause::Connect)?;
-        let wire = Outgoing { stream: Some(stream.clone()), ..Outgoing::new() };
+        let mut wire = Outgoing::of(stream.clone(), Agreed::default());
         let mut login = Login::new(Wanted {
             initiator: &self.options.initiator,
             target,

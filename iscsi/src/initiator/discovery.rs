@@ -37,7 +37,7 @@ pub fn discover(url: &Url, options: &Options) -> Result<Vec<DiscoveredTarget>, C
 }
 
 fn list(mut connection: Connection, deadline: Instant) -> Result<Vec<DiscoveredTarget>, ConnectCause> {
-    let wire = Outgoing { stream: Some(connection.stream.clone()), epoch: 0, agreed: connection.agreed };
+    let mut wire = Outgoing::of(connection.stream.clone(), connection.agreed);
     let mut ask = Vec::new();
     text::push(&mut ask, "SendTargets", "All");
     let mut all = Vec::new();

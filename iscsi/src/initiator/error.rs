@@ -138,6 +138,9 @@ pub enum Broken {
     /// It rejected something that was in order.
     #[error("the target rejects a PDU (reason {0:#04x})")]
     Rejected(u8),
+    /// Its own user forgot a command that was under way.
+    #[error("a command was given up")]
+    GivenUp,
     /// The session was logged out.
     #[error("the session was logged out")]
     LoggedOut,

@@ -7,6 +7,8 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
+
 use super::error::Broken;
 use super::receiving::Route;
 use crate::pdu::{DIGEST, Digests, HEADER, Header, digest, padded};
@@ -57,6 +59,10 @@ pub(super) struct Inbox {
     /// Where the data of the PDU under way go.
     pub route: Route,
     keep: usize,
+    /// Receives take what is there, and do not wait.
+    pub at_once: bool,
+    /// The last receive has brought less than there was room for: the socket had no more.
+    pub is_drained: bool,
 }
 
 impl Inbox {
@@ -75,6 +81,8 @@ impl Inbox {
             small: Vec::new(),
             route: Route::default(),
             keep,
+            at_once: false,
+            is_drained: false,
         }
     }
 
@@ -110,10 +118,13 @@ impl Inbox {
         debug_assert!(memory.is_empty() || self.end == 0);
         let direct = memory.len();
         let rest = &mut self.staging[self.end..];
+        let room = direct + rest.len();
         let received = match direct {
+            _ if self.at_once => now(&self.stream, &mut [IoSliceMut::new(memory), IoSliceMut::new(rest)]),
             0 => (&*self.stream).read(rest),
             _ => (&*self.stream).read_vectored(&mut [IoSliceMut::new(memory), IoSliceMut::new(rest)]),
         };
+        self.is_drained = !matches!(received, Ok(count) if count == room);
         match received {
             Ok(0) => Err(Broken::Closed),
             Ok(count) => {
@@ -243,6 +254,11 @@ impl Inbox {
         }
         Ok(None)
     }
+}
+
+/// Receives what is there.
+fn now(stream: &TcpStream, memory: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    Ok(recvmsg(stream, memory, &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT)?.bytes)
 }
 
 #[cfg(test)]

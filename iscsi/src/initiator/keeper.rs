@@ -162,7 +162,7 @@ impl Keeper {
         let shared = &self.shared;
         let deadline = Instant::now() + SEND_TIME;
         // Somebody else may be sending much: the next look tries again, or sees that the target takes nothing.
-        let Some(wire) = shared.wire.try_lock_until(deadline) else { return };
+        let Some(mut wire) = shared.wire.try_lock_until(deadline) else { return };
         let header = {
             let core = shared.core.lock();
             if !matches!(core.link, Link::Up(_)) {
@@ -250,7 +250,7 @@ impl Keeper {
 /// Logs out of a session that has no commands; whether the target answers does not matter.
 pub(super) fn farewell(connection: Connection) {
     let Connection { stream, mut inbox, agreed, sequence, .. } = connection;
-    let wire = Outgoing { stream: Some(stream), epoch: 0, agreed };
+    let mut wire = Outgoing::of(stream, agreed);
     let logout = LogoutRequest { reason: 0, tag: LOGOUT, connection: 0, number: sequence.expected };
     let deadline = Instant::now() + SEND_TIME;
     if wire.send(logout.encode(sequence.status.wrapping_add(1)), &[], deadline).is_err() {

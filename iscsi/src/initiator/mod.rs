@@ -1,6 +1,7 @@
 //! The initiator (RFC 7143): a session with one target, by one connection, as a [`ScsiPath`].
 //!
-//! Many threads call [`ScsiPath::execute`] at once; their commands are in flight together. A caller that waits receives for all if nobody
+//! Many threads call [`ScsiPath::execute`] at once; their commands are in flight together. A thread that must not wait uses
+//! [`Initiator::perform`], by which many commands of one thread are in flight. A caller that waits receives for all if nobody
 //! else does, so that a command alone changes no threads. Data go between the socket and the caller's memory; what arrives
 //! together with its header, up to 16 KiB, is copied once. A lost connection is had again in the background, by the same initiator
 //! port; a command that was in flight then is [`PathError::Unknown`] and never sent again here.
@@ -10,6 +11,7 @@
 //!
 //! [`PathError::Unknown`]: scsi::path::PathError::Unknown
 
+mod asynchronous;
 mod chap;
 mod commands;
 mod connect;
@@ -21,6 +23,7 @@ mod landing;
 mod login;
 mod options;
 mod outgoing;
+mod readiness;
 mod receiving;
 mod secret;
 mod session;
@@ -35,6 +38,7 @@ use std::time::{Duration, Instant};
 
 use scsi::path::{PathAnswer, PathData, PathError, ScsiPath};
 
+pub use asynchronous::Data;
 use connect::Connector;
 pub use discovery::{DiscoveredTarget, discover};
 pub use error::{Broken, ConnectCause, ConnectError};
@@ -105,6 +109,43 @@ impl Initiator {
         }
     }
 
+    /// Runs one command as a future, as [`ScsiPath::execute`] does; gives the answer, and the memory of `data` back. Many may be in flight
+    /// from one thread, with nobody waiting for them; [`Initiator::drive`] has to run beside them. `permit` is asked last before the
+    /// command goes out: if it says no the command ends as not sent.
+    ///
+    /// Dropped before it has ended, it takes the connection with it, since nobody would know what became of it. Needs the timers of a tokio
+    /// runtime.
+    pub async fn perform(
+        &self,
+        cdb: &[u8],
+        data: Data,
+        timeout: Duration,
+        permit: &dyn Fn() -> bool,
+    ) -> (Result<PathAnswer, PathError>, Vec<u8>) {
+        self.shared.perform(cdb, data, timeout, permit).await
+    }
+
+    /// Receives for the commands of [`Initiator::perform`], over all connections. It never ends; one at a time, on the thread of those
+    /// commands, which needs a tokio runtime with input and output.
+    pub async fn drive(&self) {
+        self.shared.drive().await;
+    }
+
+    /// Logs out for good, without waiting for it: the session is not needed any more, and no command is taken from here on.
+    pub fn leave(&self) {
+        let mut core = self.shared.core.lock();
+        core.life = Life::Dropped;
+        core.rouse_all(!0);
+        drop(core);
+        self.shared.changed.notify_all();
+    }
+
+    /// The tag of the target's portal group that the session is with, if the target has told it: initiator port and portal group name a
+    /// session (RFC 7143, 4.4.2).
+    pub fn portal_group(&self) -> Option<String> {
+        self.shared.core.lock().group.clone()
+    }
+
     /// Resets more than one task. The commands of this session end as unknown.
     ///
     /// # Errors
@@ -161,11 +202,7 @@ impl ScsiPath for Initiator {
 
 impl Drop for Initiator {
     fn drop(&mut self) {
-        let mut core = self.shared.core.lock();
-        core.life = Life::Dropped;
-        core.rouse_all(!0);
-        drop(core);
-        self.shared.changed.notify_all();
+        self.leave();
         if let Some(keeper) = self.keeper.take() {
             let _ = keeper.join();
         }

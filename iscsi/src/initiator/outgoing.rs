@@ -1,11 +1,14 @@
 //! Owns: the sending half of a connection.
-//! Promises: PDUs go out whole and in the order in which they are given; a wait ends at its deadline.
+//! Promises: PDUs go out whole and in the order in which they are given; a wait ends at its deadline; who may not wait leaves what the
+//! socket does not take, and that goes out before anything else.
 //! Must not know: what PDUs mean.
 
 use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use super::error::Broken;
 use super::login::Agreed;
@@ -19,6 +22,9 @@ pub(super) struct Outgoing {
     pub stream: Option<Arc<TcpStream>>,
     pub epoch: u64,
     pub agreed: Agreed,
+    /// The rest of a PDU that the socket did not take at once, and how much of that has gone out.
+    rest: Vec<u8>,
+    gone: usize,
 }
 
 /// A PDU that could not be sent.
@@ -31,32 +37,89 @@ pub(super) struct Unsent {
 
 impl Outgoing {
     pub fn new() -> Self {
-        Self { stream: None, epoch: 0, agreed: Agreed::default() }
+        Self { stream: None, epoch: 0, agreed: Agreed::default(), rest: Vec::new(), gone: 0 }
+    }
+
+    /// That of a connection.
+    pub fn of(stream: Arc<TcpStream>, agreed: Agreed) -> Self {
+        Self { stream: Some(stream), agreed, ..Self::new() }
     }
 
     /// Sends a header with its data.
-    pub fn send(&self, mut header: [u8; HEADER], data: &[u8], deadline: Instant) -> Result<(), Unsent> {
-        header[5..8].copy_from_slice(&(data.len() as u32).to_be_bytes()[1..]);
-        let mut head = [0; HEADER + DIGEST];
-        head[..HEADER].copy_from_slice(&header);
-        let mut head_length = HEADER;
-        if self.agreed.digests.header {
-            head[HEADER..].copy_from_slice(&digest(&header));
-            head_length += DIGEST;
+    pub fn send(&mut self, header: [u8; HEADER], data: &[u8], deadline: Instant) -> Result<(), Unsent> {
+        if !self.is_clear() {
+            self.write([&self.rest[self.gone..], &[], &[]], deadline).map_err(|(cause, sent)| {
+                self.gone += sent;
+                Unsent { cause, is_partial: false }
+            })?;
+            self.forget_rest();
         }
-        let padding = padded(data.len()) - data.len();
-        let mut tail = [0; 3 + DIGEST];
-        let mut tail_length = padding;
-        if self.agreed.digests.data && !data.is_empty() {
-            let sum = crc32c::crc32c_append(crc32c::crc32c(data), &tail[..padding]);
-            tail[padding..padding + DIGEST].copy_from_slice(&sum.to_le_bytes());
-            tail_length += DIGEST;
-        }
-        self.write([&head[..head_length], data, &tail[..tail_length]], deadline)
+        let frame = self.frame(header, data);
+        self.write(frame.parts(data), deadline).map_err(|(cause, sent)| Unsent { cause, is_partial: sent > 0 })
     }
 
-    fn write(&self, parts: [&[u8]; 3], deadline: Instant) -> Result<(), Unsent> {
-        let Some(stream) = &self.stream else { return Err(Unsent { cause: Broken::Closed, is_partial: false }) };
+    /// Hands a header with its data to the socket as far as it takes them, and keeps the rest. Only while [`Outgoing::is_clear`].
+    pub fn send_now(&mut self, header: [u8; HEADER], data: &[u8]) -> Result<(), Unsent> {
+        let frame = self.frame(header, data);
+        let parts = frame.parts(data);
+        let unsent = |cause| Unsent { cause, is_partial: false };
+        let Some(stream) = &self.stream else { return Err(unsent(Broken::Closed)) };
+        let mut sent = now(stream, &parts.map(IoSlice::new)).map_err(unsent)?;
+        for part in parts {
+            let gone = sent.min(part.len());
+            self.rest.extend_from_slice(&part[gone..]);
+            sent -= gone;
+        }
+        Ok(())
+    }
+
+    /// Hands on what was kept. True: nothing of it is left.
+    pub fn clear_now(&mut self) -> Result<bool, Broken> {
+        if self.is_clear() {
+            return Ok(true);
+        }
+        let Some(stream) = &self.stream else { return Err(Broken::Closed) };
+        self.gone += now(stream, &[IoSlice::new(&self.rest[self.gone..])])?;
+        if self.gone < self.rest.len() {
+            return Ok(false);
+        }
+        self.forget_rest();
+        Ok(true)
+    }
+
+    /// Whether nothing is kept.
+    pub fn is_clear(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Another connection begins, or all was sent.
+    pub fn forget_rest(&mut self) {
+        self.rest.clear();
+        self.gone = 0;
+    }
+
+    fn frame(&self, mut header: [u8; HEADER], data: &[u8]) -> Frame {
+        header[5..8].copy_from_slice(&(data.len() as u32).to_be_bytes()[1..]);
+        let mut frame =
+            Frame { head: [0; HEADER + DIGEST], head_length: HEADER, tail: [0; 3 + DIGEST], tail_length: 0 };
+        frame.head[..HEADER].copy_from_slice(&header);
+        if self.agreed.digests.header {
+            frame.head[HEADER..].copy_from_slice(&digest(&header));
+            frame.head_length += DIGEST;
+        }
+        let padding = padded(data.len()) - data.len();
+        frame.tail_length = padding;
+        if self.agreed.digests.data && !data.is_empty() {
+            let sum = crc32c::crc32c_append(crc32c::crc32c(data), &frame.tail[..padding]);
+            frame.tail[padding..padding + DIGEST].copy_from_slice(&sum.to_le_bytes());
+            frame.tail_length += DIGEST;
+        }
+        frame
+    }
+
+    /// Sends all of these bytes, or says why not and how many it has sent.
+    fn write(&self, parts: [&[u8]; 3], deadline: Instant) -> Result<(), (Broken, usize)> {
+        let Some(stream) = &self.stream else { return Err((Broken::Closed, 0)) };
         let mut stream = &**stream;
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let mut sent = 0;
@@ -85,8 +148,35 @@ impl Outgoing {
                     _ => error.into(),
                 },
             };
-            return Err(Unsent { cause, is_partial: sent > 0 });
+            return Err((cause, sent));
         }
         Ok(())
+    }
+}
+
+/// What goes around the data of a PDU.
+struct Frame {
+    head: [u8; HEADER + DIGEST],
+    head_length: usize,
+    tail: [u8; 3 + DIGEST],
+    tail_length: usize,
+}
+
+impl Frame {
+    fn parts<'a>(&'a self, data: &'a [u8]) -> [&'a [u8]; 3] {
+        [&self.head[..self.head_length], data, &self.tail[..self.tail_length]]
+    }
+}
+
+/// Sends what the socket takes without waiting: so many bytes.
+fn now(stream: &TcpStream, parts: &[IoSlice<'_>]) -> Result<usize, Broken> {
+    loop {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendmsg(stream, parts, &mut SendAncillaryBuffer::default(), flags) {
+            Ok(sent) => return Ok(sent),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return Ok(0),
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
     }
 }

@@ -78,6 +78,21 @@ impl Shared {
         self.pass_on();
     }
 
+    /// Takes what is there already, without waiting.
+    pub fn receive_now(&self, mut inbox: Box<Inbox>) {
+        (inbox.at_once, inbox.is_drained) = (true, false);
+        let result = loop {
+            match self.hear(&mut inbox) {
+                Ok(Heard::Quiet) => break Ok(()),
+                Ok(_) if inbox.is_drained && !inbox.has_more() => break Ok(()),
+                Ok(_) => {}
+                Err(broken) => break Err(broken),
+            }
+        };
+        inbox.at_once = false;
+        self.put_back(inbox, result);
+    }
+
     fn put_back(&self, inbox: Box<Inbox>, result: Result<(), Broken>) {
         if let Err(broken) = result {
             return self.fail(inbox.epoch, &broken);
@@ -232,8 +247,8 @@ impl Shared {
         };
         let sleeper = slot.and_then(|slot| core.rouse(slot));
         drop(core);
-        if let Some(thread) = sleeper {
-            thread.unpark();
+        if let Some(caller) = sleeper {
+            caller.wake();
         }
         Ok(Heard::Whole { slot, grows })
     }

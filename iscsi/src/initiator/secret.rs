@@ -34,6 +34,11 @@ impl Secret {
         Ok(Self(line.to_owned()))
     }
 
+    /// The secret itself, to hand it to another program of this host by a way that nobody else reads.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
     /// Its bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.0.as_bytes()

@@ -2,16 +2,21 @@
 //! Promises: the receiving half is always with somebody who waits, if anybody does; what was sent on a lost connection ends as lost.
 //! Must not know: how connections come about; what commands mean.
 //!
+//! A command may also be a future, which belongs to no thread (`asynchronous`): then a future that drives the session receives, if no
+//! thread does.
+//!
 //! There is no receiving thread: whoever waits for an answer and finds the receiving half free takes it, serves others along with itself,
 //! and passes it on when its own answer is there. Who receives never sends, so that a target that first wants its own data taken
 //! cannot bring the session to a standstill.
 
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
+use std::task::Waker;
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Semaphore;
 
 use super::connect::Connection;
 use super::error::Broken;
@@ -23,6 +28,9 @@ use super::tasks::{Tasks, Work};
 
 /// Pings of the target that wait for an answer; one that sends more is not in its right mind.
 const MOST_PINGS: usize = 16;
+
+/// Slots that futures leave to threads, if there are so many.
+const LEFT_TO_THREADS: usize = 4;
 
 /// Whether there is a connection.
 pub(super) enum Link {
@@ -48,6 +56,23 @@ pub(super) enum Life {
     Dropped,
 }
 
+/// Whoever waits for a command.
+#[derive(Clone)]
+pub(super) enum Caller {
+    Thread(Thread),
+    Future(Waker),
+}
+
+impl Caller {
+    /// Lets it look.
+    pub fn wake(&self) {
+        match self {
+            Caller::Thread(thread) => thread.unpark(),
+            Caller::Future(waker) => waker.wake_by_ref(),
+        }
+    }
+}
+
 /// A ping of the target.
 #[derive(Clone, Copy)]
 pub(super) struct Ping {
@@ -67,7 +92,17 @@ pub(super) struct Core {
     pub parked: u128,
     /// Slots whose callers wait for a connection, or for the target to take one more command.
     pub queued: u128,
-    threads: Vec<Option<Thread>>,
+    /// Slots that belong to futures: they never receive.
+    pub unattended: u128,
+    /// Slots of futures that wait until what was kept of a PDU has gone out.
+    pub held_up: u128,
+    /// A part of a PDU was kept.
+    pub is_backed_up: bool,
+    /// The future that drives the session.
+    pub driver: Option<Waker>,
+    /// Which of the target's portal groups the session is with, if it says so.
+    pub group: Option<String>,
+    callers: Vec<Option<Caller>>,
     /// When the target was last heard.
     pub heard: Instant,
     /// When it was pinged, if it has not answered.
@@ -95,6 +130,8 @@ pub(super) struct Shared {
     pub changed: Condvar,
     /// Tells that a slot is free.
     room: Condvar,
+    /// Futures that may have a slot: a few are left to threads.
+    pub turns: Semaphore,
 }
 
 /// A request of a caller.
@@ -119,13 +156,15 @@ impl Drop for Slot<'_> {
         let mut core = self.shared.core.lock();
         core.parked &= !(1 << self.slot);
         core.queued &= !(1 << self.slot);
-        core.threads[self.slot] = None;
+        core.unattended &= !(1 << self.slot);
+        core.held_up &= !(1 << self.slot);
+        core.callers[self.slot] = None;
         core.tasks.close(self.slot);
         let next = core.pass_on();
         drop(core);
         self.shared.room.notify_one();
-        if let Some(thread) = next {
-            thread.unpark();
+        if let Some(caller) = next {
+            caller.wake();
         }
     }
 }
@@ -141,7 +180,12 @@ impl Core {
             inbox: None,
             parked: 0,
             queued: 0,
-            threads: vec![None; options.commands],
+            unattended: 0,
+            held_up: 0,
+            is_backed_up: false,
+            driver: None,
+            group: None,
+            callers: vec![None; options.commands],
             heard: Instant::now(),
             pinged: None,
             pings: Vec::with_capacity(MOST_PINGS),
@@ -152,19 +196,28 @@ impl Core {
     }
 
     /// If nobody receives: somebody who sleeps, to be woken for it.
-    pub fn pass_on(&self) -> Option<Thread> {
-        if self.inbox.is_none() || self.parked == 0 {
-            return None;
+    pub fn pass_on(&self) -> Option<Caller> {
+        let threads = self.parked & !self.unattended;
+        match (&self.inbox, threads) {
+            (None, _) => None,
+            (Some(_), 0) if self.unattended == 0 => None,
+            (Some(_), 0) => self.driver.clone().map(Caller::Future),
+            (Some(_), _) => self.callers[threads.trailing_zeros() as usize].clone(),
         }
-        self.threads[self.parked.trailing_zeros() as usize].clone()
     }
 
-    /// The caller of a slot is to look: its thread, if it sleeps.
-    pub fn rouse(&mut self, slot: usize) -> Option<Thread> {
+    /// A future waits for something to change in its slot.
+    pub fn park(&mut self, slot: usize, waker: &Waker) {
+        self.callers[slot] = Some(Caller::Future(waker.clone()));
+        self.parked |= 1 << slot;
+    }
+
+    /// The caller of a slot is to look: who it is, if it sleeps.
+    pub fn rouse(&mut self, slot: usize) -> Option<Caller> {
         let bit = 1 << slot;
         let sleeps = self.parked & bit != 0;
         self.parked &= !bit;
-        if sleeps { self.threads[slot].clone() } else { None }
+        if sleeps { self.callers[slot].clone() } else { None }
     }
 
     /// Wakes the callers of these slots.
@@ -172,8 +225,8 @@ impl Core {
         let mut left = self.parked & slots;
         self.parked &= !slots;
         while left != 0 {
-            if let Some(thread) = &self.threads[left.trailing_zeros() as usize] {
-                thread.unpark();
+            if let Some(caller) = &self.callers[left.trailing_zeros() as usize] {
+                caller.wake();
             }
             left &= left - 1;
         }
@@ -210,6 +263,7 @@ impl Shared {
             landings: (0..options.commands).map(|_| Landing::default()).collect(),
             changed: Condvar::new(),
             room: Condvar::new(),
+            turns: Semaphore::new(options.commands.saturating_sub(LEFT_TO_THREADS).max(1)),
             options,
         }
     }
@@ -222,8 +276,8 @@ impl Shared {
             return;
         }
         let _ = stream.shutdown(Shutdown::Both);
-        if matches!(broken, Broken::LoggedOut) {
-            tracing::debug!(path = %self.name, "logged out");
+        if matches!(broken, Broken::LoggedOut) || core.life == Life::Dropped {
+            tracing::debug!(path = %self.name, cause = %broken, "the session has ended");
         } else {
             tracing::warn!(path = %self.name, cause = %broken, "the connection is lost");
         }
@@ -235,6 +289,9 @@ impl Shared {
         core.leave_by = None;
         core.tasks.lose_all(&cause);
         core.rouse_all(!0);
+        if let Some(driver) = &core.driver {
+            driver.wake_by_ref();
+        }
         drop(core);
         self.changed.notify_all();
     }
@@ -242,8 +299,8 @@ impl Shared {
     /// Passes the receiving half on, if nobody has it and anybody waits.
     pub fn pass_on(&self) {
         let next = self.core.lock().pass_on();
-        if let Some(thread) = next {
-            thread.unpark();
+        if let Some(caller) = next {
+            caller.wake();
         }
     }
 
@@ -255,13 +312,24 @@ impl Shared {
                 return Err(cause);
             }
             if let Some((slot, tag)) = core.tasks.open(work, expected) {
-                core.threads[slot] = Some(std::thread::current());
+                core.callers[slot] = Some(Caller::Thread(std::thread::current()));
                 return Ok((Slot { shared: self, slot }, slot, tag));
             }
             if self.room.wait_until(&mut core, deadline).timed_out() {
-                return Err("too many commands are under way, and none has ended in time".to_owned());
+                return Err(super::commands::NO_PLACE.to_owned());
             }
         }
+    }
+
+    /// A slot for a future, if one is free.
+    pub fn open_unattended(&self, work: Work, expected: u32) -> Result<Option<(Slot<'_>, usize, u32)>, String> {
+        let mut core = self.core.lock();
+        if let Some(cause) = core.hopeless(self.options.patience) {
+            return Err(cause);
+        }
+        let Some((slot, tag)) = core.tasks.open(work, expected) else { return Ok(None) };
+        core.unattended |= 1 << slot;
+        Ok(Some((Slot { shared: self, slot }, slot, tag)))
     }
 
     /// A connection is there: commands go out over it.
@@ -279,7 +347,13 @@ impl Shared {
         core.stay_away = Duration::ZERO;
         (wire.epoch, wire.agreed) = (core.epoch, connection.agreed);
         wire.stream = Some(connection.stream);
+        wire.forget_rest();
+        core.is_backed_up = false;
+        core.group = connection.group;
         core.rouse_all(!0);
+        if let Some(driver) = &core.driver {
+            driver.wake_by_ref();
+        }
         tracing::info!(path = %self.name, "connected");
     }
 }

@@ -194,6 +194,16 @@ impl Tasks {
         self.next_number
     }
 
+    /// What was agreed on for this connection.
+    pub fn agreed(&self) -> Agreed {
+        self.agreed
+    }
+
+    /// Whether it was sent.
+    pub fn is_sent(&self, slot: usize) -> bool {
+        self.slots[slot].phase == Phase::Sent
+    }
+
     /// Status number that is expected next.
     pub fn expected_status(&self) -> u32 {
         self.status

@@ -278,5 +278,7 @@ fn is_not_sent<T: std::fmt::Debug>(result: Result<T, PathError>, word: &str) {
 mod carrying_out;
 #[path = "tests/ends.rs"]
 mod ends;
+#[path = "tests/futures.rs"]
+mod futures;
 #[path = "tests/hostile.rs"]
 mod hostile;

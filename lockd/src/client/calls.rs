@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use vmfs_core::units::LunIndex;
 
 use super::Connection;
-use super::direct::{Lun, open_luns};
+use super::direct::{Lun, SessionNumber, open_luns};
 use crate::ioctl::{self, RunPage};
 use crate::protocol::Ticket;
 
@@ -39,6 +39,12 @@ pub trait MountCalls: Send + Sync {
     fn more_luns(&self, present: &[LunIndex]) -> io::Result<Vec<Lun>> {
         let _ = present;
         Ok(Vec::new())
+    }
+
+    /// Has the mount say that it lives, after the session with a LUN has been registered anew.
+    fn confirm_session(&self, lun: LunIndex, session: SessionNumber, place: Option<String>) -> io::Result<()> {
+        let _ = (lun, session, place);
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// The size in bytes.
@@ -67,6 +73,7 @@ pub(super) struct OpenDisk {
     pub(super) file: File,
     pub(super) ticket: Ticket,
     pub(super) path: PathBuf,
+    pub(super) writable: bool,
 }
 
 impl MountCalls for OpenDisk {
@@ -93,7 +100,13 @@ impl MountCalls for OpenDisk {
     fn more_luns(&self, present: &[LunIndex]) -> io::Result<Vec<Lun>> {
         let mut connection = self.connection.lock();
         let (attachment, ..) = connection.attach(self.ticket).map_err(io::Error::other)?;
-        open_luns(&self.path, &mut connection, self.ticket, &attachment, present).map_err(io::Error::other)
+        let asked = (self.path.as_path(), self.ticket, self.writable);
+        open_luns(asked, &mut connection, &attachment, present).map_err(io::Error::other)
+    }
+
+    fn confirm_session(&self, lun: LunIndex, session: SessionNumber, place: Option<String>) -> io::Result<()> {
+        let mut connection = self.connection.lock();
+        connection.confirm_session(self.ticket, lun.get(), session.0, place).map_err(io::Error::other)
     }
 
     fn size(&self) -> io::Result<u64> {

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use crate::protocol::{AdminRequest, Answer, Attachment, PROTOCOL_VERSION, Recall, Request, Ticket, decode, encode};
+use crate::protocol::{
+    AdminRequest, Answer, Attachment, PROTOCOL_VERSION, Pass, Recall, Request, Ticket, decode, encode,
+};
 use crate::rights;
 
 /// A request that was refused or failed.
@@ -107,6 +109,28 @@ impl Connection {
         let (answer, descriptors) = self.ask(&Request::OpenLun { ticket, lun }, &mut |_, _| ())?;
         match (answer, <[OwnedFd; 1]>::try_from(descriptors)) {
             (Answer::LunOpened, Ok([descriptor])) => Ok(descriptor),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// What a session with a LUN is opened by, and its number.
+    pub fn open_session(&mut self, ticket: Ticket, lun: u8) -> Result<(u64, Pass), ConnectionError> {
+        match self.ask(&Request::OpenSession { ticket, lun }, &mut |_, _| ())? {
+            (Answer::SessionOpened { session, pass }, _) => Ok((session, pass)),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has the mount say that it lived after a session was registered.
+    pub fn confirm_session(
+        &mut self,
+        ticket: Ticket,
+        lun: u8,
+        session: u64,
+        place: Option<String>,
+    ) -> Result<(), ConnectionError> {
+        match self.ask(&Request::ConfirmSession { ticket, lun, session, place }, &mut |_, _| ())? {
+            (Answer::SessionConfirmed, _) => Ok(()),
             (other, _) => Err(unexpected(&other)),
         }
     }

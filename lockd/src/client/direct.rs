@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use luns::Session;
 use parking_lot::Mutex;
 use vmfs_core::gate::{Gate, GateState};
 use vmfs_core::mapping::epoch::{RunRef, stripe_end};
@@ -31,10 +32,32 @@ use crate::gate_memory::ReadOnlyGateMemory;
 use crate::ioctl::{Run, RunPage, kind, state};
 use crate::protocol::{AdminRequest, Attachment, LunAccess, Ticket};
 
+/// How a program moves data on a LUN.
+pub enum Access {
+    /// By this descriptor, opened for direct I/O.
+    Descriptor(OwnedFd),
+    /// By this session with the storage.
+    Session(Arc<Session>, SessionNumber),
+}
+
+/// Names a session to the mount that has lent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionNumber(pub u64);
+
+impl Access {
+    /// The descriptor, if there is one.
+    pub fn descriptor(&self) -> Option<&OwnedFd> {
+        match self {
+            Access::Descriptor(descriptor) => Some(descriptor),
+            Access::Session(..) => None,
+        }
+    }
+}
+
 /// One LUN behind a disk.
 pub struct Lun {
-    /// The descriptor for this program's I/O, opened for direct I/O.
-    pub descriptor: OwnedFd,
+    /// How this program moves data.
+    pub access: Access,
     /// Alignment of offset, length and memory, in bytes.
     pub alignment: u32,
     /// Path or URL as given to mount, for messages.
@@ -145,8 +168,7 @@ impl DirectFile {
         };
         let answer = ask(path, &file)?;
         if answer.kind != kind::DISK {
-            let message = "it is no virtual disk: other files have no runs that stay".to_owned();
-            return Err(DirectError { kind: DirectErrorKind::NotDirect, path: path.to_owned(), message, errno: None });
+            return Err(not_direct(path, "it is no virtual disk: other files have no runs that stay".to_owned()));
         }
         let ticket = Ticket(answer.ticket);
         let mut connection = connect(path, &answer).map_err(|error| connection_error(path, &error))?;
@@ -154,7 +176,7 @@ impl DirectFile {
             connection.attach(ticket).map_err(|error| connection_error(path, &error))?;
         let memory = ReadOnlyGateMemory::map(gate.as_fd()).map_err(|error| io_error(path, "its gate page", &error))?;
         let gate = Gate::open(Arc::new(memory)).map_err(|error| broken(path, error.to_string()))?;
-        let luns = open_luns(path, &mut connection, ticket, &attachment, &[])?;
+        let luns = open_luns((path, ticket, write), &mut connection, &attachment, &[])?;
         let lock_lun = LunIndex::new(attachment.lock_lun)
             .ok_or_else(|| broken(path, format!("the mount says that LUN {} holds its lock", attachment.lock_lun)))?;
         let ended = connection.socket().try_clone().map_err(|error| io_error(path, "its socket", &error))?;
@@ -162,7 +184,7 @@ impl DirectFile {
         let asking = connection.clone();
         let mut disk = DirectFile::from_parts(DiskParts {
             luns,
-            mount: Box::new(OpenDisk { revoke, connection, file, ticket, path: path.to_owned() }),
+            mount: Box::new(OpenDisk { revoke, connection, file, ticket, path: path.to_owned(), writable: write }),
             path: path.to_owned(),
             writable: write,
             size: answer.size.get(),
@@ -268,6 +290,19 @@ impl DirectFile {
             target if target.index == self.lock.0 => locked,
             target => worse(locked, self.gate.state(target.index, target.generation, now)),
         }
+    }
+
+    /// Registers a session with the storage anew, which has forgotten it, and has the mount say that it lives: no data may go over it before.
+    /// Blocks.
+    pub fn readmit(&self, lun: usize) -> Result<(), DirectError> {
+        let lun = self.lun(lun);
+        let Access::Session(session, number) = &lun.access else { return Ok(()) };
+        session.register().map_err(|failure| broken(&self.path, failure.why))?;
+        let confirmed = self.mount.confirm_session(lun.index, *number, session.place());
+        confirmed.map_err(|error| {
+            session.withdraw();
+            self.error("asking whether this host still lives", &error)
+        })
     }
 
     /// Calls `each` with the segments of a range, ascending; together they are as long as the range. A segment never crosses a
@@ -460,31 +495,35 @@ fn busy(path: &Path) -> DirectError {
     }
 }
 
-/// Opens the LUNs of an attachment that are not among `present`.
+/// Opens the LUNs of an attachment that are not among `present`, of a disk at a path with its ticket, to be written or not.
 pub(super) fn open_luns(
-    path: &Path,
+    (path, ticket, writable): (&Path, Ticket, bool),
     connection: &mut Connection,
-    ticket: Ticket,
     attachment: &Attachment,
     present: &[LunIndex],
 ) -> Result<Vec<Lun>, DirectError> {
     let mut luns: Vec<Lun> = Vec::with_capacity(attachment.luns.len());
     for access in &attachment.luns {
-        let LunAccess { index, generation, alignment, has_descriptor, name } = access;
+        let LunAccess { index, generation, alignment, has_descriptor, has_session, name } = access;
         let Some(lun) = LunIndex::new(*index) else {
             return Err(broken(path, format!("the mount names a LUN number {index}, which cannot be")));
         };
         if present.contains(&lun) {
             continue;
         }
-        if !has_descriptor {
-            let message = format!("{name} has no descriptor that a program could use");
-            let path = path.to_owned();
-            return Err(DirectError { kind: DirectErrorKind::NotDirect, path, message, errno: None });
-        }
-        let descriptor = connection.open_lun(ticket, *index).map_err(|error| connection_error(path, &error))?;
+        let access = if *has_descriptor {
+            let descriptor = connection.open_lun(ticket, *index).map_err(|error| connection_error(path, &error))?;
+            Access::Descriptor(descriptor)
+        } else if *has_session {
+            open_session((path, ticket, writable), connection, *index)?
+        } else {
+            return Err(not_direct(
+                path,
+                format!("{name} has neither a descriptor nor a session that a program could use"),
+            ));
+        };
         luns.push(Lun {
-            descriptor,
+            access,
             alignment: *alignment,
             name: name.clone(),
             index: lun,
@@ -492,4 +531,24 @@ pub(super) fn open_luns(
         });
     }
     Ok(luns)
+}
+
+fn open_session(
+    (path, ticket, writable): (&Path, Ticket, bool),
+    connection: &mut Connection,
+    lun: u8,
+) -> Result<Access, DirectError> {
+    let (number, pass) = connection.open_session(ticket, lun).map_err(|error| connection_error(path, &error))?;
+    // A program that cannot reach the storage by itself goes through the mount, which can.
+    let session = Session::open(&pass.0, !writable).map_err(|failure| not_direct(path, failure.why))?;
+    // The registration first, the slot second: a breaker that came before has claimed the slot by now, one that comes later finds the key.
+    connection.confirm_session(ticket, lun, number, session.place()).map_err(|error| {
+        session.withdraw();
+        connection_error(path, &error)
+    })?;
+    Ok(Access::Session(Arc::new(session), SessionNumber(number)))
+}
+
+fn not_direct(path: &Path, message: String) -> DirectError {
+    DirectError { kind: DirectErrorKind::NotDirect, path: path.to_owned(), message, errno: None }
 }

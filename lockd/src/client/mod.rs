@@ -13,7 +13,7 @@ mod runs;
 
 pub use calls::{MountCalls, Withdrawn};
 pub use connection::{Connection, ConnectionError};
-pub use direct::{DirectFile, DiskParts, Grant, GrantPiece, Lun, Segment};
+pub use direct::{Access, DirectFile, DiskParts, Grant, GrantPiece, Lun, Segment, SessionNumber};
 pub use mounted::MountedDirectory;
 
 use std::future::Future;

@@ -34,6 +34,24 @@ impl Service for Echo {
         Ok(memfd(&format!("lun {lun}")))
     }
 
+    fn open_session(&self, _: ClientId, _: Ticket, lun: u8) -> Result<(u64, Pass), Refusal> {
+        Ok((lun.into(), Pass("secret".to_owned())))
+    }
+
+    fn confirm_session(
+        &self,
+        _: ClientId,
+        _: Ticket,
+        lun: u8,
+        session: u64,
+        place: Option<String>,
+    ) -> Result<(), Refusal> {
+        match (u64::from(lun) == session, place.as_deref()) {
+            (true, Some("1")) => Ok(()),
+            _ => Err(Refusal { errno: libc::ESTALE, message: "no such session".to_owned() }),
+        }
+    }
+
     fn administer(&self, what: AdminRequest, progress: &mut dyn FnMut(u64, u64)) -> Result<serde_json::Value, Refusal> {
         progress(1, 2);
         match what {
@@ -68,6 +86,11 @@ fn a_client_gets_answers_descriptors_and_refusals() {
         let mut connection = Connection::open(server.path()).unwrap();
         let (attachment, descriptors) = connection.attach(Ticket([7; 16])).unwrap();
         assert_eq!((attachment.lock_lun, descriptors.map(text)), (1, ["gate", "revoke", "recalls"].map(str::to_owned)));
+        let (session, pass) = connection.open_session(Ticket([7; 16]), 9).unwrap();
+        assert_eq!((session, pass.0.as_str()), (9, "secret"));
+        connection.confirm_session(Ticket([7; 16]), 9, session, Some("1".to_owned())).unwrap();
+        let refused = connection.confirm_session(Ticket([7; 16]), 9, 8, None).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ESTALE));
         let recall = connection.recalled(Ticket([7; 16]), 0).unwrap();
         assert_eq!(recall, Some(Recall { number: 3, offset: 4096, length: 8192 }));
         assert_eq!(connection.recalled(Ticket([7; 16]), 3).unwrap(), None);

@@ -11,7 +11,6 @@ use vmfs_core::gate::GateState;
 use super::moving::OWN_ALIGNMENT;
 use super::{VmfsDisk, blocking};
 use crate::file::failure;
-use crate::ring::Padding;
 
 /// The most bytes of one first write.
 const FILL_AT_MOST: usize = 16 << 20;
@@ -79,10 +78,11 @@ impl VmfsDisk {
         let (before, after) = ((start - piece.file_offset) as usize, (piece_end - end) as usize);
         loop {
             self.keeper.pass(Some(piece.lun)).await?;
-            let padding = Padding { zeros: &self.zeros, before, after };
-            match lun.ring.write_padded(piece.offset, &part, padding).await {
+            match self.write_padded(piece.lun, piece.offset, (before, &part, after)).await {
                 Ok(()) => return Ok(()),
-                Err(error) if self.keeper.state(piece.lun) == GateState::Open => return Err(failure(start)(error)),
+                Err(error) if self.keeper.state(piece.lun) == GateState::Open && !self.is_shut_out(&error) => {
+                    return Err(failure(start)(error));
+                }
                 // It has ended, so it may be sent again when the gate is open.
                 Err(_) => {}
             }

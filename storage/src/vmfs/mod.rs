@@ -10,6 +10,7 @@ mod discard;
 mod filling;
 mod fills;
 mod moving;
+mod sessions;
 mod stretch;
 #[cfg(test)]
 mod tests;
@@ -20,13 +21,14 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use lockd::client::{DirectError, DirectErrorKind, DirectFile, MountedDirectory, Withdrawn};
+use lockd::client::{Access, DirectError, DirectErrorKind, DirectFile, MountedDirectory, Withdrawn};
 use scsi::range_lock::RangeLocks;
 use scsi::{BlockDevice, BlockStatus, ByteRange, DataBuffer, Geometry, Identity, StorageError};
 use vmfs_core::gate::GateState;
 
 use self::fills::Fills;
 use self::moving::Work;
+use self::sessions::SessionLun;
 use self::stretch::{Stretch, stretch};
 use super::OpenError;
 use super::gatekeeper::{Gatekeeper, Guarded};
@@ -47,9 +49,15 @@ pub(super) struct Appearance {
 
 /// A LUN behind the disk.
 struct LunFile {
-    ring: RingFile,
+    way: Way,
     /// What offset, length and memory of each operation are multiples of.
     alignment: usize,
+}
+
+/// How its bytes are moved.
+enum Way {
+    Ring(RingFile),
+    Session(SessionLun),
 }
 
 /// A disk on a mounted VMFS volume. It belongs to the thread that made it.
@@ -58,6 +66,7 @@ pub struct VmfsDisk {
     luns: RefCell<Vec<Rc<LunFile>>>,
     keeper: Rc<Gatekeeper<DirectFile>>,
     file: Arc<DirectFile>,
+    supervisor: Arc<dyn Supervisor>,
     fills: Fills,
     /// Writes that share a block of the LUNs, where that is larger than the logical block.
     blocks: RangeLocks,
@@ -104,7 +113,8 @@ impl VmfsDisk {
         let file = Arc::new(file);
         Ok(Self {
             luns: RefCell::new(luns),
-            keeper: Gatekeeper::start(file.clone(), supervisor),
+            keeper: Gatekeeper::start(file.clone(), supervisor.clone()),
+            supervisor,
             zeros: DataBuffer::zeroed(file.granule_bytes() as usize, 4096),
             file,
             fills: Fills::default(),
@@ -258,8 +268,11 @@ impl VmfsDisk {
 
 impl LunFile {
     fn new(lun: &lockd::client::Lun) -> std::io::Result<Self> {
-        let file = File::from(lun.descriptor.try_clone()?);
-        Ok(Self { ring: RingFile::new(file), alignment: (lun.alignment as usize).max(1) })
+        let way = match &lun.access {
+            Access::Descriptor(descriptor) => Way::Ring(RingFile::new(File::from(descriptor.try_clone()?))),
+            Access::Session(session, _) => Way::Session(SessionLun::new(session)),
+        };
+        Ok(Self { way, alignment: (lun.alignment as usize).max(1) })
     }
 }
 

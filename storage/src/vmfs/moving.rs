@@ -8,8 +8,8 @@ use std::ops::Range;
 use scsi::{DataBuffer, StorageError};
 use vmfs_core::gate::GateState;
 
-use super::VmfsDisk;
 use super::stretch::{Batch, Piece};
+use super::{VmfsDisk, Way};
 use crate::file::failure;
 use crate::ring::{Padding, Transfer};
 
@@ -76,33 +76,62 @@ impl VmfsDisk {
             Ok(()) if !matches!(work, Work::Read(_)) => Ok(None),
             _ if self.keeper.state(piece.lun) != GateState::Open => Ok(stopped),
             Ok(()) => Ok(None),
+            Err(error) if self.is_shut_out(&error) => Ok(stopped),
             Err(error) => Err(failure(position + start as u64)(error)),
         }
     }
 
     /// Moves the bytes `range` of the work's buffer from or to byte `offset` of a LUN.
     async fn move_bytes(&self, work: Work<'_>, lun: usize, offset: u64, range: Range<usize>) -> io::Result<()> {
-        let lun = self.lun(lun)?;
+        let position = lun;
+        let lun = self.lun(position)?;
         let (way, part) = match work {
             Work::Read(buffer) => (Transfer::Read, buffer.slice(range)),
             Work::Write { data, durable: false } => (Transfer::Write, data.slice(range)),
             Work::Write { data, durable: true } => (Transfer::DurableWrite, data.slice(range)),
-            Work::Zero => {
-                let padding = Padding { zeros: &self.zeros, before: range.len(), after: 0 };
-                return lun.ring.write_padded(offset, &DataBuffer::empty(), padding).await;
-            }
+            Work::Zero => return self.write_padded(position, offset, (range.len(), &DataBuffer::empty(), 0)).await,
+        };
+        let ring = match &lun.way {
+            Way::Ring(ring) => ring,
+            Way::Session(session) => return self.move_by_session(position, way, offset, &part, session).await,
         };
         if part.is_aligned(lun.alignment) {
-            return lun.ring.transfer(way, offset, &part).await;
+            return ring.transfer(way, offset, &part).await;
         }
         let bounce = DataBuffer::zeroed(part.len(), OWN_ALIGNMENT);
         if way != Transfer::Read {
             bounce.copy_from_buffer(&part);
         }
-        lun.ring.transfer(way, offset, &bounce).await?;
+        ring.transfer(way, offset, &bounce).await?;
         if way == Transfer::Read {
             part.copy_from_buffer(&bounce);
         }
         Ok(())
+    }
+
+    /// Whether the storage refuses this host, which another one has fenced then: the disk is lost. So the kernel tells of a RESERVATION
+    /// CONFLICT (EBADE).
+    pub(super) fn is_shut_out(&self, error: &io::Error) -> bool {
+        let is_shut_out = error.raw_os_error() == Some(libc::EBADE);
+        if is_shut_out {
+            self.keeper.lose("the storage refuses this host (RESERVATION CONFLICT): another host has fenced it");
+        }
+        is_shut_out
+    }
+
+    /// Writes `part`, which is aligned, to a LUN with `before` bytes of zeros before it and `after` behind it.
+    pub(super) async fn write_padded(
+        &self,
+        lun: usize,
+        offset: u64,
+        (before, part, after): (usize, &DataBuffer, usize),
+    ) -> io::Result<()> {
+        match &self.lun(lun)?.way {
+            Way::Ring(ring) => {
+                let padding = Padding { zeros: &self.zeros, before, after };
+                ring.write_padded(offset, part, padding).await
+            }
+            Way::Session(session) => self.write_padded_by_session(lun, offset, (before, part, after), session).await,
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{output, program, system, text};
 
 /// Bytes of the image.
-const IMAGE_BYTES: u64 = 512 << 20;
+pub(super) const IMAGE_BYTES: u64 = 512 << 20;
 /// Each so many bytes begin with their place, which the load generator compares.
 const STAMPED: usize = 4096;
 const OUR_NAME: &str = "iqn.2026-01.test:bench";
@@ -24,12 +24,13 @@ const TGT_NAME: &str = "iqn.2026-01.test:tgt";
 pub struct IscsiWorkload {
     /// Its name in the report.
     pub name: &'static str,
-    writes: bool,
-    random: bool,
+    pub(super) writes: bool,
+    pub(super) random: bool,
     /// Bytes of a command.
     pub block: u64,
-    depth: u32,
-    sessions: u32,
+    pub(super) depth: u32,
+    /// Initiators that do so at once.
+    pub sessions: u32,
 }
 
 const fn workload(name: &'static str, kind: (bool, bool), block: u64, depth: u32, sessions: u32) -> IscsiWorkload {
@@ -110,16 +111,7 @@ impl IscsiBench {
     pub fn new(folder: &Path) -> io::Result<IscsiBench> {
         let image = folder.join("iscsi.img");
         fill(&image)?;
-        let load = folder.join("iscsi-load");
-        let mut compiler = Command::new("cc")
-            .args(["-O2", "-x", "c", "-", "-liscsi", "-o"])
-            .arg(&load)
-            .stdin(Stdio::piped())
-            .spawn()?;
-        compiler.stdin.take().expect("it is piped").write_all(include_bytes!("iscsi-load.c"))?;
-        if !compiler.wait()?.success() {
-            return Err(io::Error::other("iscsi-load.c cannot be built; scripts/setup bench installs libiscsi-dev"));
-        }
+        let load = build_load(folder)?;
         Ok(IscsiBench { load, ours: start_ours(folder, &image)?, tgt: start_tgt(folder, &image)? })
     }
 
@@ -127,36 +119,48 @@ impl IscsiBench {
     pub fn measure(&self, server: Server, work: &IscsiWorkload, time: Duration, seed: u64) -> io::Result<Load> {
         let daemon = if server == Server::Ours { &self.ours } else { &self.tgt };
         let before = cpu_seconds(daemon.child.id())?;
-        let told = output(
-            Command::new(&self.load)
-                .arg(&daemon.url)
-                .arg(if work.writes { "write" } else { "read" })
-                .arg(if work.random { "random" } else { "sequential" })
-                .args([work.block, work.depth.into(), work.sessions.into()].map(|number| number.to_string()))
-                .arg(time.as_secs_f64().to_string())
-                .args([IMAGE_BYTES, seed + 1].map(|number| number.to_string())),
-        );
-        let cpu_seconds = cpu_seconds(daemon.child.id())? - before;
-        let wrong = || io::Error::other(format!("{server:?} {}: {}", work.name, text(&told)));
-        if !told.status.success() {
-            return Err(wrong());
-        }
-        let words = String::from_utf8_lossy(&told.stdout);
-        let words: Vec<&str> = words.split_whitespace().collect();
-        let [commands, seconds, least, most] = words[..] else { return Err(wrong()) };
-        let count = |word: &str| word.parse::<u64>().map_err(|_| wrong());
-        Ok(Load {
-            commands: count(commands)?,
-            seconds: seconds.parse().map_err(|_| wrong())?,
-            cpu_seconds,
-            least: count(least)?,
-            most: count(most)?,
-        })
+        let load = by_libiscsi(&self.load, &daemon.url, work, time, seed)?;
+        Ok(Load { cpu_seconds: cpu_seconds(daemon.child.id())? - before, ..load })
     }
 }
 
+/// Builds the load generator in `folder`.
+pub(super) fn build_load(folder: &Path) -> io::Result<PathBuf> {
+    let load = folder.join("iscsi-load");
+    let mut compiler =
+        Command::new("cc").args(["-O2", "-x", "c", "-", "-liscsi", "-o"]).arg(&load).stdin(Stdio::piped()).spawn()?;
+    compiler.stdin.take().expect("it is piped").write_all(include_bytes!("iscsi-load.c"))?;
+    if compiler.wait()?.success() {
+        return Ok(load);
+    }
+    Err(io::Error::other("iscsi-load.c cannot be built; scripts/setup bench installs libiscsi-dev"))
+}
+
+/// Loads a LUN by libiscsi for `time`; whose processor time that took is not known.
+pub(super) fn by_libiscsi(load: &Path, url: &str, work: &IscsiWorkload, time: Duration, seed: u64) -> io::Result<Load> {
+    let told = output(
+        Command::new(load)
+            .arg(url)
+            .arg(if work.writes { "write" } else { "read" })
+            .arg(if work.random { "random" } else { "sequential" })
+            .args([work.block, work.depth.into(), work.sessions.into()].map(|number| number.to_string()))
+            .arg(time.as_secs_f64().to_string())
+            .args([IMAGE_BYTES, seed + 1].map(|number| number.to_string())),
+    );
+    let wrong = || io::Error::other(format!("{url} {}: {}", work.name, text(&told)));
+    if !told.status.success() {
+        return Err(wrong());
+    }
+    let words = String::from_utf8_lossy(&told.stdout);
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let [commands, seconds, least, most] = words[..] else { return Err(wrong()) };
+    let count = |word: &str| word.parse::<u64>().map_err(|_| wrong());
+    let (commands, seconds) = (count(commands)?, seconds.parse().map_err(|_| wrong())?);
+    Ok(Load { commands, seconds, cpu_seconds: 0.0, least: count(least)?, most: count(most)? })
+}
+
 /// An image in which every piece begins with its place.
-fn fill(path: &Path) -> io::Result<()> {
+pub(super) fn fill(path: &Path) -> io::Result<()> {
     let mut file = File::create(path)?;
     // As initiators write: what is written at once stays one piece in the page cache, and a change of a large one costs the kernel time.
     let mut chunk = vec![0x5A; 64 << 10];

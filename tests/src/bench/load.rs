@@ -128,7 +128,11 @@ pub fn run(target: Target, workload: Workload, size: u64, time: Duration, seed: 
     let duplicate = |fd: &OwnedFd| fd.as_fd().try_clone_to_owned();
     let descriptors = match &target {
         Target::File(fd) => vec![duplicate(fd)?],
-        Target::Direct(file) => file.luns().map(|lun| duplicate(&lun.descriptor)).collect::<Result<_, _>>()?,
+        Target::Direct(file) => {
+            let by_session = || io::Error::other("a LUN is reached by sessions, not by a descriptor");
+            let copies = file.luns().map(|lun| duplicate(lun.access.descriptor().ok_or_else(by_session)?));
+            copies.collect::<Result<_, _>>()?
+        }
     };
     tokio_uring::start(async move {
         let files = descriptors.into_iter().map(|fd| File::from_std(fd.into())).collect();

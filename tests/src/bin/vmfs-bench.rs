@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tests::bench::iscsi::{ISCSI_WORKLOADS, IscsiBench, Load, Server};
+use tests::bench::initiator::{By, InitiatorBench};
+use tests::bench::iscsi::{ISCSI_WORKLOADS, IscsiBench, IscsiWorkload, Load, Server};
 use tests::bench::load::{Kind, Measured, WORKLOADS, Workload};
 use tests::bench::report::{Case, json, table};
 use tests::bench::transport::{Bench, Transport};
@@ -50,17 +51,21 @@ fn names(folder: &Path) -> io::Result<[(&'static str, f64); 3]> {
 
 fn measure(arguments: &Arguments) -> io::Result<Vec<Case>> {
     let (rounds, time) = if arguments.quick { (3, Duration::from_secs(1)) } else { (7, Duration::from_secs(3)) };
-    let mut cases = match ["iscsi/", "tgt/"].iter().any(|served| arguments.only.starts_with(served)) {
+    let mut cases = match ["iscsi/", "tgt/", "vmfs-iscsi/"].iter().any(|served| arguments.only.starts_with(served)) {
         true => Vec::new(),
         false => measure_disks(arguments, rounds, time)?,
     };
     cases.extend(measure_iscsi(arguments, rounds, time)?);
+    cases.extend(measure_initiator(arguments, rounds, time)?);
     Ok(cases)
 }
 
 /// This target against tgt: both serve one file, and take turns in short slices. Rates, and processor time of a command.
 fn measure_iscsi(arguments: &Arguments, rounds: u64, time: Duration) -> io::Result<Vec<Case>> {
-    let wanted = |name: &str| ["iscsi", "tgt"].iter().any(|who| format!("{who}/{name}").contains(&arguments.only));
+    let wanted = |name: &str| {
+        !arguments.only.starts_with(OF_INITIATOR)
+            && ["iscsi", "tgt"].iter().any(|who| format!("{who}/{name}").contains(&arguments.only))
+    };
     let chosen: Vec<_> = ISCSI_WORKLOADS.iter().filter(|work| wanted(work.name)).collect();
     if chosen.is_empty() {
         return Ok(Vec::new());
@@ -91,7 +96,7 @@ fn measure_iscsi(arguments: &Arguments, rounds: u64, time: Duration) -> io::Resu
         let mut add = |name: &str, unit, value: &dyn Fn(&Load) -> f64| {
             let name = format!("{}/{}{name}", ["iscsi", "tgt"][*s], work.name);
             let tgt = if *s == 0 { values(1, value) } else { Vec::new() };
-            cases.push(Case { name, unit, values: values(*s, value), raw: Vec::new(), tgt });
+            cases.push(Case { name, unit, values: values(*s, value), raw: Vec::new(), tgt, libiscsi: vec![] });
         };
         add("", unit, &|load| load.commands as f64 / load.seconds / per);
         add(" cpu", "us/IO", &|load| load.cpu_seconds * 1e6 / load.commands as f64);
@@ -100,6 +105,42 @@ fn measure_iscsi(arguments: &Arguments, rounds: u64, time: Duration) -> io::Resu
         }
     }
     Ok(cases)
+}
+
+/// What cases of the initiator begin with.
+const OF_INITIATOR: &str = "vmfs-iscsi/";
+
+/// A disk of a volume on an iSCSI LUN, as a VM uses it, against libiscsi on a LUN of the same target, which take turns in short slices.
+fn measure_initiator(arguments: &Arguments, rounds: u64, time: Duration) -> io::Result<Vec<Case>> {
+    let wanted =
+        |work: &&IscsiWorkload| work.sessions == 1 && format!("{OF_INITIATOR}{}", work.name).contains(&arguments.only);
+    let chosen: Vec<_> = ISCSI_WORKLOADS.iter().filter(wanted).collect();
+    if chosen.is_empty() {
+        return Ok(Vec::new());
+    }
+    let folder = tests::harness::folder();
+    let bench = InitiatorBench::new(folder.path())?;
+    let mut found = vec![[Vec::new(), Vec::new()]; chosen.len()];
+    for round in 0..rounds {
+        for (work, found) in chosen.iter().zip(&mut found) {
+            let mut sums = [Load::default(); 2];
+            for slice in 0..SLICES {
+                for (sum, by) in sums.iter_mut().zip([By::Disk, By::Libiscsi]) {
+                    go_on()?;
+                    let seed = round * 100 + u64::from(slice);
+                    *sum = sum.and(bench.measure(by, work, time / SLICES, seed)?);
+                }
+            }
+            let per = if work.block == 4096 { 1.0 } else { (1 << 20) as f64 / work.block as f64 };
+            sums.iter().zip(found).for_each(|(sum, values)| values.push(sum.commands as f64 / sum.seconds / per));
+        }
+        eprintln!("initiator: round {} of {rounds}", round + 1);
+    }
+    let cases = chosen.iter().zip(found).map(|(work, [values, libiscsi])| {
+        let unit = if work.block == 4096 { "IOPS" } else { "MiB/s" };
+        Case { name: format!("{OF_INITIATOR}{}", work.name), unit, values, raw: vec![], tgt: vec![], libiscsi }
+    });
+    Ok(cases.collect())
 }
 
 /// The transports to a disk of the mount, against the raw file and against peers.
@@ -125,7 +166,14 @@ fn measure_disks(arguments: &Arguments, rounds: u64, time: Duration) -> io::Resu
         let (unit, per) = if workload.block == 4096 { ("IOPS", 4096.0) } else { ("MiB/s", f64::from(1 << 20)) };
         let scaled = |all: &[f64]| all.iter().map(|bytes| bytes / per).collect::<Vec<_>>();
         let name = format!("{}/{}", Transport::ALL[*t].name(), workload.name);
-        cases.push(Case { name, unit, values: scaled(found), raw: scaled(&values[&(*w, 0)]), tgt: vec![] });
+        cases.push(Case {
+            name,
+            unit,
+            values: scaled(found),
+            raw: scaled(&values[&(*w, 0)]),
+            tgt: vec![],
+            libiscsi: vec![],
+        });
     }
     cases.extend(name_cases(&bench, rounds)?);
     bench.finish();
@@ -190,7 +238,14 @@ fn name_cases(bench: &Bench, rounds: u64) -> io::Result<Vec<Case>> {
         for ((name, raw), (_, fuse)) in raw.into_iter().zip(fuse) {
             for (transport, value) in [("raw", raw), ("fuse", fuse)] {
                 let case = format!("{transport}/{name}");
-                let new = Case { name: case.clone(), unit: "1/s", values: vec![], raw: vec![], tgt: vec![] };
+                let new = Case {
+                    name: case.clone(),
+                    unit: "1/s",
+                    values: vec![],
+                    raw: vec![],
+                    tgt: vec![],
+                    libiscsi: vec![],
+                };
                 let case = cases.entry(case).or_insert(new);
                 case.values.push(value);
                 case.raw.push(raw);

@@ -22,7 +22,7 @@ fn reservations(mount: &Mount) -> Vec<Value> {
 }
 
 /// Opens a file for writing as soon as its lock can be had.
-fn open_when_free(path: &std::path::Path) -> (File, Duration) {
+pub fn open_when_free(path: &std::path::Path) -> (File, Duration) {
     let began = Instant::now();
     let mut opened = None;
     wait_for("the lock to be taken over", || {
@@ -220,7 +220,7 @@ fn a_killed_mount_is_shut_out_by_its_hosts_daemon_at_once() {
 }
 
 #[test]
-fn a_vm_whose_disk_goes_through_the_mount_ends_with_the_mount() {
+fn a_vm_ends_with_the_mount_that_its_disk_is_on() {
     let (_storage, luns) = Storage::with_volume(1);
     let mount = luns.mount_with(1, &["-o", "lockd=no"]);
     let path = disk(&mount, "disk.vmdk", "64M", "thin");
@@ -228,7 +228,7 @@ fn a_vm_whose_disk_goes_through_the_mount_ends_with_the_mount() {
     guest.wait_for_more_passes();
     mount.kill();
     assert_eq!(guest.wait_for_end(), Some(1), "{}", guest.errors());
-    assert!(guest.errors().contains("the mount that it is on has ended"), "{}", guest.errors());
+    assert!(guest.errors().contains("mounted the volume has ended"), "{}", guest.errors());
 }
 
 #[test]

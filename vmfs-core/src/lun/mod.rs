@@ -147,6 +147,14 @@ pub struct PathOwner {
     pub key: u64,
 }
 
+/// A session with a LUN for another process of this host.
+pub struct LentSession {
+    /// Names it among those of this LUN.
+    pub port: u64,
+    /// What the process opens it by. It can hold secrets: it is not for messages.
+    pub pass: String,
+}
+
 /// A LUN's persistent reservation (SPC-4, 5.13).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reservation {
@@ -207,6 +215,19 @@ pub trait DataLun: Send + Sync {
     fn unmap(&self, offset: u64, length: u64) -> Result<(), LunError>;
     /// A new open file of the LUN for another process (a VMM) or an io_uring; `None`: this LUN has no descriptor.
     fn open_descriptor(&self) -> Option<Result<OwnedFd, LunError>>;
+    /// What another process (a VMM) needs to reach this LUN by a session of its own, which whoever fences this one fences too; `None`: that
+    /// cannot be. This process reads its slot live after that session has been made, and before it carries data.
+    fn lend_session(&self) -> Option<Result<LentSession, LunError>> {
+        None
+    }
+    /// Proves that nothing of a lent session is on its way and that nothing new can begin. `place` is what the session itself has said of
+    /// where it leads. It waits for the storage.
+    fn end_session(&self, port: u64, place: Option<&str>) -> Result<(), LunError> {
+        let _ = place;
+        let cause = std::io::Error::other(format!("it has lent no session, and {port} is none"));
+        let (kind, lun, command) = (LunErrorKind::NotDone, String::new(), "end of a program's session");
+        Err(LunError { kind, lun, command, offset: 0, length: 0, cause })
+    }
     /// Marks this data path as one of `slot`'s, before it carries data, so that a breaker can wait for its end (`drain`). An error
     /// of kind `Fenced`: a breaker was faster. LUNs whose initiator proves the end of its commands itself need nothing.
     fn hold_drain_byte(&self, slot: SlotId) -> Result<(), LunError> {

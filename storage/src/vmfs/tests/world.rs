@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lockd::client::{DirectFile, DiskParts, Lun, MountCalls, Withdrawn};
+use lockd::client::{Access, DirectFile, DiskParts, Lun, MountCalls, Withdrawn};
 use lockd::ioctl::{Run, RunPage, state};
 use parking_lot::Mutex;
 use scsi::Identity;
@@ -135,7 +135,13 @@ impl World {
             let writable = !how.read_only_luns.contains(&number);
             let file: File = OpenOptions::new().read(true).write(writable).open(self.luns[number].path()).unwrap();
             let (index, name) = (lun_index(number), format!("lun{number}"));
-            Lun { descriptor: file.into(), alignment: how.alignment, name, index, generation: GENERATION }
+            Lun {
+                access: Access::Descriptor(file.into()),
+                alignment: how.alignment,
+                name,
+                index,
+                generation: GENERATION,
+            }
         };
         let parts = DiskParts {
             luns: vec![lun(0), lun(1)],
