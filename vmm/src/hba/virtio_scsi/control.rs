@@ -97,7 +97,8 @@ impl Model for VirtioModel {
             Change::Added => 1,
             Change::Removed => 2,
         };
-        let lun = [1, target, 0x40, 0, 0, 0, 0, 0];
+        // In events drivers take the two bytes of the unit as a plain number, as REPORT LUNS gives small ones, and not in flat space form.
+        let lun = [1, target, 0, 0, 0, 0, 0, 0];
         let posted = queue.state.borrow_mut().with_rings(|rings| rings.post_event(TRANSPORT_RESET, lun, reason));
         if posted == Some(true) {
             queue.model().0.interrupt_for_event();

@@ -198,9 +198,9 @@ fn disks_come_and_go_with_an_event_and_one_that_was_missed_is_told_later() {
         guest.bytes(QUEUES + 0x1_0000 + 0x4000 + u64::from(chain) * 256, 16)
     };
     guest.adapter.detach(3).unwrap();
-    assert_eq!(event(), [1, 0, 0, 0x80, 1, 3, 0x40, 0, 0, 0, 0, 0, 2, 0, 0, 0]);
+    assert_eq!(event(), [1, 0, 0, 0x80, 1, 3, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]);
     guest.adapter.attach(disk(3, &guest.gate)).unwrap();
-    assert_eq!(event(), [1, 0, 0, 0, 1, 3, 0x40, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    assert_eq!(event(), [1, 0, 0, 0, 1, 3, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
     assert_eq!(guest.run(&Io::new(1, &[0; 6]).for_target(3)).status, 2);
     assert!(guest.adapter.attach(disk(7, &guest.gate)).is_err());
 }
