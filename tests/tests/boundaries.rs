@@ -117,8 +117,14 @@ fn the_protocol_of_iscsi_knows_neither_its_daemon_nor_what_it_carries() {
 }
 
 #[test]
-fn the_nfs_client_knows_nothing_of_the_project() {
-    for other in CRATES {
+fn the_nfs_client_knows_of_the_project_only_the_memory_of_a_command() {
+    for other in CRATES.iter().filter(|name| **name != "scsi") {
         assert!(!dependencies("nfs-backend").iter().any(|d| d == other), "nfs-backend depends on {other}");
+    }
+    for file in sources(&root().join("nfs-backend/src")) {
+        let text = fs::read_to_string(&file).expect("a source file");
+        for line in text.lines().filter(|line| line.contains("scsi::")) {
+            assert!(line.contains("scsi::DataBuffer"), "{} may know no more of scsi: {line}", file.display());
+        }
     }
 }
