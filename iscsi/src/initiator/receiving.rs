@@ -20,8 +20,8 @@ enum Heard {
     Quiet,
     /// A part of a PDU.
     Part,
-    /// A PDU: the task that it changes, if any, and whether the target takes more commands now.
-    Whole { slot: Option<usize>, grows: bool },
+    /// A PDU: the task that it changes, if any, whether it may have ended others along, and whether the target takes more commands now.
+    Whole { slot: Option<usize>, ends_others: bool, grows: bool },
 }
 
 /// Where the data of the PDU under way go.
@@ -47,8 +47,8 @@ impl Shared {
                 break Err(error.into());
             }
             match self.hear(&mut inbox) {
-                Ok(Heard::Whole { slot: whose, grows }) => {
-                    is_mine |= whose == Some(slot) || grows && self.is_queued(slot)
+                Ok(Heard::Whole { slot: whose, ends_others, grows }) => {
+                    is_mine |= whose == Some(slot) || grows && self.is_queued(slot) || ends_others && self.is_over(slot)
                 }
                 Ok(Heard::Part | Heard::Quiet) => {}
                 Err(broken) => break Err(broken),
@@ -101,6 +101,10 @@ impl Shared {
         if core.epoch == inbox.epoch && matches!(core.link, Link::Up(_)) {
             core.inbox = Some(inbox);
         }
+    }
+
+    fn is_over(&self, slot: usize) -> bool {
+        self.core.lock().tasks.is_over(slot)
     }
 
     fn is_queued(&self, slot: usize) -> bool {
@@ -250,6 +254,6 @@ impl Shared {
         if let Some(caller) = sleeper {
             caller.wake();
         }
-        Ok(Heard::Whole { slot, grows })
+        Ok(Heard::Whole { slot, ends_others: matches!(answer, Answer::Task(_)), grows })
     }
 }

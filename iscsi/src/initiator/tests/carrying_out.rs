@@ -220,8 +220,13 @@ fn a_reset_ends_the_other_commands() {
     });
     let initiator = target.connect();
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read(&initiator, &mut [0; 512], LONG));
-        while initiator.shared.core.lock().tasks.next_number() == 1 {
+        // It receives for all, and hears by itself that it has ended: its own time is never over.
+        let reader = scope.spawn(|| read(&initiator, &mut [0; 512], Duration::from_secs(3600)));
+        let is_receiving = || {
+            let core = initiator.shared.core.lock();
+            core.tasks.next_number() != 1 && core.inbox.is_none()
+        };
+        while !is_receiving() {
             std::thread::yield_now();
         }
         initiator.reset(Reset::LogicalUnit, LONG).unwrap();
