@@ -192,16 +192,10 @@ impl Shared {
         if !permit() {
             return Sent::Refused("it may not be sent any more".to_owned());
         }
-        let (number, expected_status) = {
-            let mut core = self.core.lock();
-            if let Some(cause) = core.hopeless(self.options.patience) {
-                return Sent::Refused(cause);
-            }
-            if !matches!(core.link, Link::Up(_)) || core.leave_by.is_some() {
-                return Sent::NotYet;
-            }
-            let Some(number) = core.tasks.send(request.slot) else { return Sent::NotYet };
-            (number, core.tasks.expected_status())
+        let (number, expected_status) = match self.take_number(request.slot) {
+            Ok(Some(numbers)) => numbers,
+            Ok(None) => return Sent::NotYet,
+            Err(cause) => return Sent::Refused(cause),
         };
         let out = request.out.unwrap_or_default();
         let (immediate, unsolicited) = unasked(&wire.agreed, out.len());

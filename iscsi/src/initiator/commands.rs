@@ -117,20 +117,28 @@ impl Shared {
         }
     }
 
+    /// Numbers of a request that goes out now, CmdSN and ExpStatSN; `None`: there is no connection, or the target takes no more for now. The
+    /// caller has the sending half. An error says why it is not worth waiting for.
+    pub(super) fn take_number(&self, slot: usize) -> Result<Option<(u32, u32)>, String> {
+        let mut core = self.core.lock();
+        if let Some(cause) = core.hopeless(self.options.patience) {
+            return Err(cause);
+        }
+        if !matches!(core.link, Link::Up(_)) || core.leave_by.is_some() {
+            return Ok(None);
+        }
+        let number = core.tasks.send(slot);
+        Ok(number.map(|number| (number, core.tasks.expected_status())))
+    }
+
     fn try_send(&self, request: &Request<'_>, encode: impl Fn(&Agreed, u32, u32) -> ([u8; HEADER], usize)) -> Sent {
         let Some(mut wire) = self.wire.try_lock_until(request.deadline) else {
             return Sent::Refused("the target takes nothing: not sent in time".to_owned());
         };
-        let (number, expected_status) = {
-            let mut core = self.core.lock();
-            if let Some(cause) = core.hopeless(self.options.patience) {
-                return Sent::Refused(cause);
-            }
-            if !matches!(core.link, Link::Up(_)) || core.leave_by.is_some() {
-                return Sent::NotYet;
-            }
-            let Some(number) = core.tasks.send(request.slot) else { return Sent::NotYet };
-            (number, core.tasks.expected_status())
+        let (number, expected_status) = match self.take_number(request.slot) {
+            Ok(Some(numbers)) => numbers,
+            Ok(None) => return Sent::NotYet,
+            Err(cause) => return Sent::Refused(cause),
         };
         let out = request.out.unwrap_or_default();
         let (header, immediate) = encode(&wire.agreed, number, expected_status);
