@@ -53,8 +53,8 @@ struct Entry {
 /// The journal of one disk.
 struct Journal {
     file: Arc<File>,
-    /// One write at a time.
-    turn: tokio::sync::Mutex<()>,
+    /// One write at a time; whether the journal keeps one that could neither be finished nor undone.
+    turn: tokio::sync::Mutex<bool>,
 }
 
 /// A disk with a journal, or without one: then it promises what the disk itself does.
@@ -197,7 +197,14 @@ impl Journal {
             tracing::error!(%error, position, "the journal of a disk failed");
             StorageError::Medium { position, errno: error.raw_os_error().unwrap_or(0) }
         };
-        let _turn = self.turn.lock().await;
+        let mut keeps_one = self.turn.lock().await;
+        if *keeps_one {
+            tracing::error!(
+                position,
+                "no atomic write until the daemon is started again: it then finishes the one that failed"
+            );
+            return Err(StorageError::Medium { position, errno: 0 });
+        }
         // What is there has to be durable, or a crash could leave a third thing beside the old and the new one.
         let before = DataBuffer::zeroed(buffer.len(), 4096);
         disk.read(position, &before).await?;
@@ -206,8 +213,9 @@ impl Journal {
         let entry = Entry { naa, position, old: before.to_vec(), new: buffer.to_vec() }.encode();
         self.with(move |file| begin(file, &entry)).await.map_err(failed)?;
         if let Err(error) = disk.write(position, buffer, true).await {
-            // Back to what was there. If even that fails the entry stays, so that the next start can finish it.
-            if disk.write(position, &before, true).await.is_ok() {
+            // Back to what was there. If even that fails the entry stays, and no other takes its place, so that the next start finishes it.
+            *keeps_one = disk.write(position, &before, true).await.is_err();
+            if !*keeps_one {
                 self.with(clear).await.map_err(failed)?;
             }
             return Err(error);
@@ -323,16 +331,34 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_fails_keeps_what_was_there() {
+    fn a_write_that_fails_in_its_middle_is_undone() {
         let folder = tempfile::tempdir().unwrap();
         let disk = disk(&[1; 4]);
         run(async {
             let disk = Journaled::open(disk, folder.path()).await.unwrap();
-            disk.disk().fail_with(Some(StorageError::Medium { position: 0, errno: 5 }));
             let data = DataBuffer::from_bytes(&entry().new);
+            disk.disk().tear_writes(1);
             disk.write_atomic(entry().position, &data, false).await.unwrap_err();
-            disk.disk().fail_with(None);
             assert!(disk.disk().bytes()[entry().position as usize..][..LENGTH] == entry().old);
+            disk.write_atomic(entry().position, &data, false).await.unwrap();
+            assert!(disk.disk().bytes()[entry().position as usize..][..LENGTH] == entry().new);
+        });
+    }
+
+    #[test]
+    fn a_write_that_cannot_be_undone_keeps_its_place_in_the_journal_until_the_next_start_finishes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = disk(&[1; 4]);
+        run(async {
+            let disk = Journaled::open(disk, folder.path()).await.unwrap();
+            let data = DataBuffer::from_bytes(&entry().new);
+            disk.disk().tear_writes(2);
+            disk.write_atomic(entry().position, &data, false).await.unwrap_err();
+            disk.write_atomic(0, &data, false).await.unwrap_err();
+            assert!(disk.disk().bytes()[..entry().position as usize].iter().all(|byte| *byte == 0), "nothing is begun");
+            let disk = Journaled::open(disk.disk, folder.path()).await.unwrap();
+            assert!(disk.disk().bytes()[entry().position as usize..][..LENGTH] == entry().new);
+            disk.write_atomic(0, &data, false).await.unwrap();
         });
     }
 

@@ -38,6 +38,7 @@ pub struct MemoryDisk {
     bytes: RefCell<Vec<u8>>,
     mapped: RefCell<Vec<bool>>,
     failure: Cell<Option<StorageError>>,
+    failing_writes: Cell<usize>,
     flushes: Cell<usize>,
     forced_writes: Cell<usize>,
     atomic_write_bytes: Cell<u32>,
@@ -58,6 +59,7 @@ impl MemoryDisk {
             bytes: RefCell::new(vec![0; geometry.bytes() as usize]),
             mapped: RefCell::new(vec![!geometry.thin; geometry.blocks as usize]),
             failure: Cell::new(None),
+            failing_writes: Cell::new(0),
             flushes: Cell::new(0),
             forced_writes: Cell::new(0),
             atomic_write_bytes: Cell::new(0),
@@ -78,6 +80,11 @@ impl MemoryDisk {
     /// Lets every later operation fail, or none.
     pub fn fail_with(&self, failure: Option<StorageError>) {
         self.failure.set(failure);
+    }
+
+    /// Lets the next `count` writes fail in their middle: the first half of their data arrives.
+    pub fn tear_writes(&self, count: usize) {
+        self.failing_writes.set(count);
     }
 
     /// A copy of the content.
@@ -140,6 +147,11 @@ impl BlockDevice for MemoryDisk {
         self.check(range)?;
         assert!(!self.geometry.get().read_only, "write to a read-only disk");
         let start = position as usize;
+        if let Some(left) = self.failing_writes.get().checked_sub(1) {
+            self.failing_writes.set(left);
+            buffer.copy_to(0, &mut self.bytes.borrow_mut()[start..start + buffer.len() / 2]);
+            return Err(StorageError::Medium { position, errno: 5 });
+        }
         buffer.copy_to(0, &mut self.bytes.borrow_mut()[start..start + buffer.len()]);
         self.set_mapped(range, true);
         self.forced_writes.set(self.forced_writes.get() + usize::from(force_unit_access));
