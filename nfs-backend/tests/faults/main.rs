@@ -1,5 +1,6 @@
 //! The client against a server that loses, delays and doubles replies, is started again, is full, forgets files and lies.
 
+mod faulty;
 mod server;
 mod server_v41;
 mod v41;
@@ -9,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use faulty::Fault;
 use nfs_backend::datastore::{DatastoreError, Directory, Found};
 use nfs_backend::error::{NfsError, Status};
 use nfs_backend::lock::{Keeper, KeeperOptions, LockError, LockFiles, MARK, Owner, State, Timing};
@@ -16,7 +18,7 @@ use nfs_backend::remote::Remote;
 use nfs_backend::url::Url;
 use proptest::prelude::*;
 use scsi::DataBuffer;
-use server::{COMMIT, CREATE, Fault, LOOKUP, READ, REMOVE, SYMLINK, TestServer, WRITE};
+use server::{COMMIT, CREATE, LOOKUP, READ, REMOVE, SYMLINK, TestServer, WRITE};
 
 /// Nothing that a test waits for takes as long.
 const PATIENCE: Duration = Duration::from_secs(120);

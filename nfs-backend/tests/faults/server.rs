@@ -3,40 +3,11 @@
 //! Must not know: the client.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::MutexGuard;
 
 use nfs_backend::xdr::{Reader, Writer, XdrError};
 
-/// What goes wrong with a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    None,
-    /// It is not done, the connection ends.
-    CutBefore,
-    /// It is done, the connection ends without a reply.
-    CutAfter,
-    /// It is done, no reply comes.
-    NoReply,
-    /// It is done, and answered some time later.
-    Late(Duration),
-    /// It is done, and answered twice.
-    Twice,
-    /// It is not done, and answered with this status.
-    Status(u32),
-    /// It is done, and these bytes come as its results.
-    Results(Vec<u8>),
-    /// These bytes come instead of a reply.
-    Bytes(Vec<u8>),
-    /// The server was started anew before it is done.
-    Restart,
-}
-
-/// Decides by procedure number and the number of the call.
-pub type Plan = Box<dyn FnMut(u32, u64) -> Fault + Send>;
+use super::faulty::{Fault, Faulty, Plan, Service};
 
 pub const LOOKUP: u32 = 3;
 pub const READ: u32 = 6;
@@ -69,15 +40,10 @@ struct State {
     room: usize,
     plan: Plan,
     seen: BTreeMap<u32, u64>,
-    streams: Vec<TcpStream>,
 }
 
 /// The server. It ends when it is dropped.
-pub struct TestServer {
-    address: SocketAddr,
-    state: Arc<Mutex<State>>,
-    ends: Arc<AtomicBool>,
-}
+pub struct TestServer(Faulty<State>);
 
 impl TestServer {
     pub fn start() -> TestServer {
@@ -86,8 +52,6 @@ impl TestServer {
 
     /// At an address.
     pub fn start_at(address: &str) -> TestServer {
-        let listener = TcpListener::bind(address).expect("a port is free");
-        let address = listener.local_addr().expect("a bound socket has an address");
         let state = State {
             files: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -98,29 +62,16 @@ impl TestServer {
             room: 256 << 20,
             plan: Box::new(|_, _| Fault::None),
             seen: BTreeMap::new(),
-            streams: Vec::new(),
         };
-        let (state, ends) = (Arc::new(Mutex::new(state)), Arc::new(AtomicBool::new(false)));
-        let server = TestServer { address, state: state.clone(), ends: ends.clone() };
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if ends.load(Ordering::SeqCst) {
-                    return;
-                }
-                let state = state.clone();
-                state.lock().unwrap().streams.push(stream.try_clone().expect("a socket has a second descriptor"));
-                std::thread::spawn(move || drop(serve(stream, &state)));
-            }
-        });
-        server
+        TestServer(Faulty::start(address, state))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        self.0.state()
     }
 
     pub fn url(&self, name: &str) -> String {
-        format!("nfs://{}/export/{name}?mountport={}", self.address, self.address.port())
+        format!("nfs://{}/export/{name}?mountport={}", self.0.address, self.0.address.port())
     }
 
     pub fn plan(&self, plan: impl FnMut(u32, u64) -> Fault + Send + 'static) {
@@ -137,7 +88,7 @@ impl TestServer {
     }
 
     pub fn restart(&self) {
-        restart(&mut self.state());
+        self.0.restart(State::restart);
     }
 
     pub fn put(&self, name: &str, content: &[u8]) {
@@ -180,85 +131,28 @@ impl TestServer {
     }
 }
 
-impl Drop for TestServer {
-    fn drop(&mut self) {
-        self.ends.store(true, Ordering::SeqCst);
-        let _ = TcpStream::connect(self.address);
-        cut_all(&mut self.state());
+impl Service for State {
+    fn fault(&mut self, program: u32, procedure: u32, _: Reader<'_>) -> Fault {
+        self.calls += 1;
+        if program != 100_003 {
+            return Fault::None;
+        }
+        *self.seen.entry(procedure).or_default() += 1;
+        (self.plan)(procedure, self.calls)
     }
-}
 
-fn cut_all(state: &mut State) {
-    state.streams.drain(..).for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
-}
+    fn restart(&mut self) {
+        self.boots += 1;
+        self.files.values_mut().for_each(|file| file.data = file.durable.clone());
+    }
 
-fn restart(state: &mut State) {
-    state.boots += 1;
-    state.files.values_mut().for_each(|file| file.data = file.durable.clone());
-    cut_all(state);
-}
-
-fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
-    loop {
-        let mut mark = [0; 4];
-        stream.read_exact(&mut mark)?;
-        let mut call = vec![0; (u32::from_be_bytes(mark) & 0x7FFF_FFFF) as usize];
-        stream.read_exact(&mut call)?;
-        let Ok((xid, program, procedure, arguments)) = header(&call) else { return Ok(()) };
-        let (fault, results) = {
-            let mut state = state.lock().unwrap();
-            state.calls += 1;
-            let number = state.calls;
-            let fault = if program == 100_003 { (state.plan)(procedure, number) } else { Fault::None };
-            *state.seen.entry(procedure).or_default() += u64::from(program == 100_003);
-            match &fault {
-                Fault::CutBefore => return stream.shutdown(Shutdown::Both),
-                Fault::Restart => {
-                    restart(&mut state);
-                    return Ok(());
-                }
-                _ => {}
-            }
-            let results = match &fault {
-                Fault::Status(status) => with_status(procedure, *status),
-                _ if program == 100_005 => mount(arguments),
-                _ => carry_out(&mut state, procedure, arguments).unwrap_or_else(|_| with_status(procedure, 22)),
-            };
-            (fault, results)
-        };
-        let reply = |results: &[u8]| {
-            let mut reply = Vec::new();
-            for word in [0x8000_0000 | (24 + results.len()) as u32, xid, 1, 0, 0, 0, 0] {
-                reply.put_u32(word);
-            }
-            reply.extend_from_slice(results);
-            reply
-        };
-        match fault {
-            Fault::CutAfter => return stream.shutdown(Shutdown::Both),
-            Fault::NoReply => {}
-            Fault::Late(time) => {
-                std::thread::sleep(time);
-                stream.write_all(&reply(&results))?;
-            }
-            Fault::Twice => stream.write_all(&[reply(&results), reply(&results)].concat())?,
-            Fault::Results(bytes) => stream.write_all(&reply(&bytes))?,
-            Fault::Bytes(bytes) => stream.write_all(&bytes)?,
-            _ => stream.write_all(&reply(&results))?,
+    fn results(&mut self, program: u32, procedure: u32, arguments: Reader<'_>, status: Option<u32>) -> Vec<u8> {
+        match status {
+            Some(status) => with_status(procedure, status),
+            None if program == 100_005 => mount(arguments),
+            None => carry_out(self, procedure, arguments).unwrap_or_else(|_| with_status(procedure, 22)),
         }
     }
-}
-
-pub fn header(call: &[u8]) -> Result<(u32, u32, u32, Reader<'_>), XdrError> {
-    let mut reader = Reader::new(call);
-    let xid = reader.u32()?;
-    let (_call, _version, program, _, procedure) =
-        (reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?);
-    for _ in 0..2 {
-        reader.u32()?;
-        reader.opaque(400)?;
-    }
-    Ok((xid, program, procedure, reader))
 }
 
 fn mount(mut arguments: Reader<'_>) -> Vec<u8> {

@@ -4,15 +4,12 @@
 //! Must not know: the client.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use nfs_backend::xdr::{Reader, Writer, XdrError};
 
-use super::server::{Fault, Plan, header};
+use super::faulty::{Fault, Faulty, Plan, Service};
 
 pub const CLOSE: u32 = 4;
 pub const COMMIT: u32 = 5;
@@ -81,20 +78,13 @@ struct State {
     replayed: u64,
     /// Owners of clients that are told to come later, and until when.
     kept_away: (Vec<Vec<u8>>, Instant),
-    streams: Vec<TcpStream>,
 }
 
 /// The server. It ends when it is dropped.
-pub struct TestServer {
-    address: SocketAddr,
-    state: Arc<Mutex<State>>,
-    ends: Arc<AtomicBool>,
-}
+pub struct TestServer(Faulty<State>);
 
 impl TestServer {
     pub fn start() -> TestServer {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        let address = listener.local_addr().expect("a bound socket has an address");
         let state = State {
             files: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -110,29 +100,16 @@ impl TestServer {
             done: BTreeMap::new(),
             replayed: 0,
             kept_away: (Vec::new(), Instant::now()),
-            streams: Vec::new(),
         };
-        let (state, ends) = (Arc::new(Mutex::new(state)), Arc::new(AtomicBool::new(false)));
-        let server = TestServer { address, state: state.clone(), ends: ends.clone() };
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if ends.load(Ordering::SeqCst) {
-                    return;
-                }
-                let state = state.clone();
-                state.lock().unwrap().streams.push(stream.try_clone().expect("a socket has a second descriptor"));
-                std::thread::spawn(move || drop(serve(stream, &state)));
-            }
-        });
-        server
+        TestServer(Faulty::start("127.0.0.1:0", state))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        self.0.state()
     }
 
     pub fn url(&self, name: &str) -> String {
-        format!("nfs://127.0.0.1:{}/{name}?version=4.1", self.address.port())
+        format!("nfs://127.0.0.1:{}/{name}?version=4.1", self.0.address.port())
     }
 
     /// Decides by the operation that a request is about and the number of the request.
@@ -156,7 +133,7 @@ impl TestServer {
     }
 
     pub fn restart(&self, grace: bool) {
-        self.state().restart(grace);
+        self.0.restart(|state| state.restart_with(grace));
     }
 
     /// All leases are over: clients, sessions and what they had open are gone. Those who had something open are not let in again for so long.
@@ -189,55 +166,18 @@ impl TestServer {
     }
 }
 
-impl Drop for TestServer {
-    fn drop(&mut self) {
-        self.ends.store(true, Ordering::SeqCst);
-        let _ = TcpStream::connect(self.address);
-        self.state().cut_all();
+impl Service for State {
+    fn fault(&mut self, _: u32, _: u32, arguments: Reader<'_>) -> Fault {
+        self.calls += 1;
+        (self.plan)(first_operation(arguments).unwrap_or(0), self.calls)
     }
-}
 
-fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
-    loop {
-        let mut mark = [0; 4];
-        stream.read_exact(&mut mark)?;
-        let mut call = vec![0; (u32::from_be_bytes(mark) & 0x7FFF_FFFF) as usize];
-        stream.read_exact(&mut call)?;
-        let Ok((xid, _, _, arguments)) = header(&call) else { return Ok(()) };
-        let (fault, results) = {
-            let mut state = state.lock().unwrap();
-            state.calls += 1;
-            let number = state.calls;
-            let fault = (state.plan)(first_operation(arguments).unwrap_or(0), number);
-            match &fault {
-                Fault::CutBefore => return stream.shutdown(Shutdown::Both),
-                Fault::Restart => {
-                    state.restart(true);
-                    return Ok(());
-                }
-                _ => {}
-            }
-            let status = if let Fault::Status(status) = &fault { Some(*status) } else { None };
-            let results = state.compound(arguments, status).unwrap_or_else(|_| words(&[10036, 0, 0]));
-            (fault, results)
-        };
-        let reply = |results: &[u8]| {
-            let mut reply = words(&[0x8000_0000 | (24 + results.len()) as u32, xid, 1, 0, 0, 0, 0]);
-            reply.extend_from_slice(results);
-            reply
-        };
-        match fault {
-            Fault::CutAfter => return stream.shutdown(Shutdown::Both),
-            Fault::NoReply => {}
-            Fault::Late(time) => {
-                std::thread::sleep(time);
-                stream.write_all(&reply(&results))?;
-            }
-            Fault::Twice => stream.write_all(&[reply(&results), reply(&results)].concat())?,
-            Fault::Results(bytes) => stream.write_all(&reply(&bytes))?,
-            Fault::Bytes(bytes) => stream.write_all(&bytes)?,
-            _ => stream.write_all(&reply(&results))?,
-        }
+    fn restart(&mut self) {
+        self.restart_with(true);
+    }
+
+    fn results(&mut self, _: u32, _: u32, arguments: Reader<'_>, status: Option<u32>) -> Vec<u8> {
+        self.compound(arguments, status).unwrap_or_else(|_| words(&[10036, 0, 0]))
     }
 }
 
@@ -260,11 +200,8 @@ fn first_operation(mut arguments: Reader<'_>) -> Result<u32, XdrError> {
 }
 
 impl State {
-    fn cut_all(&mut self) {
-        self.streams.drain(..).for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
-    }
-
-    fn restart(&mut self, grace: bool) {
+    /// Starts anew; with `grace` what was open may be claimed for some time.
+    fn restart_with(&mut self, grace: bool) {
         self.boots += 1;
         self.files.values_mut().for_each(|file| file.data = file.durable.clone());
         let opened = std::mem::take(&mut self.opened);
@@ -276,7 +213,6 @@ impl State {
         }
         self.clients.clear();
         self.sessions.clear();
-        self.cut_all();
     }
 
     fn add(&mut self, name: &[u8], file: File) -> u64 {

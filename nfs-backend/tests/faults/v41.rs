@@ -12,7 +12,7 @@ use nfs_backend::lock::{Content, Keeper, KeeperOptions, LockError, MARK, Owner, 
 use proptest::prelude::*;
 use scsi::DataBuffer;
 
-use super::server::Fault;
+use super::faulty::Fault;
 use super::server_v41::{CLOSE, OPEN, READ, REMOVE, TEST_STATEID, TestServer, WRITE};
 use super::{BLOCK, FLIGHT, load, open, run};
 
