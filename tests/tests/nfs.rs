@@ -28,9 +28,44 @@ fn vmfs(network: &Network, arguments: &[&str], urls: &[&Path]) -> Command {
     network.at_host(1, &vmfs)
 }
 
+/// Files that tell who has a disk, of either version.
 fn lock_files(server: &Ganesha<'_>) -> Vec<String> {
     let names = fs::read_dir(server.export()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.starts_with(".lck-")).collect()
+    names.filter(|name| name.starts_with(".lck-") || name.starts_with(".own-")).collect()
+}
+
+/// The disk of 64 MiB holds the 16 MiB that guests have written, is thin, and nobody has it any more. Gives the file of its data.
+fn assert_thin_with_its_bytes(server: &Ganesha<'_>, network: &Network, url: &Path) -> PathBuf {
+    let flat = server.export().join("disk-flat.vmdk");
+    run(command("test-guest").arg("--verify").arg(&flat).args(["--size", "16M", "--seed", "5"]));
+    let info: Value = serde_json::from_str(&run(&mut vmfs(network, &["disk", "info", "--json"], &[url]))).unwrap();
+    assert_eq!((&info["size_bytes"], &info["format"]), (&(64 << 20).into(), &"thin".into()));
+    let used = info["allocated_bytes"].as_u64().unwrap();
+    assert!((16 << 20..24 << 20).contains(&used), "a thin disk grows with what is written: {used}");
+    assert_eq!(lock_files(server), Vec::<String>::new(), "each machine gave its lock back");
+    flat
+}
+
+/// While a machine has the disk, others and a copy to `copy` are refused and told who has it; `meanwhile` is done then. Afterwards it is free.
+fn assert_one_machine(luns: &Luns, network: &Network, url: &Path, copy: &Path, meanwhile: impl FnOnce()) {
+    let job = "job=bench rw=randwrite bs=4k depth=8 seconds=600";
+    let mut guest = Guest::start_by(luns, network.at_host(1, &vmm(luns, url, job)), "first");
+    guest.wait_for_output("=");
+    let said = refused(&mut network.at_host(2, &vmm(luns, url, "job=info")), 1);
+    let host = run(system("uname").arg("-n"));
+    let holder = format!("process {} on host {}", guest.child.id(), host.trim());
+    assert!(said.contains(&holder) && said.contains("renews its lock"), "it does not say who holds the disk: {said}");
+    let why: Value = serde_json::from_str(&run(&mut vmfs(network, &["why-locked", "--json"], &[url]))).unwrap();
+    assert_eq!(
+        (&why["locked"], &why["alive"], &why["process"]),
+        (&true.into(), &true.into(), &guest.child.id().into())
+    );
+    let copied = refused(&mut vmfs(network, &["disk", "clone"], &[url, copy]), 1);
+    assert!(copied.contains(&holder), "{copied}");
+    meanwhile();
+    signal(guest.child.id(), libc::SIGTERM);
+    assert!(guest.wait_for_end().is_some(), "SIGTERM stops the machine in order");
+    assert!(run(&mut vmfs(network, &["why-locked"], &[url])).contains("not locked"));
 }
 
 #[test]
@@ -51,31 +86,8 @@ fn a_guest_writes_to_a_disk_on_nfs_a_second_is_refused_by_name_and_copies_have_t
         let said = run(&mut network.at_host(2, &vmm_on(&luns, &url, hba, "job=check size=16M bs=4k depth=32 seed=5")));
         assert!(said.contains(" 0 failed"), "{said}");
     }
-    let flat = server.export().join("disk-flat.vmdk");
-    run(command("test-guest").arg("--verify").arg(&flat).args(["--size", "16M", "--seed", "5"]));
-    let info: Value = serde_json::from_str(&run(&mut vmfs(&network, &["disk", "info", "--json"], &[&url]))).unwrap();
-    assert_eq!((&info["size_bytes"], &info["format"]), (&(64 << 20).into(), &"thin".into()));
-    let used = info["allocated_bytes"].as_u64().unwrap();
-    assert!((16 << 20..24 << 20).contains(&used), "a thin disk grows with what is written: {used}");
-    assert_eq!(lock_files(&server), Vec::<String>::new(), "each machine gave its lock back");
-
-    let job = "job=bench rw=randwrite bs=4k depth=8 seconds=600";
-    let mut guest = Guest::start_by(&luns, network.at_host(1, &vmm(&luns, &url, job)), "first");
-    guest.wait_for_output("=");
-    let said = refused(&mut network.at_host(2, &vmm(&luns, &url, "job=info")), 1);
-    let host = run(system("uname").arg("-n"));
-    let holder = format!("process {} on host {}", guest.child.id(), host.trim());
-    assert!(said.contains(&holder) && said.contains("renews its lock"), "it does not say who holds the disk: {said}");
-    let why: Value = serde_json::from_str(&run(&mut vmfs(&network, &["why-locked", "--json"], &[&url]))).unwrap();
-    assert_eq!(
-        (&why["locked"], &why["alive"], &why["process"]),
-        (&true.into(), &true.into(), &guest.child.id().into())
-    );
-    let copied = refused(&mut vmfs(&network, &["disk", "clone"], &[&url, &server.url("copy.vmdk")]), 1);
-    assert!(copied.contains(&holder), "{copied}");
-    signal(guest.child.id(), libc::SIGTERM);
-    assert!(guest.wait_for_end().is_some(), "SIGTERM stops the machine in order");
-    assert!(run(&mut vmfs(&network, &["why-locked"], &[&url])).contains("not locked"));
+    let flat = assert_thin_with_its_bytes(&server, &network, &url);
+    assert_one_machine(&luns, &network, &url, &server.url("copy.vmdk"), || {});
 
     // To a volume, and back.
     let mount = luns.mount(1);

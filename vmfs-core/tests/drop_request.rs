@@ -3,11 +3,12 @@
 
 mod names_support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use names_support::*;
 use vmfs_core::error::{FsError, FsErrorKind};
-use vmfs_core::file::{OpenMode, WriteSegment};
+use vmfs_core::file::{OpenFile, OpenMode, WriteSegment};
 use vmfs_core::format::body::Content;
 use vmfs_core::format::dirent::ObjectRef;
 use vmfs_core::format::header::LeaseTimes;
@@ -44,12 +45,21 @@ async fn file_on(volume: &Volume, name: &[u8], on: u8) -> ObjectRef {
     made
 }
 
-async fn write_all(volume: &Volume, file: &vmfs_core::file::OpenFile, byte: u8) -> Result<(), FsError> {
+async fn write_all(volume: &Volume, file: &OpenFile, byte: u8) -> Result<(), FsError> {
     let mut done = 0;
     while done < 50_000 {
         done += volume.files().write(file, done as u64, &vec![byte; 50_000 - done]).await?;
     }
     Ok(())
+}
+
+/// A file whose lock lies on LUN `on`, open and with durable data.
+async fn written_on(volume: &Volume, name: &[u8], on: u8) -> (ObjectRef, Arc<OpenFile>) {
+    let file = file_on(volume, name, on).await;
+    let open = volume.open(file, OpenMode::WRITE).await.unwrap();
+    write_all(volume, &open, 1).await.unwrap();
+    volume.flush(&open).await.unwrap();
+    (file, open)
 }
 
 /// Tries to open for writing until that works; gives the virtual time that it took.
@@ -82,13 +92,8 @@ fn a_host_that_has_lost_the_locks_lun_gives_the_lock_up_itself_and_keeps_what_it
         sim.block_on(async {
             let (owner, _) = mount(&sim, &disks, 1).await;
             let (other, _) = mount(&sim, &disks, 2).await;
-            let (lost, kept) = (file_on(&owner, b"lost", 1).await, file_on(&owner, b"kept", 2).await);
-            let (lost_open, kept_open) =
-                (owner.open(lost, OpenMode::WRITE).await.unwrap(), owner.open(kept, OpenMode::WRITE).await.unwrap());
-            write_all(&owner, &lost_open, 1).await.unwrap();
-            write_all(&owner, &kept_open, 1).await.unwrap();
-            owner.flush(&lost_open).await.unwrap();
-            owner.flush(&kept_open).await.unwrap();
+            let (lost, lost_open) = written_on(&owner, b"lost", 1).await;
+            let (kept, kept_open) = written_on(&owner, b"kept", 2).await;
             disks[0].set_path(HostNo(1), PathState::Cut);
             let took = taken_after(&sim, &other, lost).await;
             // One lease on the lock's LUN and an answer; not a second lease.
@@ -119,10 +124,7 @@ fn while_a_command_under_the_lost_locks_is_on_its_way_nothing_is_acknowledged_an
     sim.block_on(async {
         let (owner, _) = mount(&sim, &disks, 1).await;
         let (other, _) = mount(&sim, &disks, 2).await;
-        let lost = file_on(&owner, b"lost", 1).await;
-        let open = owner.open(lost, OpenMode::WRITE).await.unwrap();
-        write_all(&owner, &open, 1).await.unwrap();
-        owner.flush(&open).await.unwrap();
+        let (lost, open) = written_on(&owner, b"lost", 1).await;
         let WriteSegment::Data(in_flight) = open.write_segment(0, 512) else { panic!("it is written in place") };
         disks[0].set_path(HostNo(1), PathState::Cut);
         let began = sim.now();
@@ -151,10 +153,7 @@ fn a_command_that_ends_in_time_saves_its_host_and_a_program_that_does_not_let_go
     sim.block_on(async {
         let (owner, _) = mount(&sim, &disks, 1).await;
         let (other, _) = mount(&sim, &disks, 2).await;
-        let lost = file_on(&owner, b"lost", 1).await;
-        let open = owner.open(lost, OpenMode::WRITE).await.unwrap();
-        write_all(&owner, &open, 1).await.unwrap();
-        owner.flush(&open).await.unwrap();
+        let (lost, _open) = written_on(&owner, b"lost", 1).await;
         let lets_go = std::rc::Rc::new(std::cell::Cell::new(false));
         let asked = std::rc::Rc::new(std::cell::Cell::new(None));
         let (answer, question) = (lets_go.clone(), asked.clone());
@@ -183,13 +182,8 @@ fn where_only_time_fences_an_owner_that_is_claimed_while_it_renews_has_its_lease
     sim.block_on(async {
         let (owner, _) = mount(&sim, &disks, 1).await;
         let (other, _) = mount(&sim, &disks, 2).await;
-        let (lost, kept) = (file_on(&owner, b"lost", 1).await, file_on(&owner, b"kept", 2).await);
-        let (lost_open, kept_open) =
-            (owner.open(lost, OpenMode::WRITE).await.unwrap(), owner.open(kept, OpenMode::WRITE).await.unwrap());
-        write_all(&owner, &lost_open, 1).await.unwrap();
-        write_all(&owner, &kept_open, 1).await.unwrap();
-        owner.flush(&lost_open).await.unwrap();
-        owner.flush(&kept_open).await.unwrap();
+        let (lost, lost_open) = written_on(&owner, b"lost", 1).await;
+        let (kept, _kept_open) = written_on(&owner, b"kept", 2).await;
         let WriteSegment::Data(in_flight) = lost_open.write_segment(0, 512) else { panic!("it is written in place") };
         let own = slots_of(&owner).into_iter().find(|(on, _)| *on == lun(2)).unwrap().1.slot;
         disks[0].set_path(HostNo(1), PathState::Cut);
@@ -238,10 +232,7 @@ fn a_write_of_unknown_end_holds_the_answer_back_though_its_file_is_closed() {
     sim.block_on(async {
         let (owner, paths) = mount(&sim, &disks, 1).await;
         let (other, _) = mount(&sim, &disks, 2).await;
-        let lost = file_on(&owner, b"lost", 1).await;
-        let open = owner.open(lost, OpenMode::WRITE).await.unwrap();
-        write_all(&owner, &open, 1).await.unwrap();
-        owner.flush(&open).await.unwrap();
+        let (lost, open) = written_on(&owner, b"lost", 1).await;
         paths.iter().for_each(|path| path.set_rates(FaultRates { late: 1000, ..FaultRates::default() }));
         assert_eq!(owner.files().write(&open, 0, &[2; 512]).await.unwrap_err().kind(), FsErrorKind::Io);
         paths.iter().for_each(|path| path.set_rates(FaultRates::default()));

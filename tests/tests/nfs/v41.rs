@@ -3,19 +3,12 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use tests::harness::{command, output, refused, run, signal, system, text};
+use tests::harness::{command, output, refused, run, text};
 use tests::machines::{Guest, assert_stamped, vmm};
 use tests::networks::Network;
 use tests::nfs::{Ganesha, LEASE};
 
-use super::{no_luns, vmfs};
-
-/// Files that tell who has a disk.
-fn owner_files(server: &Ganesha<'_>) -> Vec<String> {
-    let names = fs::read_dir(server.export()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.starts_with(".own-") || name.starts_with(".lck-")).collect()
-}
+use super::{assert_one_machine, assert_thin_with_its_bytes, lock_files, no_luns, vmfs};
 
 #[test]
 fn by_nfsv41_a_guest_writes_a_second_is_refused_by_name_and_locks_of_nfsv3_are_not_mixed_in() {
@@ -28,37 +21,15 @@ fn by_nfsv41_a_guest_writes_a_second_is_refused_by_name_and_locks_of_nfsv3_are_n
     assert!(said.contains(" 0 failed"), "{said}");
     let said = run(&mut network.at_host(2, &vmm(&luns, &url, "job=check size=16M bs=4k depth=32 seed=5")));
     assert!(said.contains(" 0 failed"), "{said}");
-    let flat = server.export().join("disk-flat.vmdk");
-    run(command("test-guest").arg("--verify").arg(&flat).args(["--size", "16M", "--seed", "5"]));
-    let info: Value = serde_json::from_str(&run(&mut vmfs(&network, &["disk", "info", "--json"], &[&url]))).unwrap();
-    assert_eq!((&info["size_bytes"], &info["format"]), (&(64 << 20).into(), &"thin".into()));
-    let used = info["allocated_bytes"].as_u64().unwrap();
-    assert!((16 << 20..24 << 20).contains(&used), "a thin disk grows with what is written: {used}");
-    assert_eq!(owner_files(&server), Vec::<String>::new(), "each machine gave its lock back");
-
-    let job = "job=bench rw=randwrite bs=4k depth=8 seconds=600";
-    let mut guest = Guest::start_by(&luns, network.at_host(1, &vmm(&luns, &url, job)), "first");
-    guest.wait_for_output("=");
-    let said = refused(&mut network.at_host(2, &vmm(&luns, &url, "job=info")), 1);
-    let host = run(system("uname").arg("-n"));
-    let holder = format!("process {} on host {}", guest.child.id(), host.trim());
-    assert!(said.contains(&holder) && said.contains("renews its lock"), "it does not say who holds the disk: {said}");
-    let why: Value = serde_json::from_str(&run(&mut vmfs(&network, &["why-locked", "--json"], &[&url]))).unwrap();
-    assert_eq!(
-        (&why["locked"], &why["alive"], &why["process"]),
-        (&true.into(), &true.into(), &guest.child.id().into())
-    );
-    let copied = refused(&mut vmfs(&network, &["disk", "clone"], &[&url, &server.url_v41("copy.vmdk")]), 1);
-    assert!(copied.contains(&holder), "{copied}");
-    // A lock file would not be seen by the others, whether the disk is in use or not.
-    let mixed = refused(&mut network.at_host(2, &vmm(&luns, &by_v3, "job=info")), 1);
-    assert!(mixed.contains("locked by NFSv4.1"), "{mixed}");
-    signal(guest.child.id(), libc::SIGTERM);
-    assert!(guest.wait_for_end().is_some(), "SIGTERM stops the machine in order");
-    assert!(run(&mut vmfs(&network, &["why-locked"], &[&url])).contains("not locked"));
+    let flat = assert_thin_with_its_bytes(&server, &network, &url);
+    assert_one_machine(&luns, &network, &url, &server.url_v41("copy.vmdk"), || {
+        // A lock file would not be seen by the others, whether the disk is in use or not.
+        let mixed = refused(&mut network.at_host(2, &vmm(&luns, &by_v3, "job=info")), 1);
+        assert!(mixed.contains("locked by NFSv4.1"), "{mixed}");
+    });
     let mixed = refused(&mut vmfs(&network, &["why-locked"], &[&by_v3]), 1);
     assert!(mixed.contains("locked by NFSv4.1") && mixed.contains("NFSv3"), "{mixed}");
-    assert_eq!(owner_files(&server), Vec::<String>::new());
+    assert_eq!(lock_files(&server), Vec::<String>::new());
 
     run(&mut vmfs(&network, &["disk", "clone"], &[&url, &server.url_v41("copy.vmdk")]));
     let copy = fs::read(server.export().join("copy-flat.vmdk")).unwrap();
@@ -100,7 +71,7 @@ fn by_nfsv41_the_disk_of_a_killed_machine_is_had_when_its_lease_has_ended() {
     assert!(waited >= LEASE / 2, "taken after {waited:?}, before the holder would have stopped by itself");
     assert!(waited < LEASE * 5, "taken only after {waited:?}");
     assert_stamped(&server.export().join("disk-flat.vmdk"), 32 << 20, 3, |_| flushed - 1);
-    assert_eq!(owner_files(&server), Vec::<String>::new());
+    assert_eq!(lock_files(&server), Vec::<String>::new());
 }
 
 #[test]
